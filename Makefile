@@ -1,0 +1,36 @@
+# make search   set up, search the bundled digits study, report it
+# make test     the test suite          make check   format, lint, types, floors
+# make bench    benchmarks: they print, they never fail
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: search test check format bench clean
+
+search: $(READY)
+	$(BIN)/tunecli search digits
+	$(BIN)/tunecli report digits
+
+test: $(READY)
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks.slots
+
+clean:
+	rm -rf .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

@@ -1,0 +1,104 @@
+"""Data: a source -> tensors, split and preprocessed.
+
+Only names and values here, so that a study file is checked without loading torch, scikit-learn or pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunecli.errors import DataError, did_you_mean
+from tunecli.source import is_function
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+"""Data that scikit-learn ships."""
+
+TABLE_SUFFIXES = (".csv",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """inputs (N, *feature), targets (N,): class numbers, or the regression target."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> Samples:
+        return Samples(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """A source, split and ready to train on.
+
+    `classes` are the labels in the order of their numbers, empty for regression. `preprocessing` is JSON: all that was
+    learned from the training split, enough to prepare raw input in the same way. A standardized regression target has
+    a scale and a mean there; `target_scale` is the scale, 1 where the target was taken as it is.
+    """
+
+    name: str
+    task: str
+    train: Samples
+    validation: Samples
+    test: Samples
+    classes: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    target_scale: float = 1.0
+    notices: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.train.inputs.shape[1:])
+
+
+def check_source(source: str, base: Path) -> None:
+    """Raises DataError where `source` names no bundled data, no readable kind of file and no function."""
+    if is_function(source) or source in BUNDLED:
+        return
+    path = (base / source).expanduser()
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        if not path.is_file():
+            raise DataError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
+        return
+    kinds = f'a {" or ".join(TABLE_SUFFIXES)} file or "file.py:function"'
+    raise DataError(f"unknown data source {source!r}", hint=f"{did_you_mean(source, BUNDLED)} Or {kinds}")
+
+
+def load(
+    source: str,
+    keys: Mapping[str, Any],
+    *,
+    base: Path,
+    seed: int,
+    split: tuple[float, ...] = (8, 1, 1),
+    target: str | None = None,
+    task: str | None = None,
+    fitted: Mapping[str, Any] | None = None,
+) -> Data:
+    """Read, split and preprocess a source; the same split for one seed on every machine.
+
+    `keys` go to a user's function, `target` names a table's column, `task` overrules what is inferred from the targets.
+    `fitted` is an earlier `preprocessing`, used instead of learning one from this training split.
+    Raises DataError, or SourceError from the user's function.
+    """
+    from tunecli.data import bundled, prepare, table, user
+
+    check_source(source, base)
+    if is_function(source):
+        raw = user.read(source, keys, base)
+    elif source in BUNDLED:
+        raw = bundled.read(source)
+    else:
+        raw = table.read((base / source).expanduser(), target)
+    return prepare.prepare(raw, split=split, seed=seed, task=task, fitted=fitted)

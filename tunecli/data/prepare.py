@@ -1,0 +1,222 @@
+"""Raw data -> Data: the task inferred, classes encoded, split, preprocessed, made tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from tunecli.data import Data, Samples, table
+from tunecli.data.raw import Arrays, Raw, Table
+from tunecli.errors import DataError
+
+INFERRED_CLASSES = 20
+"""Whole numbers with at most this many different values are taken for classes, with more for a quantity."""
+
+Array = np.ndarray[Any, Any]
+
+
+def prepare(
+    raw: Raw, *, split: Sequence[float], seed: int, task: str | None, fitted: Mapping[str, Any] | None
+) -> Data:
+    """Split and preprocess; what is learned is learned from the training split alone. Raises DataError."""
+    if isinstance(raw, Table):
+        return _prepare_table(raw, split, seed, task, fitted)
+    return _prepare_arrays(raw, split, seed, task)
+
+
+def split_indices(
+    samples: int, split: Sequence[float], seed: int, labels: Array | None
+) -> tuple[tuple[Array, Array, Array], tuple[str, ...]]:
+    """Which samples are train, validation and test, in rising order, stratified by `labels` where that is possible.
+
+    The same for one seed on every machine (scikit-learn's splitter over NumPy's frozen RandomState).
+    """
+    total = float(sum(split))
+    test = round(samples * split[2] / total)
+    validation = round(samples * split[1] / total)
+    if min(test, validation, samples - test - validation) < 1:
+        raise DataError(
+            f"{samples} samples are too few for a split of {':'.join(f'{part:g}' for part in split)}",
+            hint="each of train, validation and test needs at least one sample",
+        )
+    everything = np.arange(samples)
+    stratify, notices = labels, ()
+    if labels is not None:
+        classes, counts = np.unique(labels, return_counts=True)
+        if counts.min() < 3 or min(test, validation) < len(classes):
+            rare = classes[counts.argmin()]
+            stratify = None
+            notices = (f"the split is not stratified: class {rare!s} has {counts.min()} of {samples} samples",)
+    rest, tested = train_test_split(everything, test_size=test, random_state=seed, stratify=stratify)
+    trained, validated = train_test_split(
+        rest, test_size=validation, random_state=seed, stratify=None if stratify is None else stratify[rest]
+    )
+    return (np.sort(trained), np.sort(validated), np.sort(tested)), notices
+
+
+def infer_task(values: Array) -> str:
+    """Classification for text, booleans and few whole numbers; regression for the rest."""
+    if values.dtype.kind not in "iuf":
+        return "classification"
+    whole = values.dtype.kind in "iu" or bool(np.all(np.mod(values, 1) == 0))
+    return "classification" if whole and len(np.unique(values)) <= INFERRED_CLASSES else "regression"
+
+
+def _prepare_table(
+    raw: Table, split: Sequence[float], seed: int, task: str | None, fitted: Mapping[str, Any] | None
+) -> Data:
+    values = raw.target.to_numpy()
+    task = task or infer_task(values)
+    labels: tuple[str, ...] = ()
+    if task == "classification":
+        codes, labels = _encode_classes(values, raw.classes)
+    else:
+        codes = _as_numbers(raw.target)
+    parts, notices = split_indices(len(values), split, seed, codes if labels else None)
+    columns, told = _columns(raw, parts[0], fitted)
+    inputs = torch.from_numpy(table.encode(raw.frame, columns))
+    mean, scale = 0.0, 1.0
+    if task == "regression":
+        # Targets of any unit meet the same default learning rates; metrics are printed in the target's own.
+        mean, scale = float(codes[parts[0]].mean()), float(codes[parts[0]].std()) or 1.0
+        targets = torch.from_numpy(((codes - mean) / scale).astype(np.float32))
+    else:
+        targets = torch.from_numpy(codes)
+    train, validation, test = (Samples(inputs[part], targets[part]) for part in parts)
+    return Data(
+        name=raw.name,
+        task=task,
+        train=train,
+        validation=validation,
+        test=test,
+        classes=labels,
+        preprocessing={"kind": "table", "columns": columns, "target": {"mean": mean, "scale": scale}},
+        target_scale=scale,
+        notices=(*told, *notices),
+    )
+
+
+def _columns(
+    raw: Table, train: Array, fitted: Mapping[str, Any] | None
+) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+    """The encoding of each column: an earlier one, the source's own, or one learned from the training rows."""
+    if fitted and fitted.get("kind") == "table":
+        columns = fitted["columns"]
+        missing = [column["name"] for column in columns if column["name"] not in raw.frame.columns]
+        if len(missing) == len(columns):
+            raise DataError(
+                f"{raw.name} has none of the columns that the checkpoint was trained on",
+                hint=f"it expects {', '.join(column['name'] for column in columns[:5])}...",
+            )
+        return columns, [f"column {name!r} is missing and filled in" for name in missing]
+    if raw.columns is not None:
+        return raw.columns, []
+    columns, told = table.fit(raw.frame.iloc[train])
+    if not columns:
+        raise DataError(f"{raw.name} has no column to learn from", hint="; ".join(told))
+    return columns, told
+
+
+def _encode_classes(values: Array, names: tuple[str, ...] | None) -> tuple[Array, tuple[str, ...]]:
+    if values.dtype.kind == "f" and np.all(np.mod(values, 1) == 0):
+        values = values.astype(np.int64)
+    distinct, codes = np.unique(values if values.dtype.kind in "iu" else values.astype(str), return_inverse=True)
+    labels = tuple(str(label) for label in distinct)
+    if names is not None and labels == tuple(str(number) for number in range(len(names))):
+        labels = names
+    if len(labels) < 2:
+        raise DataError(f"the target has one class only, {labels[0]!r}", hint="choose another target column")
+    return codes.astype(np.int64), labels
+
+
+def _as_numbers(target: pd.Series[Any]) -> Array:
+    try:
+        numbers = target.to_numpy(dtype=np.float64)
+    except ValueError as error:
+        raise DataError(
+            f"regression needs numbers, the target holds {target.iloc[0]!r}", hint='set task = "classification"'
+        ) from error
+    if not np.isfinite(numbers).all():
+        raise DataError("the target holds a NaN or an infinity")
+    return numbers
+
+
+def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | None) -> Data:
+    pairs = [(_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
+    every = [targets for _, targets in pairs]
+    if task is None:
+        task = "regression" if all(isinstance(t, Tensor) and t.is_floating_point() for t in every) else "classification"
+    notices: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    if task == "classification":
+        encoded, labels = _own_classes(every)
+    else:
+        encoded = [_own_numbers(targets) for targets in every]
+    samples = [Samples(inputs, targets) for (inputs, _), targets in zip(pairs, encoded, strict=True)]
+    if len(samples) == 1:
+        whole = samples[0]
+        stratify = whole.targets.numpy() if labels else None
+        parts, notices = split_indices(len(whole), split, seed, stratify)
+        samples = [Samples(whole.inputs[part], whole.targets[part]) for part in parts]
+    for name, part in zip(("train", "validation", "test"), samples, strict=True):
+        if len(part) == 0:
+            raise DataError(f"{raw.name} returned no samples for {name}")
+        if part.inputs.shape[1:] != samples[0].inputs.shape[1:]:
+            raise DataError(
+                f"{raw.name}: samples for {name} have shape {tuple(part.inputs.shape[1:])}, "
+                f"for training {tuple(samples[0].inputs.shape[1:])}"
+            )
+    return Data(raw.name, task, *samples, classes=labels, preprocessing={"kind": "none"}, notices=notices)
+
+
+def _inputs(values: Tensor | Array) -> Tensor:
+    """As they are, except that float64 from NumPy becomes torch's default float32, as in every training script."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if values.dtype.kind not in "iufb":
+        raise DataError(f"inputs must be numbers, got {values.dtype}")
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.to(torch.get_default_dtype()) if values.dtype.kind in "f" else tensor
+
+
+def _targets(values: Tensor | Array) -> Tensor | Array:
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}")
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    return torch.from_numpy(np.ascontiguousarray(values)) if values.dtype.kind in "iuf" else values
+
+
+def _own_classes(every: Sequence[Tensor | Array]) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Whole numbers are class numbers already, as everywhere in torch; labels of any other kind are numbered."""
+    if all(isinstance(targets, Tensor) and not targets.is_floating_point() for targets in every):
+        numbers = [torch.as_tensor(targets).long() for targets in every]
+        if min(int(part.min()) for part in numbers) < 0:
+            raise DataError("class numbers start at 0", hint="give labels as text, or numbers from 0 on")
+        count = max(int(part.max()) for part in numbers) + 1
+        if count < 2:
+            raise DataError("the targets have one class only", hint="classification needs two")
+        return numbers, tuple(str(number) for number in range(count))
+    arrays = [np.asarray(targets) for targets in every]
+    codes, labels = _encode_classes(np.concatenate(arrays), None)
+    parts = np.split(codes, np.cumsum([len(array) for array in arrays])[:-1])
+    return [torch.from_numpy(part) for part in parts], labels
+
+
+def _own_numbers(targets: Tensor | Array) -> Tensor:
+    if not isinstance(targets, Tensor):
+        raise DataError("regression needs numbers as targets", hint='set task = "classification" in [data]')
+    numbers = targets.to(torch.get_default_dtype()) if not targets.is_floating_point() else targets
+    if numbers.dtype == torch.float64:
+        numbers = numbers.to(torch.get_default_dtype())
+    if not bool(torch.isfinite(numbers).all()):
+        raise DataError("the targets hold a NaN or an infinity")
+    return numbers

@@ -1,0 +1,33 @@
+"""The engine: slots, gradients, update. A place (this process, worker processes, a cluster) is an Engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from tunecli.engine.local import LocalEngine
+from tunecli.engine.plan import LOOPED, Plan, choose_plan
+from tunecli.engine.task import Task
+from tunecli.trial import Measurement, Run
+
+__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "choose_plan"]
+
+
+class Engine(Protocol):
+    """Trains the runs in flight, a tick at a time. Decides nothing and opens no database."""
+
+    def start(self, run: Run) -> None:
+        """Give a run a slot; it trains from the next tick on."""
+
+    def advance(self, deadline: float) -> list[Measurement]:
+        """Train until runs have finished their tick or `time.monotonic()` has passed the deadline.
+
+        The runs that finished are measured. A tick ends when every run in flight is; the next call begins another.
+        """
+
+    def free(self, run: Run) -> None:
+        """Take a run's slot back; the next run takes it over."""
+
+    def weights(self, run: Run) -> dict[str, Tensor]:
+        """The state dict of a run's model at its best tick so far, on the CPU."""

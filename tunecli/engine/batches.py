@@ -1,0 +1,69 @@
+"""One epoch of one run as micro-batches: which samples each step reads, and where a batch is complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tunecli.trial import Value
+
+ROUND = 16
+"""Micro-batches are filled up to a multiple of this, so that every row of a block starts on a whole vector."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batches:
+    """S micro-steps of up to m samples. `places` (S, m) are places in the run's own order of the samples; where a
+    micro-batch is short its last sample is repeated and `present` (S, m) is 0. `lengths` (S,) counts the real ones.
+    `ends` (S,) says where a batch is complete and `samples` (S,) how many it had."""
+
+    places: Tensor
+    present: Tensor
+    lengths: tuple[int, ...]
+    ends: Tensor
+    samples: Tensor
+
+    @property
+    def steps(self) -> int:
+        return len(self.lengths)
+
+
+def batch_length(batch_size: Value, samples: int) -> int:
+    """The samples of a full batch; "full" is all of them, and no batch has more than there are."""
+    return samples if batch_size == "full" else min(int(batch_size), samples)
+
+
+def micro_length(batch_size: Value, samples: int, cap: int | None) -> int:
+    """m, the samples that a micro-step reads: the batch itself, cut at the plan's cap and rounded up to fill vectors."""
+    length = batch_length(batch_size, samples)
+    return length if cap is None else min(cap, -(-length // ROUND) * ROUND)
+
+
+@lru_cache(maxsize=256)
+def epoch_batches(samples: int, batch: int, micro: int) -> Batches:
+    """The micro-steps of one epoch over `samples` samples in batches of `batch`, the last short one included."""
+    starts: list[tuple[int, int, bool, int]] = []
+    for begin in range(0, samples, batch):
+        end = min(begin + batch, samples)
+        for low in range(begin, end, micro):
+            high = min(low + micro, end)
+            starts.append((low, high, high == end, end - begin))
+    offsets = torch.arange(micro)
+    low = torch.tensor([start[0] for start in starts])[:, None]
+    high = torch.tensor([start[1] for start in starts])[:, None]
+    places = low + offsets  # (S, m)
+    return Batches(
+        places=places.minimum(high - 1),
+        present=(places < high).float(),
+        lengths=tuple(start[1] - start[0] for start in starts),
+        ends=torch.tensor([start[2] for start in starts]),
+        samples=torch.tensor([start[3] for start in starts]),
+    )
+
+
+def epoch_order(seed: int, samples: int) -> Tensor:
+    """The order (samples,) in which a run reads its samples in one epoch; drawn on the CPU, the same everywhere."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))

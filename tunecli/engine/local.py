@@ -1,0 +1,121 @@
+"""The engine of this process: lanes of slots, worked off in blocks."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from tunecli.engine.batches import micro_length
+from tunecli.engine.gradients import Layout, Traits, as_matrix, traits
+from tunecli.engine.lane import Block, Lane, Slot
+from tunecli.engine.plan import Plan
+from tunecli.engine.task import Task
+from tunecli.errors import ModelError, TunecliError
+from tunecli.source import describe
+from tunecli.trial import Hparams, Measurement, Run, Value
+
+Shape = tuple[tuple[str, Value], ...]
+
+
+class LocalEngine:
+    """An Engine whose slots live in this process, on one device. See `tunecli.engine.Engine`."""
+
+    def __init__(self, task: Task, plan: Plan, device: str = "cpu") -> None:
+        self._task = task
+        self._plan = plan
+        self._device = torch.device(device)
+        self._traits: dict[Shape, Traits] = {}
+        self._lanes: dict[tuple[int, Shape], Lane] = {}
+        self._slots: dict[int, Slot] = {}
+        self._work: deque[Block] = deque()
+        torch.set_num_threads(plan.threads)
+        self._train = task.train.to(self._device)
+        self._validation = task.validation.to(self._device) if task.validation is not None else None
+
+    def start(self, run: Run) -> None:
+        shape = _shape(run.hparams)
+        module = self._task.build(run).to(self._device)
+        module.train()
+        found = self.traits(run)
+        looped = self._plan.way == "looped" or found.looped_because is not None
+        # A row of its own has neighbours neither in its block nor in its batch: it reads whole batches.
+        cap = None if looped else self._plan.cap
+        micro = micro_length(run.hparams["batch_size"], len(self._train), cap)
+        key = (0 if looped else micro, shape)
+        if key not in self._lanes:
+            self._lanes[key] = Lane(
+                task=self._task,
+                train=self._train,
+                validation=self._validation,
+                layout=Layout.of(module),
+                block_rows=1 if looped else self._plan.block_rows,
+                micro=None if looped else micro,
+                stochastic=found.stochastic,
+            )
+        self._slots[run.trial] = self._lanes[key].start(run, module)
+
+    def advance(self, deadline: float) -> list[Measurement]:
+        if not self._work:
+            self._work.extend(block for lane in self._lanes.values() for block in lane.begin_tick())
+        measured: list[Measurement] = []
+        while self._work:
+            if not self._work[0].train(deadline):
+                break
+            measured += self._work.popleft().measure()
+            if time.monotonic() >= deadline:
+                break
+        return measured
+
+    def free(self, run: Run) -> None:
+        slot = self._slots.pop(run.trial)
+        slot.lane.free(slot)
+
+    def weights(self, run: Run) -> dict[str, Tensor]:
+        return self._slots[run.trial].best_weights()
+
+    def traits(self, run: Run) -> Traits:
+        """What the model of this run allows, tried once for each model shape. Raises ModelError where it does not fit."""
+        shape = _shape(run.hparams)
+        if shape not in self._traits:
+            self._traits[shape] = _try_model(self._task, run, self._device)
+        return self._traits[shape]
+
+
+def _shape(hparams: Hparams) -> Shape:
+    """What a model is built from: runs of one shape share a lane."""
+    return tuple(sorted((name, value) for name, value in hparams.items() if name.startswith("model.")))
+
+
+def _try_model(task: Task, run: Run, device: torch.device) -> Traits:
+    count = max(2, min(8, len(task.train)) // 2 * 2)
+    inputs, targets = task.train.inputs[:count].to(device), task.train.targets[:count].to(device)
+    module = task.build(run).to(device)
+    twin = task.build(Run(run.trial, run.study_seed + 1, run.hparams, run.epochs)).to(device)
+    try:
+        module.eval()
+        with torch.no_grad():
+            outputs = as_matrix(module(inputs), len(inputs))
+        _check_outputs(task, outputs.shape[1])
+        return traits(module, twin, inputs, targets, task.loss)
+    except TunecliError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot read samples of shape {tuple(inputs.shape[1:])}: {describe(error)}",
+            hint="check the model's first layer against the data's features",
+        ) from error
+
+
+def _check_outputs(task: Task, outputs: int) -> None:
+    needed = task.loss.outputs(task.classes)
+    fits = outputs >= needed if not task.loss.one_output else outputs == 1
+    if not fits:
+        what = f"{task.classes} classes" if task.classes else "one target"
+        raise ModelError(
+            f"the model gives {outputs} output{'s' if outputs != 1 else ''} a sample, "
+            f"the data have {what} and {task.loss.name} needs {needed}",
+            hint="change the model's last layer",
+        )

@@ -1,0 +1,48 @@
+"""Bundled models, and a user's own `file.py:function`.
+
+Only names here, so that a study file is checked without loading torch; `build` loads the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunecli.errors import ModelError
+from tunecli.source import call, is_function, load_function
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BUNDLED: dict[str, frozenset[str]] = {
+    "linear": frozenset(),
+    "mlp": frozenset({"hidden", "activation", "dropout"}),
+    "cnn": frozenset({"channels", "hidden", "dropout"}),
+}
+"""Each bundled model and the keys that it takes."""
+
+
+def build(
+    source: str, keys: Mapping[str, Any], *, base: Path, features: tuple[int, ...], outputs: int, seed: int
+) -> nn.Module:
+    """A new model with its initial weights drawn from `seed`; the process's random state is left as it was.
+
+    A bundled model is told `features` (the shape of a sample) and `outputs`; a user's function gets its keys alone.
+    Raises ModelError, or SourceError from the user's function.
+    """
+    import torch
+    from torch import nn
+
+    from tunecli.models import bundled
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if not is_function(source):
+            return bundled.build(source, keys, features, outputs)
+        model = call(load_function(source, base), keys, source)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{source} must return a torch.nn.Module, got {type(model).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"{source} returned a model without weights to train")
+    return model

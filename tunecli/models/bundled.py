@@ -1,0 +1,103 @@
+"""The bundled models: `linear`, `mlp` and `cnn`. The last parametrized module of each is called `head`."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from tunecli.errors import ModelError, did_you_mean
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def build(name: str, keys: Mapping[str, Any], features: tuple[int, ...], outputs: int) -> nn.Module:
+    """The bundled model `name` for samples of shape `features`."""
+    if name == "linear":
+        return linear(features, outputs)
+    if name == "mlp":
+        return mlp(features, outputs, **keys)
+    return cnn(features, outputs, **keys)
+
+
+def linear(features: tuple[int, ...], outputs: int) -> nn.Module:
+    """Logistic or linear regression: one layer."""
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.Linear(math.prod(features), outputs)))
+
+
+def mlp(
+    features: tuple[int, ...],
+    outputs: int,
+    hidden: int | Sequence[int] = (128,),
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Fully connected layers of the widths in `hidden`, an activation and dropout after each."""
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"unknown activation {activation!r} of mlp", hint=did_you_mean(activation, ACTIVATIONS))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    width = math.prod(features)
+    for number, wider in enumerate(_widths("hidden", hidden), start=1):
+        layers[f"layer{number}"] = nn.Linear(width, wider)
+        layers[f"{activation}{number}"] = ACTIVATIONS[activation]()
+        if dropout:
+            layers[f"dropout{number}"] = _dropout(dropout)
+        width = wider
+    layers["head"] = nn.Linear(width, outputs)
+    return nn.Sequential(layers)
+
+
+def cnn(
+    features: tuple[int, ...],
+    outputs: int,
+    channels: int | Sequence[int] = (16, 32),
+    hidden: int = 64,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """3x3 convolutions with ReLU and 2x2 max-pooling, then one hidden layer. Flat square samples are reshaped."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    depth, height, width = _image_shape(features)
+    if len(features) == 1:
+        layers["image"] = nn.Unflatten(1, (1, height, width))
+    for number, deeper in enumerate(_widths("channels", channels), start=1):
+        layers[f"conv{number}"] = nn.Conv2d(depth, deeper, kernel_size=3, padding=1)
+        layers[f"relu{number}"] = nn.ReLU()
+        if min(height, width) >= 2:
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            height, width = height // 2, width // 2
+        depth = deeper
+    layers["flatten"] = nn.Flatten()
+    layers["layer"] = nn.Linear(depth * height * width, *_widths("hidden", hidden))
+    layers["relu"] = nn.ReLU()
+    if dropout:
+        layers["dropout"] = _dropout(dropout)
+    layers["head"] = nn.Linear(hidden, outputs)
+    return nn.Sequential(layers)
+
+
+def _image_shape(features: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(features) == 3:
+        return features[0], features[1], features[2]
+    side = math.isqrt(math.prod(features))
+    if len(features) == 1 and side * side == features[0]:
+        return 1, side, side
+    raise ModelError(
+        f"cnn needs images (channels, height, width) or flat squares, got samples of shape {features}",
+        hint='use source = "mlp" in [model]',
+    )
+
+
+def _widths(key: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    widths = (value,) if isinstance(value, int) else tuple(value)
+    if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths):
+        raise ModelError(f"{key} must be whole numbers above zero, got {value!r}")
+    return widths
+
+
+def _dropout(probability: float) -> nn.Dropout:
+    if not 0 <= probability < 1:
+        raise ModelError(f"dropout must lie between 0 and 1, got {probability!r}")
+    return nn.Dropout(probability)

@@ -1,0 +1,85 @@
+"""A user's own code, named by a study file as `file.py:function`, loaded and called."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunecli.errors import SourceError, did_you_mean
+
+
+def is_function(source: str) -> bool:
+    """Whether `source` is written as `file.py:function`."""
+    path, colon, name = source.rpartition(":")
+    return bool(colon) and path.endswith(".py") and name.isidentifier()
+
+
+def source_file(source: str, base: Path) -> Path:
+    """The file that `file.py:function` names, relative to `base`."""
+    return (base / source.rpartition(":")[0]).expanduser().resolve()
+
+
+def load_function(source: str, base: Path) -> Callable[..., Any]:
+    """The function that `file.py:function` names; its file is executed. Raises SourceError."""
+    path, name = source_file(source, base), source.rpartition(":")[2]
+    if not path.is_file():
+        raise SourceError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
+    module_name = f"tunecli_user_{path.stem}_{abs(hash(path)):x}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # Registered first, so that the user's classes can be found by their module; its folder is importable, as
+        # it would be for `python file.py`.
+        sys.modules[module_name] = module
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise SourceError(f"{path.name} cannot be loaded: {describe(error, path)}") from error
+        finally:
+            sys.path.remove(str(path.parent))
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise SourceError(f"{path.name} has no function {name!r}", hint=did_you_mean(name, known))
+    return function  # type: ignore[no-any-return]  # any callable is one
+
+
+def call(function: Callable[..., Any], keys: Mapping[str, Any], source: str) -> Any:
+    """`function(**keys)`; an unknown or missing key and an exception inside become a SourceError."""
+    try:
+        inspect.signature(function).bind(**keys)
+    except TypeError as error:
+        accepted = list(inspect.signature(function).parameters)
+        raise SourceError(
+            f"{source} does not take the keys of its section: {error}",
+            hint=f"it takes {', '.join(accepted) or 'no keys'}; the study file gives {', '.join(keys) or 'none'}",
+        ) from error
+    except ValueError:
+        pass  # a callable without a signature is simply called
+    try:
+        return function(**keys)
+    except Exception as error:
+        path = Path(inspect.getsourcefile(function) or source)
+        raise SourceError(f"{source} raised {describe(error, path)}") from error
+
+
+def describe(error: BaseException, path: Path | None = None) -> str:
+    """`TypeError: text (model.py, line 12)`: the deepest line of the user's own file, else the deepest of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if path is not None and Path(frame.filename) == path]
+    text = " ".join(str(error).split())
+    where = (own or frames)[-1:]
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} (line {error.lineno})"
+    place = f" ({Path(where[0].filename).name}, line {where[0].lineno})" if where else ""
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"

@@ -1,0 +1,307 @@
+"""The search space: hyperparameters, their ranges, and when each applies.
+
+A `Space` is a list of dimensions in the order in which they are asked for. `suggest` walks it with any `ask` function:
+a sampler's, or a look-up in stored values, which is why writing and reading a trial can never disagree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunecli.errors import SpaceError, did_you_mean
+from tunecli.trial import Hparams, Value
+
+OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam")
+SAMPLERS = ("tpe", "random")
+PRUNERS = ("asha", "none")
+
+_ADAPTIVE = frozenset({"rmsprop", "adam", "adamw", "nadam"})
+_WITH_MOMENTUM = frozenset({"sgd", "rmsprop"})
+_WITH_BETAS = frozenset({"adam", "adamw", "nadam"})
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high, self.log)
+
+    def internal(self, value: Value) -> float:
+        return float(value)  # type: ignore[arg-type]  # a Float's own value
+
+    def external(self, internal: float) -> Value:
+        return internal
+
+    def distribution(self) -> dict[str, Any]:
+        return {
+            "name": "FloatDistribution",
+            "attributes": {"step": None, "low": self.low, "high": self.high, "log": self.log},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high, self.log)
+
+    def internal(self, value: Value) -> float:
+        return float(value)  # type: ignore[arg-type]  # an Int's own value
+
+    def external(self, internal: float) -> Value:
+        return int(internal)
+
+    def distribution(self) -> dict[str, Any]:
+        return {
+            "name": "IntDistribution",
+            "attributes": {"log": self.log, "step": 1, "low": self.low, "high": self.high},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise SpaceError("a list of choices must not be empty")
+        for position, value in enumerate(self.values):
+            if any(value == other and type(value) is type(other) for other in self.values[:position]):
+                raise SpaceError(f"a list of choices must not name {value!r} twice")
+
+    def internal(self, value: Value) -> float:
+        return float(next(i for i, own in enumerate(self.values) if own == value and type(own) is type(value)))
+
+    def external(self, internal: float) -> Value:
+        return self.values[int(internal)]
+
+    def distribution(self) -> dict[str, Any]:
+        # Optuna's choices are scalars: a list of layer widths travels as its JSON text.
+        labels = [json.dumps(list(value)) if isinstance(value, tuple) else value for value in self.values]
+        return {"name": "CategoricalDistribution", "attributes": {"choices": labels}}
+
+
+Range = Float | Int | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One hyperparameter under one name of Optuna's.
+
+    `hparam` is the name a user knows and `name` the one in the database: the learning rates of sgd and of adam have
+    other ranges, hence other names. A plain value as `range` fixes the hparam. It applies when the trial's optimizer
+    is in `optimizers` (None: always).
+    """
+
+    name: str
+    hparam: str
+    range: Range | Value
+    optimizers: frozenset[str] | None = None
+
+    def applies(self, optimizer: Value | None) -> bool:
+        return self.optimizers is None or optimizer in self.optimizers
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    dimensions: tuple[Dimension, ...]
+
+    def suggest(self, ask: Callable[[str, Range], Value]) -> dict[str, Value]:
+        """One point of the space: `ask(name, range)` for each dimension that applies and is not fixed, in order."""
+        hparams: dict[str, Value] = {}
+        for dimension in self.dimensions:
+            if not dimension.applies(hparams.get("optimizer")):
+                continue
+            value = dimension.range
+            hparams[dimension.hparam] = ask(dimension.name, value) if isinstance(value, Range) else value
+        return hparams
+
+    def encode(self, hparams: Hparams) -> dict[str, tuple[Range, float]]:
+        """What the database keeps of a point: name -> (range, Optuna's internal representation). Fixed ones are not."""
+        return {
+            dimension.name: (dimension.range, dimension.range.internal(hparams[dimension.hparam]))
+            for dimension in self.dimensions
+            if isinstance(dimension.range, Range) and dimension.applies(hparams.get("optimizer"))
+        }
+
+    def decode(self, internal: Mapping[str, float]) -> dict[str, Value]:
+        """The inverse of `encode`; raises SpaceError where a stored point is not one of this space."""
+        try:
+            return self.suggest(lambda name, range_: range_.external(internal[name]))
+        except (KeyError, IndexError) as error:
+            raise SpaceError(f"a stored trial lacks {error} of this space") from error
+
+    def searched(self) -> tuple[str, ...]:
+        """The hparams that have a range, each once, in order."""
+        return tuple(dict.fromkeys(d.hparam for d in self.dimensions if isinstance(d.range, Range)))
+
+    def values_of(self, hparam: str) -> tuple[Value, ...]:
+        """Every value that a choice or a fixed hparam can take; empty for a range or an unknown name."""
+        for dimension in self.dimensions:
+            if dimension.hparam == hparam:
+                if isinstance(dimension.range, Choice):
+                    return dimension.range.values
+                return () if isinstance(dimension.range, Range) else (dimension.range,)
+        return ()
+
+
+_DEFAULTS: tuple[Dimension, ...] = (
+    Dimension("optimizer", "optimizer", Choice(OPTIMIZERS)),
+    Dimension("learning_rate_sgd", "learning_rate", Float(1e-4, 1.0, log=True), frozenset({"sgd"})),
+    Dimension("learning_rate_adagrad", "learning_rate", Float(1e-3, 1.0, log=True), frozenset({"adagrad"})),
+    Dimension("learning_rate_adaptive", "learning_rate", Float(1e-5, 1e-1, log=True), _ADAPTIVE),
+    Dimension("momentum", "momentum", Float(0.0, 0.99), _WITH_MOMENTUM),
+    Dimension("beta1", "beta1", Float(0.8, 0.99), _WITH_BETAS),
+    Dimension("beta2", "beta2", Float(0.9, 0.9999), _WITH_BETAS),
+    Dimension("batch_size", "batch_size", Choice((16, 32, 64, 128, 256))),
+    Dimension("l1", "l1", Float(1e-8, 1e-2, log=True)),
+    Dimension("l2", "l2", Float(1e-8, 1e-2, log=True), frozenset(OPTIMIZERS) - {"adamw"}),
+    Dimension("l2_adamw", "l2", Float(1e-4, 0.5, log=True), frozenset({"adamw"})),
+)
+
+_CONDITIONS: dict[str, frozenset[str] | None] = {
+    "learning_rate": None,
+    "momentum": _WITH_MOMENTUM,
+    "dampening": frozenset({"sgd"}),
+    "nesterov": frozenset({"sgd"}),
+    "beta1": _WITH_BETAS,
+    "beta2": _WITH_BETAS,
+    "batch_size": None,
+    "l1": None,
+    "l2": None,
+}
+"""Every hparam of training beside the optimizer, and the optimizers that read it."""
+
+# lowest, highest, whether the highest is allowed
+_BOUNDS: dict[str, tuple[float, float, bool]] = {
+    "learning_rate": (0.0, float("inf"), False),
+    "momentum": (0.0, 1.0, False),
+    "dampening": (0.0, 1.0, True),
+    "beta1": (0.0, 1.0, False),
+    "beta2": (0.0, 1.0, False),
+    "l1": (0.0, float("inf"), False),
+    "l2": (0.0, float("inf"), False),
+}
+
+
+def build_space(overrides: Mapping[str, Any]) -> Space:
+    """The default space with a study file's [space] laid over it.
+
+    A list is a choice, a table `{low, high, log}` a range, anything else fixes the hparam. A range given by the user
+    holds for every optimizer, under the one name. Raises SpaceError with every fault, a line each.
+    """
+    faults: list[str] = []
+    given: dict[str, Range | Value] = {}
+    for name, raw in _flatten(overrides).items():
+        try:
+            if not name.startswith("model.") and name != "optimizer" and name not in _CONDITIONS:
+                hint = did_you_mean(name, ["optimizer", *_CONDITIONS, "model.KEY"])
+                raise SpaceError(f"unknown hyperparameter {name!r}: {hint}")
+            given[name] = _parse(name, raw)
+        except SpaceError as error:
+            faults.append(error.message)
+    if faults:
+        raise SpaceError("\n".join(faults), hint="a range is { low = 1e-4, high = 1e-1, log = true }, [a, b] or a value")
+
+    dimensions: list[Dimension] = []
+    for default in _DEFAULTS:
+        if default.hparam not in given:
+            dimensions.append(default)
+        elif all(default.hparam != done.hparam for done in dimensions):
+            dimensions.append(_own(default.hparam, given[default.hparam]))
+    known = {dimension.hparam for dimension in _DEFAULTS}
+    dimensions += [_own(name, value) for name, value in given.items() if name not in known]
+    optimizers = Space(tuple(dimensions)).values_of("optimizer")
+    # A dimension that no optimizer of this study reads would only mislead a reader of the space.
+    return Space(tuple(d for d in dimensions if any(d.applies(optimizer) for optimizer in optimizers)))
+
+
+def _own(hparam: str, value: Range | Value) -> Dimension:
+    return Dimension(hparam, hparam, value, _CONDITIONS.get(hparam))
+
+
+def _flatten(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`[space.model] hidden = ...` and `model.hidden = ...` are the same TOML; both become the name `model.hidden`."""
+    flat = {key: value for key, value in overrides.items() if key != "model"}
+    return flat | {f"model.{key}": value for key, value in overrides.get("model", {}).items()}
+
+
+def _parse(name: str, raw: Any) -> Range | Value:
+    try:
+        if isinstance(raw, Mapping):
+            return _parse_range(name, raw)
+        if isinstance(raw, list | tuple):
+            values = tuple(_value(name, item) for item in raw)
+            return values[0] if len(values) == 1 else Choice(values)
+        return _value(name, raw)
+    except SpaceError as error:
+        message = error.message if error.message.startswith(name) else f"{name}: {error.message}"
+        raise SpaceError(message) from error
+
+
+def _parse_range(name: str, raw: Mapping[str, Any]) -> Range:
+    unknown = sorted(set(raw) - {"low", "high", "log"})
+    if unknown:
+        raise SpaceError(f"unknown key {unknown[0]!r} in a range, which has low, high and log")
+    missing = [key for key in ("low", "high") if key not in raw]
+    if missing:
+        raise SpaceError(f"a range needs {missing[0]!r}")
+    low, high, log = raw["low"], raw["high"], raw.get("log", False)
+    if not isinstance(log, bool):
+        raise SpaceError(f"log must be true or false, got {log!r}")
+    for key, bound in (("low", low), ("high", high)):
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            raise SpaceError(f"{key} must be a number, got {bound!r}")
+    if name in ("optimizer", "nesterov"):
+        raise SpaceError(f"a choice is a list, got a range from {low!r} to {high!r}")
+    if name == "batch_size" or (name.startswith("model.") and isinstance(low, int) and isinstance(high, int)):
+        if not (isinstance(low, int) and isinstance(high, int)):
+            raise SpaceError(f"a range of whole numbers needs whole bounds, got {low!r} to {high!r}")
+        _value(name, low)
+        return Int(low, high, log)
+    _value(name, low)
+    _value(name, high)
+    return Float(float(low), float(high), log)
+
+
+def _value(name: str, value: Any) -> Value:
+    """One value of `name`, checked; a list becomes a tuple."""
+    if name == "optimizer":
+        if value not in OPTIMIZERS:
+            raise SpaceError(f"unknown optimizer {value!r}: {did_you_mean(str(value), OPTIMIZERS)}")
+    elif name == "batch_size":
+        if value != "full" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise SpaceError(f'a batch size is a whole number above zero or "full", got {value!r}')
+    elif name == "nesterov":
+        if not isinstance(value, bool):
+            raise SpaceError(f"nesterov is true or false, got {value!r}")
+    elif name in _BOUNDS:
+        low, high, inclusive = _BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SpaceError(f"expected a number, got {value!r}")
+        if not (low <= value < high or (inclusive and value == high)):
+            raise SpaceError(f"must lie between {low:g} and {high:g}, got {value!r}")
+        return float(value)
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    if not isinstance(value, bool | int | float | str):
+        raise SpaceError(f"expected a number, a text or a list, got {value!r}")
+    return value
+
+
+def _check_bounds(low: float, high: float, log: bool) -> None:
+    if not low < high:
+        raise SpaceError(f"a range must have low below high, got {low:g} to {high:g}")
+    if log and low <= 0:
+        raise SpaceError(f"a log range must stay above zero, got {low:g} to {high:g}")
+    if high == float("inf") or low == float("-inf"):
+        raise SpaceError(f"a range must be finite, got {low:g} to {high:g}")

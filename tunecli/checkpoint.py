@@ -25,12 +25,15 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
     """
     from safetensors.torch import save as to_bytes
 
-    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    # Cloned, for safetensors refuses tied weights: two names of one memory are written twice and read back as two.
+    data = to_bytes({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()})
     digest = hashlib.sha256(data).hexdigest()
     text = json.dumps({**manifest, "sha256": digest}, indent=2)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # a crash fell between the two renames below: this is the one whole checkpoint
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -83,7 +86,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint that is no longer kept; one that is gone already is no error."""
-    shutil.rmtree(folder, ignore_errors=True)
+    # What a crash left beside it goes first, or it would be taken for the checkpoint.
+    for suffix in (".new", ".old", ""):
+        shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
 
 
 def _whole(folder: Path) -> Path:

@@ -86,8 +86,14 @@ def mse(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
 
 
 def r2(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """1 - residual / total sum of squares. Targets all alike: 1 where met exactly, else 0, as in scikit-learn."""
+    import torch
+
     actual = targets.double()
-    return 1 - ((actual - outputs[:, 0].double()) ** 2).sum() / ((actual - actual.mean()) ** 2).sum()
+    residual = ((actual - outputs[:, 0].double()) ** 2).sum()
+    total = ((actual - actual.mean()) ** 2).sum()
+    alike = torch.where(residual == 0, 1.0, 0.0).double()
+    return torch.where(total == 0, alike, 1 - residual / total)
 
 
 LOSSES = {

@@ -6,7 +6,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +37,25 @@ def load_function(source: str, base: Path) -> Callable[..., Any]:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        # Registered first, so that the user's classes can be found by their module; its folder is importable, as
-        # it would be for `python file.py`.
+        # Registered first, so that the user's classes can be found by their module.
         sys.modules[module_name] = module
-        sys.path.insert(0, str(path.parent))
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
+            with _importable(path.parent):
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:  # a script without a main guard may well exit
             del sys.modules[module_name]
             raise SourceError(f"{path.name} cannot be loaded: {describe(error, path)}") from error
-        finally:
-            sys.path.remove(str(path.parent))
     function = getattr(module, name, None)
     if not callable(function):
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        own = {n: value for n, value in vars(module).items() if getattr(value, "__module__", None) == module_name}
+        known = [n for n, value in own.items() if callable(value) and not n.startswith("_")]
         raise SourceError(f"{path.name} has no function {name!r}", hint=did_you_mean(name, known))
     return function  # type: ignore[no-any-return]  # any callable is one
 
 
-def call(function: Callable[..., Any], keys: Mapping[str, Any], source: str) -> Any:
-    """`function(**keys)`; an unknown or missing key and an exception inside become a SourceError."""
+def call(source: str, keys: Mapping[str, Any], base: Path) -> Any:
+    """What the function named by `source` returns; an unknown or missing key and an exception become a SourceError."""
+    function, path = load_function(source, base), source_file(source, base)
     try:
         inspect.signature(function).bind(**keys)
     except TypeError as error:
@@ -67,10 +67,21 @@ def call(function: Callable[..., Any], keys: Mapping[str, Any], source: str) -> 
     except ValueError:
         pass  # a callable without a signature is simply called
     try:
-        return function(**keys)
-    except Exception as error:
-        path = Path(inspect.getsourcefile(function) or source)
+        with _importable(path.parent):
+            return function(**keys)
+    except (Exception, SystemExit) as error:
         raise SourceError(f"{source} raised {describe(error, path)}") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """The user's other modules can be imported from `folder`, as they could for `python file.py`."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have removed it
+            sys.path.remove(str(folder))
 
 
 def describe(error: BaseException, path: Path | None = None) -> str:

@@ -23,6 +23,15 @@ _WITH_MOMENTUM = frozenset({"sgd", "rmsprop"})
 _WITH_BETAS = frozenset({"adam", "adamw", "nadam"})
 
 
+def _check_bounds(low: float, high: float, log: bool) -> None:
+    if not low < high:
+        raise SpaceError(f"a range must have low below high, got {low:g} to {high:g}")
+    if log and low <= 0:
+        raise SpaceError(f"a log range must stay above zero, got {low:g} to {high:g}")
+    if high == float("inf") or low == float("-inf"):
+        raise SpaceError(f"a range must be finite, got {low:g} to {high:g}")
+
+
 @dataclass(frozen=True, slots=True)
 class Float:
     low: float
@@ -91,6 +100,11 @@ class Choice:
 
 
 Range = Float | Int | Choice
+
+
+def distribution_json(range_: Range) -> str:
+    """The range as Optuna writes it into its databases."""
+    return json.dumps(range_.distribution())
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +239,17 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
     return Space(tuple(d for d in dimensions if any(d.applies(optimizer) for optimizer in optimizers)))
 
 
+def parse_value(hparam: str, raw: Any) -> Value:
+    """One value of an hparam, given by hand. Raises SpaceError with the rule and the value got."""
+    if hparam != "optimizer" and hparam not in _CONDITIONS:
+        hint = did_you_mean(hparam, ["optimizer", *_CONDITIONS])
+        raise SpaceError(f"unknown hyperparameter {hparam!r}", hint=hint)
+    try:
+        return _value(hparam, raw)
+    except SpaceError as error:
+        raise SpaceError(f"{hparam}: {error.message}") from error
+
+
 def _own(hparam: str, value: Range | Value) -> Dimension:
     return Dimension(hparam, hparam, value, _CONDITIONS.get(hparam))
 
@@ -296,12 +321,3 @@ def _value(name: str, value: Any) -> Value:
     if not isinstance(value, bool | int | float | str):
         raise SpaceError(f"expected a number, a text or a list, got {value!r}")
     return value
-
-
-def _check_bounds(low: float, high: float, log: bool) -> None:
-    if not low < high:
-        raise SpaceError(f"a range must have low below high, got {low:g} to {high:g}")
-    if log and low <= 0:
-        raise SpaceError(f"a log range must stay above zero, got {low:g} to {high:g}")
-    if high == float("inf") or low == float("-inf"):
-        raise SpaceError(f"a range must be finite, got {low:g} to {high:g}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tunecli.data.raw import Raw
+
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 """Data that scikit-learn ships."""
 
@@ -71,8 +73,8 @@ def check_source(source: str, base: Path) -> None:
         if not path.is_file():
             raise DataError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
         return
-    kinds = f'a {" or ".join(TABLE_SUFFIXES)} file or "file.py:function"'
-    raise DataError(f"unknown data source {source!r}", hint=f"{did_you_mean(source, BUNDLED)} Or {kinds}")
+    kinds = f'a {" or ".join(TABLE_SUFFIXES)} file, "file.py:function" or bundled data'
+    raise DataError(f"unknown data source {source!r}", hint=f"give {kinds}; {did_you_mean(source, BUNDLED)}")
 
 
 def load(
@@ -95,6 +97,7 @@ def load(
     from tunecli.data import bundled, prepare, table, user
 
     check_source(source, base)
+    raw: Raw
     if is_function(source):
         raw = user.read(source, keys, base)
     elif source in BUNDLED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,7 @@ INFERRED_CLASSES = 20
 Array = np.ndarray[Any, Any]
 
 
-def prepare(
-    raw: Raw, *, split: Sequence[float], seed: int, task: str | None, fitted: Mapping[str, Any] | None
-) -> Data:
+def prepare(raw: Raw, *, split: Sequence[float], seed: int, task: str | None, fitted: Mapping[str, Any] | None) -> Data:
     """Split and preprocess; what is learned is learned from the training split alone. Raises DataError."""
     if isinstance(raw, Table):
         return _prepare_table(raw, split, seed, task, fitted)
@@ -31,11 +30,12 @@ def prepare(
 
 
 def split_indices(
-    samples: int, split: Sequence[float], seed: int, labels: Array | None
+    samples: int, split: Sequence[float], seed: int, codes: Array | None, labels: Sequence[str] = ()
 ) -> tuple[tuple[Array, Array, Array], tuple[str, ...]]:
-    """Which samples are train, validation and test, in rising order, stratified by `labels` where that is possible.
+    """Which samples are train, validation and test, in rising order, stratified by class where that is possible.
 
-    The same for one seed on every machine (scikit-learn's splitter over NumPy's frozen RandomState).
+    `codes` are the samples' class numbers, None for regression, and `labels` the names of the classes. The same for one
+    seed on every machine (scikit-learn's splitter over NumPy's frozen RandomState).
     """
     total = float(sum(split))
     test = round(samples * split[2] / total)
@@ -45,27 +45,38 @@ def split_indices(
             f"{samples} samples are too few for a split of {':'.join(f'{part:g}' for part in split)}",
             hint="each of train, validation and test needs at least one sample",
         )
-    everything = np.arange(samples)
-    stratify, notices = labels, ()
-    if labels is not None:
-        classes, counts = np.unique(labels, return_counts=True)
-        if counts.min() < 3 or min(test, validation) < len(classes):
-            rare = classes[counts.argmin()]
-            stratify = None
-            notices = (f"the split is not stratified: class {rare!s} has {counts.min()} of {samples} samples",)
-    rest, tested = train_test_split(everything, test_size=test, random_state=seed, stratify=stratify)
+    if codes is None:
+        return _split(samples, validation, test, seed, None), ()
+    classes, counts = np.unique(codes, return_counts=True)
+    rare = int(counts.argmin())
+    reason = f"class {labels[classes[rare]]!r} has {counts[rare]} of {samples} samples"
+    smallest = min(test, validation, samples - test - validation)
+    if smallest < len(classes):
+        reason = f"a part of {smallest} samples cannot hold {len(classes)} classes"
+    elif counts[rare] >= 3:
+        # A class that two parts have used up is an error of scikit-learn's, too.
+        with suppress(ValueError):
+            return _split(samples, validation, test, seed, codes), ()
+    return _split(samples, validation, test, seed, None), (f"the split is not stratified: {reason}",)
+
+
+def _split(samples: int, validation: int, test: int, seed: int, codes: Array | None) -> tuple[Array, Array, Array]:
+    rest, tested = train_test_split(np.arange(samples), test_size=test, random_state=seed, stratify=codes)
     trained, validated = train_test_split(
-        rest, test_size=validation, random_state=seed, stratify=None if stratify is None else stratify[rest]
+        rest, test_size=validation, random_state=seed, stratify=None if codes is None else codes[rest]
     )
-    return (np.sort(trained), np.sort(validated), np.sort(tested)), notices
+    return np.sort(trained), np.sort(validated), np.sort(tested)
 
 
 def infer_task(values: Array) -> str:
     """Classification for text, booleans and few whole numbers; regression for the rest."""
     if values.dtype.kind not in "iuf":
         return "classification"
-    whole = values.dtype.kind in "iu" or bool(np.all(np.mod(values, 1) == 0))
-    return "classification" if whole and len(np.unique(values)) <= INFERRED_CLASSES else "regression"
+    return "classification" if _are_whole(values) and len(np.unique(values)) <= INFERRED_CLASSES else "regression"
+
+
+def _are_whole(numbers: Array) -> bool:
+    return bool(np.all(np.isfinite(numbers) & (np.floor(numbers) == numbers)))
 
 
 def _prepare_table(
@@ -78,7 +89,7 @@ def _prepare_table(
         codes, labels = _encode_classes(values, raw.classes)
     else:
         codes = _as_numbers(raw.target)
-    parts, notices = split_indices(len(values), split, seed, codes if labels else None)
+    parts, notices = split_indices(len(values), split, seed, codes if labels else None, labels)
     columns, told = _columns(raw, parts[0], fitted)
     inputs = torch.from_numpy(table.encode(raw.frame, columns))
     mean, scale = 0.0, 1.0
@@ -124,7 +135,7 @@ def _columns(
 
 
 def _encode_classes(values: Array, names: tuple[str, ...] | None) -> tuple[Array, tuple[str, ...]]:
-    if values.dtype.kind == "f" and np.all(np.mod(values, 1) == 0):
+    if values.dtype.kind == "f" and _are_whole(values):
         values = values.astype(np.int64)
     distinct, codes = np.unique(values if values.dtype.kind in "iu" else values.astype(str), return_inverse=True)
     labels = tuple(str(label) for label in distinct)
@@ -139,19 +150,25 @@ def _as_numbers(target: pd.Series[Any]) -> Array:
     try:
         numbers = target.to_numpy(dtype=np.float64)
     except ValueError as error:
+        text = target[pd.to_numeric(target, errors="coerce").isna()]
         raise DataError(
-            f"regression needs numbers, the target holds {target.iloc[0]!r}", hint='set task = "classification"'
+            f"regression needs numbers, the target holds {text.iloc[0]!r}",
+            hint='set task = "classification" in [data], or drop the rows without a number',
         ) from error
     if not np.isfinite(numbers).all():
-        raise DataError("the target holds a NaN or an infinity")
+        raise DataError("the target holds a NaN or an infinity", hint="fill these targets in or drop the rows")
     return numbers
 
 
 def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | None) -> Data:
     pairs = [(_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
     every = [targets for _, targets in pairs]
-    if task is None:
-        task = "regression" if all(isinstance(t, Tensor) and t.is_floating_point() for t in every) else "classification"
+    names = ("train", "validation", "test")
+    for name, targets in zip(names, every, strict=False):
+        if len(targets) == 0:
+            where = f" for {name}" if len(every) == len(names) else ""
+            raise DataError(f"{raw.name} returned no samples{where}", hint="each part needs at least one sample")
+    task = task or _infer_own_task(every)
     notices: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     if task == "classification":
@@ -161,18 +178,33 @@ def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | 
     samples = [Samples(inputs, targets) for (inputs, _), targets in zip(pairs, encoded, strict=True)]
     if len(samples) == 1:
         whole = samples[0]
-        stratify = whole.targets.numpy() if labels else None
-        parts, notices = split_indices(len(whole), split, seed, stratify)
+        parts, notices = split_indices(len(whole), split, seed, whole.targets.numpy() if labels else None, labels)
         samples = [Samples(whole.inputs[part], whole.targets[part]) for part in parts]
-    for name, part in zip(("train", "validation", "test"), samples, strict=True):
-        if len(part) == 0:
-            raise DataError(f"{raw.name} returned no samples for {name}")
+    for name, part in zip(names, samples, strict=True):
         if part.inputs.shape[1:] != samples[0].inputs.shape[1:]:
             raise DataError(
                 f"{raw.name}: samples for {name} have shape {tuple(part.inputs.shape[1:])}, "
-                f"for training {tuple(samples[0].inputs.shape[1:])}"
+                f"for training {tuple(samples[0].inputs.shape[1:])}",
+                hint="all three parts go through one model",
             )
-    return Data(raw.name, task, *samples, classes=labels, preprocessing={"kind": "none"}, notices=notices)
+    train, validation, test = samples
+    return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
+
+
+def _infer_own_task(every: Sequence[Tensor | Array]) -> str:
+    """Regression for floats; whole numbers and labels are classes. Raises DataError where that can hardly be meant."""
+    tensors = [targets for targets in every if isinstance(targets, Tensor)]
+    if len(tensors) < len(every):
+        return "classification"
+    if all(targets.is_floating_point() for targets in tensors):
+        return "regression"
+    samples, highest = sum(len(targets) for targets in tensors), max(int(targets.long().max()) for targets in tensors)
+    if highest >= samples:
+        raise DataError(
+            f"the targets are whole numbers up to {highest}, which would be more classes than the {samples} samples",
+            hint='set task = "regression" in [data], or number the classes from 0',
+        )
+    return "classification"
 
 
 def _inputs(values: Tensor | Array) -> Tensor:
@@ -180,19 +212,26 @@ def _inputs(values: Tensor | Array) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     if values.dtype.kind not in "iufb":
-        raise DataError(f"inputs must be numbers, got {values.dtype}")
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.to(torch.get_default_dtype()) if values.dtype.kind in "f" else tensor
+        raise DataError(f"inputs must be numbers, got {values.dtype}", hint="turn text and dates into numbers first")
+    return _tensor(values)
 
 
 def _targets(values: Tensor | Array) -> Tensor | Array:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        raise DataError(f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}")
+        raise DataError(
+            f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}", hint="each sample has one target"
+        )
     if isinstance(values, Tensor):
         return values.detach().cpu()
-    return torch.from_numpy(np.ascontiguousarray(values)) if values.dtype.kind in "iuf" else values
+    return _tensor(values) if values.dtype.kind in "iuf" else values
+
+
+def _tensor(values: Array) -> Tensor:
+    # torch reads neither foreign byte order nor the read-only arrays that pandas hands out.
+    tensor = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+    return tensor.to(torch.get_default_dtype()) if values.dtype.kind == "f" else tensor
 
 
 def _own_classes(every: Sequence[Tensor | Array]) -> tuple[list[Tensor], tuple[str, ...]]:
@@ -215,8 +254,6 @@ def _own_numbers(targets: Tensor | Array) -> Tensor:
     if not isinstance(targets, Tensor):
         raise DataError("regression needs numbers as targets", hint='set task = "classification" in [data]')
     numbers = targets.to(torch.get_default_dtype()) if not targets.is_floating_point() else targets
-    if numbers.dtype == torch.float64:
-        numbers = numbers.to(torch.get_default_dtype())
     if not bool(torch.isfinite(numbers).all()):
-        raise DataError("the targets hold a NaN or an infinity")
+        raise DataError("the targets hold a NaN or an infinity", hint="drop these samples")
     return numbers

@@ -6,8 +6,11 @@ missing; all of it is learned from the training split and kept as JSON.
 
 from __future__ import annotations
 
+import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,17 @@ def read(path: Path, target: str | None) -> Table:
     """A CSV file as a table. Raises DataError with what is wrong in the file."""
     if target is None:
         raise DataError(f"which column of {path.name} is to be predicted?", hint="give target in [data], or --target")
-    try:
-        frame = pd.read_csv(path)
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path} is empty") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
-    except (pd.errors.ParserError, ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    frame.columns = [str(column).strip() for column in frame.columns]
+    frame = _frame(path)
+    if len(frame.columns) == 1 and any(mark in frame.columns[0] for mark in ";\t|"):
+        raise DataError(
+            f"{path.name} has one column only, {frame.columns[0]!r}", hint="a .csv file separates its columns by commas"
+        )
     if target not in frame.columns:
         raise DataError(f"{path.name} has no column {target!r}", hint=did_you_mean(target, list(frame.columns)))
     if len(frame.columns) == 1:
-        raise DataError(f"{path.name} has no column beside {target!r}")
+        raise DataError(f"{path.name} has no column beside {target!r}", hint="learning needs at least one more")
     if len(frame) == 0:
-        raise DataError(f"{path.name} has a header and no rows")
+        raise DataError(f"{path.name} has a header and no rows", hint="each line below the header is a sample")
     empty = int(frame[target].isna().sum())
     if empty:
         first = int(frame.index[frame[target].isna()][0]) + 2
@@ -50,22 +49,76 @@ def read(path: Path, target: str | None) -> Table:
     return Table(path.stem, frame.drop(columns=target), frame[target])
 
 
+def _frame(path: Path) -> pd.DataFrame:
+    """The file as columns with names of their own: what pandas would guess at in a crooked file is refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, index_col=False)
+            # Rows longer than the header would else make the first column an index and shift all others.
+            frame = pd.read_csv(path, index_col=False, low_memory=False)
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path} is empty", hint="a .csv file has a header and a line for each sample") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8, first in line {_undecodable(path)}", hint="save it as UTF-8") from error
+    except pd.errors.ParserWarning as error:
+        raise DataError(f"{path}: the rows have more fields than the header", hint="name each column once") from error
+    except (pd.errors.ParserError, ValueError, OSError) as error:
+        text = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        raise DataError(
+            f"{path} cannot be read: {text}", hint="each row has as many fields as the header, separated by commas"
+        ) from error
+    names = [str(name).strip() for name in header.iloc[0].dropna()]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path.name} has {names.count(name)} columns {name!r}", hint="give each its own name")
+    short = _short_line(path, len(frame.columns)) if frame.iloc[:, -1].isna().any() else None
+    if short is not None:
+        raise DataError(
+            f"{path} cannot be read: fewer fields than in the header in line {short}",
+            hint="each row has as many fields as the header, separated by commas",
+        )
+    frame.columns = [str(column).strip() for column in frame.columns]
+    return frame
+
+
+def _short_line(path: Path, fields: int) -> int | None:
+    """The first line with fewer fields than the header: pandas would fill it up with missing values."""
+    with path.open(newline="", encoding="utf-8-sig") as file, suppress(csv.Error):
+        reader = csv.reader(file)
+        return next((reader.line_num for row in reader if len(row) < fields and "".join(row).strip()), None)
+    return None
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
+
+
 def fit(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """How each column is encoded, learned from the training rows, and what a user should be told."""
     columns: list[dict[str, Any]] = []
     notices: list[str] = []
     for name in frame.columns:
         series = frame[name]
+        is_number = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
+        if is_number:
+            series = series.where(np.isfinite(series))  # an infinity counts as missing
         values = series.dropna()
         distinct = values.nunique()
         if distinct <= 1:
             notices.append(f"column {name!r} is left out: {'empty' if distinct == 0 else 'one value only'}")
-        elif pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
-            numbers = values.to_numpy(dtype=np.float64)
-            numbers = numbers[np.isfinite(numbers)]
-            fill = float(np.median(numbers))
+        elif name.startswith("Unnamed: ") and is_number and (values.diff().dropna() > 0).all():
+            # What `DataFrame.to_csv` writes beside the data; in a sorted file it would give the target away.
+            notices.append(f"column {name!r} is left out: it numbers the rows")
+        elif is_number:
+            fill = float(np.median(values.to_numpy(dtype=np.float64)))
             filled = series.to_numpy(dtype=np.float64, na_value=fill)
-            filled = np.where(np.isfinite(filled), filled, fill)
             scale = float(filled.std())
             columns.append(
                 {"name": name, "kind": "number", "fill": fill, "mean": float(filled.mean()), "scale": scale or 1.0}
@@ -74,9 +127,7 @@ def fit(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
             notices.append(f"column {name!r} is left out: {distinct} different values")
         else:
             levels = sorted({str(value) for value in values})
-            columns.append(
-                {"name": name, "kind": "category", "levels": levels, "missing": bool(series.isna().any())}
-            )
+            columns.append({"name": name, "kind": "category", "levels": levels, "missing": bool(series.isna().any())})
     return columns, notices
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from tunecli.data.raw import Arrays
 from tunecli.errors import DataError
-from tunecli.source import call, load_function, source_file
+from tunecli.source import call, source_file
 
 _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 
@@ -20,7 +20,7 @@ _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 def read(source: str, keys: Mapping[str, Any], base: Path) -> Arrays:
     """Call `file.py:function` with the keys of [data]. Raises SourceError from it, DataError for what it returns."""
     name = source_file(source, base).stem
-    returned = call(load_function(source, base), keys, source)
+    returned = call(source, keys, base)
     if _is_pair(returned):
         return Arrays(name, (_arrays(returned, source),))
     if isinstance(returned, tuple | list) and len(returned) == 3 and all(_is_pair(part) for part in returned):
@@ -31,22 +31,43 @@ def read(source: str, keys: Mapping[str, Any], base: Path) -> Arrays:
 def _is_pair(value: object) -> bool:
     if isinstance(value, TensorDataset):
         return len(value.tensors) == 2
-    return isinstance(value, tuple | list) and len(value) == 2 and not _is_pair(value[0])
+    # Two pairs are no pair; an `inputs` list of two rows is none either.
+    return isinstance(value, tuple | list) and len(value) == 2 and not _holds_arrays(value[0])
+
+
+def _holds_arrays(value: object) -> bool:
+    if isinstance(value, TensorDataset):
+        return True
+    return isinstance(value, tuple | list) and len(value) == 2 and len(getattr(value[0], "shape", ())) > 1
 
 
 def _arrays(pair: Any, source: str) -> tuple[Any, Any]:
     inputs, targets = pair.tensors if isinstance(pair, TensorDataset) else pair
-    found = tuple(
-        part if isinstance(part, Tensor) else np.asarray(part)  # a frame, a series or a list becomes an array
-        for part in (inputs, targets)
-    )
-    if len(found[0].shape) < 2:
+    inputs, targets = _array(inputs, "inputs", source), _array(targets, "targets", source)
+    if inputs.ndim < 2:
         raise DataError(
-            f"{source} returned inputs of shape {tuple(found[0].shape)}", hint="inputs are (samples, features...)"
+            f"{source} returned inputs of shape {tuple(inputs.shape)}", hint="inputs are (samples, features...)"
         )
-    if len(found[0]) != len(found[1]):
-        raise DataError(f"{source} returned {len(found[0])} inputs and {len(found[1])} targets", hint=_HINT)
-    return found[0], found[1]
+    if targets.ndim < 1:
+        raise DataError(f"{source} returned {_describe(pair[1])} for targets", hint=_HINT)
+    if len(inputs) != len(targets):
+        raise DataError(
+            f"{source} returned {len(inputs)} inputs and {len(targets)} targets", hint="each sample has one target"
+        )
+    return inputs, targets
+
+
+def _array(part: Any, role: str, source: str) -> Any:
+    """A tensor as it is; a frame, a series or a list as an array."""
+    if isinstance(part, Tensor):
+        return part
+    try:
+        return np.asarray(part)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{source} returned {role} that are no array: {' '.join(str(error).split())}",
+            hint="return arrays, tensors, or lists of one shape",
+        ) from error
 
 
 def _describe(value: object) -> str:

@@ -6,12 +6,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tunecli.engine.device import resolve_device
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
 from tunecli.engine.task import Task
 from tunecli.trial import Measurement, Run
 
-__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "choose_plan"]
+__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "choose_plan", "resolve_device"]
 
 
 class Engine(Protocol):

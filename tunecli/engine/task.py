@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from tunecli.data import Samples
-from tunecli.metrics import Loss, Metric
-from tunecli.trial import Run
+from tunecli import models
+from tunecli.data import Data, Samples
+from tunecli.engine.gradients import as_matrix, evaluating
+from tunecli.errors import StudyFileError
+from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
+from tunecli.study import Study
+from tunecli.trial import Hparams, Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,3 +43,59 @@ class Task:
             return loss, loss
         metric: Tensor = vmap(lambda row: function(row, targets, self.classes))(outputs)
         return loss, metric * self.target_scale**self.metric.target_power
+
+
+def make_task(study: Study, data: Data) -> Task:
+    """The task that a study states for its data. Raises StudyFileError where loss or metric do not fit the data."""
+    loss = LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
+    metric = METRICS[study.train.metric or DEFAULT_METRIC[data.task]]
+    for kind, name, task in (("loss", loss.name, loss.task), ("metric", metric.name, metric.task)):
+        if task not in (None, data.task):
+            fitting = [own.name for own in (LOSSES if kind == "loss" else METRICS).values() if own.task == data.task]
+            raise StudyFileError(
+                f"{kind} {name!r} is for {task}, {data.name} is {data.task}", hint=f"use {' or '.join(fitting)}"
+            )
+    if loss.name == "binary_cross_entropy" and len(data.classes) != 2:
+        raise StudyFileError(
+            f"binary_cross_entropy needs two classes, {data.name} has {len(data.classes)}", hint="use cross_entropy"
+        )
+    return Task(
+        train=data.train,
+        validation=data.validation,
+        loss=loss,
+        metric=metric,
+        classes=len(data.classes),
+        build=lambda run: build_model(study, data, run.hparams, run.seed("weights")),
+        target_scale=data.target_scale,
+        decay_biases=study.train.decay_biases,
+    )
+
+
+def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
+    """The task's metric of one model on some samples."""
+    chunks = []
+    with torch.no_grad(), evaluating(module):
+        for low in range(0, len(samples), 1024):
+            part = samples.inputs[low : low + 1024]
+            chunks.append(as_matrix(module(part), len(part)))
+    _, metric = task.score(torch.cat(chunks)[None], samples.targets)
+    return float(metric)
+
+
+def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Module:
+    """A new model of the study, with the keys that a trial sampled laid over the study file's."""
+    loss = LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
+    return models.build(
+        study.model.source,
+        model_keys(study, hparams),
+        base=study.base,
+        features=data.features,
+        outputs=loss.outputs(len(data.classes)),
+        seed=seed,
+    )
+
+
+def model_keys(study: Study, hparams: Hparams) -> dict[str, object]:
+    """The keys of the model function: those of [model], then a trial's `model.*`; a tuple becomes a list again."""
+    searched = {name.removeprefix("model."): value for name, value in hparams.items() if name.startswith("model.")}
+    return study.model.keys | {k: list(v) if isinstance(v, tuple) else v for k, v in searched.items()}

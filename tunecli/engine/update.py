@@ -135,6 +135,16 @@ def _spared(change: Tensor, decay: Tensor | None) -> Tensor:
     return change if decay is None else change * decay
 
 
+def _power(of: Tensor, number: Tensor) -> Tensor:
+    """`of ** number` for whole numbers, by squaring: a vector's `pow` rounds otherwise than that of the odd ones left."""
+    left = number.long()
+    found = torch.ones(torch.broadcast_shapes(of.shape, left.shape), dtype=of.dtype, device=of.device)
+    for _ in range(int(left.max()).bit_length()):
+        found = torch.where(left % 2 == 1, found * of, found)
+        of, left = of * of, left // 2
+    return found
+
+
 # Each rule equals torch.optim's of the same name; the order of its operations follows torch's single-tensor form.
 
 
@@ -177,7 +187,7 @@ def _rmsprop(w: Tensor, g: Tensor, first: Tensor, second: Tensor, lr: Tensor, mo
 
 def _adam_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
     b1, b2 = h["beta1"], h["beta2"]
-    return h["learning_rate"] / (1 - b1**t), b1, 1 - b1, b2, 1 - b2, (1 - b2**t).sqrt()
+    return h["learning_rate"] / (1 - _power(b1, t)), b1, 1 - b1, b2, 1 - b2, (1 - _power(b2, t)).sqrt()
 
 
 def _adam(
@@ -206,11 +216,12 @@ def _nadam_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
     mu, following = _nadam_mu(b1, t), _nadam_mu(b1, t + 1)
     from_gradient = h["learning_rate"] * (1 - mu) / (1 - product)
     from_moment = h["learning_rate"] * following / (1 - product * following)
-    return from_gradient, from_moment, b1, 1 - b1, b2, 1 - b2, (1 - b2**t).sqrt()
+    return from_gradient, from_moment, b1, 1 - b1, b2, 1 - b2, (1 - _power(b2, t)).sqrt()
 
 
 def _nadam_mu(b1: Tensor, t: Tensor) -> Tensor:
-    return b1 * (1 - 0.5 * 0.96 ** (t * 0.004))
+    decay = torch.tensor(0.96**0.004, dtype=torch.float64, device=b1.device)
+    return b1 * (1 - 0.5 * _power(decay, t))
 
 
 def _nadam_products(b1: Tensor, last: int) -> Tensor:

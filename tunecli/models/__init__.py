@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunecli.errors import ModelError
-from tunecli.source import call, is_function, load_function
+from tunecli.errors import ModelError, did_you_mean
+from tunecli.source import call, is_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,10 +39,20 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if not is_function(source):
+            _check_keys(source, keys)
             return bundled.build(source, keys, features, outputs)
-        model = call(load_function(source, base), keys, source)
+        model = call(source, keys, base)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{source} must return a torch.nn.Module, got {type(model).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{source} returned a model without weights to train")
     return model
+
+
+def _check_keys(source: str, keys: Mapping[str, Any]) -> None:
+    if source not in BUNDLED:
+        raise ModelError(f"unknown model {source!r}", hint=did_you_mean(source, BUNDLED))
+    for key in keys:
+        if key not in BUNDLED[source]:
+            hint = did_you_mean(key, BUNDLED[source]) or "it takes none"
+            raise ModelError(f"unknown key {key!r} of model {source!r}", hint=hint)

@@ -36,8 +36,8 @@ def mlp(
     dropout: float = 0.0,
 ) -> nn.Module:
     """Fully connected layers of the widths in `hidden`, an activation and dropout after each."""
-    if activation not in ACTIVATIONS:
-        raise ModelError(f"unknown activation {activation!r} of mlp", hint=did_you_mean(activation, ACTIVATIONS))
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ModelError(f"unknown activation {activation!r} of mlp", hint=did_you_mean(str(activation), ACTIVATIONS))
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(features)
     for number, wider in enumerate(_widths("hidden", hidden), start=1):
@@ -70,7 +70,9 @@ def cnn(
             height, width = height // 2, width // 2
         depth = deeper
     layers["flatten"] = nn.Flatten()
-    layers["layer"] = nn.Linear(depth * height * width, *_widths("hidden", hidden))
+    if not _is_width(hidden):
+        raise ModelError(f"hidden of cnn must be one whole number above zero, got {hidden!r}")
+    layers["layer"] = nn.Linear(depth * height * width, hidden)
     layers["relu"] = nn.ReLU()
     if dropout:
         layers["dropout"] = _dropout(dropout)
@@ -91,13 +93,17 @@ def _image_shape(features: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _widths(key: str, value: int | Sequence[int]) -> tuple[int, ...]:
-    widths = (value,) if isinstance(value, int) else tuple(value)
-    if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths):
+    widths = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not all(_is_width(width) for width in widths):
         raise ModelError(f"{key} must be whole numbers above zero, got {value!r}")
     return widths
 
 
+def _is_width(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _dropout(probability: float) -> nn.Dropout:
-    if not 0 <= probability < 1:
+    if not isinstance(probability, int | float) or not 0 <= probability < 1:
         raise ModelError(f"dropout must lie between 0 and 1, got {probability!r}")
     return nn.Dropout(probability)

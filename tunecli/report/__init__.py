@@ -1,0 +1,1 @@
+"""A study explained. `summary` is pure, `tables` draws it with rich, `formats` writes it for programs."""

@@ -1,0 +1,51 @@
+"""A summary for programs and documents: JSON, CSV, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+from tunecli.report.summary import Summary, as_document, short, short_hparams, trial_document
+
+
+def as_json(summary: Summary) -> str:
+    """One JSON document; a NaN or an infinity, which JSON has no word for, is null."""
+    return json.dumps(_plain(as_document(summary)), indent=2, allow_nan=False)
+
+
+def as_csv(summary: Summary) -> str:
+    """All trials, a row each; a hparam that does not apply leaves its cell empty."""
+    names = list(dict.fromkeys(name for trial in summary.trials for name in trial.hparams))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "state", "value", "fidelity", "best_tick", "seconds", *names, "reason"])
+    for trial in summary.trials:
+        document = trial_document(trial)
+        cells = [document[key] for key in ("number", "state", "value", "fidelity", "best_tick", "seconds")]
+        own = [document["hparams"].get(name, "") for name in names]
+        writer.writerow([*cells, *(json.dumps(v) if isinstance(v, list) else v for v in own), trial.reason or ""])
+    return text.getvalue()
+
+
+def as_markdown(summary: Summary, top: int) -> str:
+    """The best trials as a table, with a line about the study above it."""
+    counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
+    lines = [f"**{summary.study}**: {summary.metric} on validation, {summary.direction}d; {counts}.", ""]
+    lines += [f"| trial | {summary.metric} | epochs | seconds | hparams |", "|---:|---:|---:|---:|---|"]
+    for trial in summary.ranked[:top]:
+        lines.append(
+            f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {trial.seconds:.1f} "
+            f"| {short_hparams(trial.hparams)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,124 @@
+"""What a study amounts to, as plain values: no drawing, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunecli.trial import Hparams, State, Trial, best_trial, better
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A study in numbers. `ranked` are the complete trials from the best on, `ties` how many share the best value."""
+
+    study: str
+    metric: str
+    direction: str
+    asked: int
+    epochs: int
+    trials: tuple[Trial, ...]
+    counts: Mapping[State, int]
+    best: Trial | None
+    ranked: tuple[Trial, ...]
+    ties: int
+    seconds: float
+    ticks: int
+
+    @property
+    def ended(self) -> int:
+        return sum(count for state, count in self.counts.items() if state.ended)
+
+
+def summarize(
+    *, study: str, metric: str, direction: str, asked: int, epochs: int, trials: Sequence[Trial]
+) -> Summary:
+    """Count, rank and add up. `asked` is the study's total of trials, `seconds` the training time of all of them."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    complete = [trial for trial in trials if trial.state is State.COMPLETE and trial.value is not None]
+    best = best_trial(list(trials), direction)
+    return Summary(
+        study=study,
+        metric=metric,
+        direction=direction,
+        asked=asked,
+        epochs=epochs,
+        trials=tuple(trials),
+        counts={state: sum(trial.state is state for trial in trials) for state in State},
+        best=best,
+        ranked=tuple(sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))),
+        ties=sum(best is not None and trial.value == best.value for trial in complete),
+        seconds=sum(trial.seconds for trial in trials),
+        ticks=max((trial.end_tick or trial.start_tick + trial.fidelity - 1 for trial in trials), default=0),
+    )
+
+
+def as_document(summary: Summary) -> dict[str, Any]:
+    """The summary as JSON: all trials, whatever is shown."""
+    return {
+        "study": summary.study,
+        "metric": summary.metric,
+        "direction": summary.direction,
+        "split": "validation",
+        "asked": summary.asked,
+        "counts": {str(state): count for state, count in summary.counts.items()},
+        "ties": summary.ties,
+        "seconds": summary.seconds,
+        "best": None if summary.best is None else trial_document(summary.best),
+        "trials": [trial_document(trial) for trial in summary.trials],
+    }
+
+
+def trial_document(trial: Trial) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "number": trial.number,
+        "state": str(trial.state),
+        "value": value_so_far(trial),
+        "hparams": {name: list(v) if isinstance(v, tuple) else v for name, v in trial.hparams.items()},
+        "fidelity": trial.fidelity,
+        "best_tick": trial.best_tick,
+        "seconds": trial.seconds,
+    }
+    if trial.reason is not None:
+        document["reason"] = trial.reason
+    return document
+
+
+def value_so_far(trial: Trial) -> float | None:
+    """A trial's value; a failed one has none."""
+    return None if trial.state is State.FAILED else trial.value
+
+
+def curve_bars(values: Sequence[float], width: int, direction: str) -> str:
+    """A curve as bars of eight heights, at most `width` of them, the best value of each stretch; higher is larger."""
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if not finite:
+        return ""
+    count = min(width, len(finite))
+    points = []
+    for place in range(count):
+        low, high = place * len(finite) // count, (place + 1) * len(finite) // count
+        point = finite[low]
+        for value in finite[low + 1 : high]:
+            point = value if better(value, point, direction) else point
+        points.append(point)
+    bottom, top = min(points), max(points)
+    scale = (top - bottom) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int((point - bottom) / scale * 8))] for point in points)
+
+
+def short_hparams(hparams: Hparams, leave_out: Sequence[str] = ()) -> str:
+    """The hparams in one line, in the order of the space."""
+    return ", ".join(f"{name} {short(value)}" for name, value in hparams.items() if name not in leave_out)
+
+
+def short(value: object) -> str:
+    """A value as a person reads it: three digits for a number, a list for layer widths."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(short(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,127 @@
+"""A summary drawn for a person, in whatever width there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunecli.report.summary import Summary, curve_bars, short, short_hparams
+from tunecli.trial import State, Trial
+
+_MAIN = ("optimizer", "learning_rate", "batch_size")
+_COLOURS = {State.COMPLETE: "green", State.PRUNED: "yellow", State.FAILED: "red", State.RUNNING: "cyan"}
+
+
+def draw(summary: Summary, top: int, console: Console) -> None:
+    """Print a study: how far it is, the best trials with their hparams, and how they learned."""
+    console.print(Group(*_parts(summary, top, console.width)))
+
+
+def draw_best(summary: Summary, console: Console) -> None:
+    """Print the best trial alone: what a search has to show for itself."""
+    if summary.best is not None:
+        console.print(_best(summary, summary.best))
+
+
+def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
+    yield _heading(summary)
+    yield _counts(summary)
+    shown = summary.ranked[:top]
+    if summary.best is None:
+        yield Text("\nNo trial is complete yet, so none is the best.", style="yellow")
+        yield from _failures(summary)
+        return
+    yield Text("")
+    yield _best(summary, summary.best)
+    yield Text(f"\nTop {len(shown)} of {len(summary.ranked)} complete trials", style="bold")
+    yield _table(summary, shown)
+    yield Text(f"\nLearning curves: {summary.metric} on validation, epoch by epoch", style="bold")
+    yield _curves(summary, shown, width)
+    yield from _failures(summary)
+
+
+def _heading(summary: Summary) -> Text:
+    goal = "higher is better" if summary.direction == "maximize" else "lower is better"
+    return Text.assemble((summary.study, "bold"), f"  {summary.metric} on validation, {goal}")
+
+
+def _counts(summary: Summary) -> Text:
+    text = Text(f"{summary.ended} of {max(summary.asked, summary.ended)} trials: ")
+    counted = [(state, count) for state, count in summary.counts.items() if count]
+    for place, (state, count) in enumerate(counted):
+        text.append(", " if place else "")
+        text.append(f"{count} {state}", style=_COLOURS.get(state, ""))
+    text.append(f"; {duration(summary.seconds)} of training in {summary.ticks} ticks")
+    return text
+
+
+def _best(summary: Summary, best: Trial) -> Text:
+    text = Text.assemble(
+        ("Best: ", "bold"),
+        (f"trial {best.number}", "bold green"),
+        f", {summary.metric} {best.value:.4f} on validation, after epoch {best.best_tick} of {summary.epochs}",
+    )
+    if summary.ties > 1:
+        text.append(f"; {summary.ties} trials tie, the lowest number goes first")
+    text.append(f"\n  {short_hparams(best.hparams)}")
+    return text
+
+
+def _table(summary: Summary, shown: tuple[Trial, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("trial", justify="right")
+    table.add_column(summary.metric, justify="right")
+    table.add_column("epochs", justify="right")
+    table.add_column("seconds", justify="right")
+    main = [name for name in _MAIN if any(name in trial.hparams for trial in shown)]
+    for name in main:
+        table.add_column({"learning_rate": "rate", "batch_size": "batch"}.get(name, name), overflow="fold")
+    table.add_column("other hparams", overflow="fold", ratio=1)
+    for trial in shown:
+        style = "green" if summary.best is not None and trial.value == summary.best.value else ""
+        table.add_row(
+            str(trial.number),
+            Text(f"{trial.value:.4f}", style=style),
+            str(trial.fidelity),
+            f"{trial.seconds:.1f}",
+            *(short(trial.hparams.get(name, "")) for name in main),
+            Text(short_hparams(trial.hparams, leave_out=main), style="dim"),
+        )
+    return table
+
+
+def _curves(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for justify in ("right", "right", "left", "right"):
+        table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]  # rich's literal
+    for trial in shown:
+        values = [measurement.metric for measurement in trial.curve]
+        bars = curve_bars(values, max(8, min(40, width - 40)), summary.direction)
+        table.add_row(f"{trial.number}", f"{values[0]:.4f}", Text(bars, style="cyan"), f"{values[-1]:.4f}")
+    return table
+
+
+def _failures(summary: Summary) -> Iterator[Text]:
+    reasons: dict[str, list[int]] = {}
+    for trial in summary.trials:
+        if trial.state is State.FAILED:
+            reasons.setdefault((trial.reason or "unknown").partition(" after ")[0], []).append(trial.number)
+    if reasons:
+        yield Text("\nFailed", style="bold")
+    for reason, numbers in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        named = ", ".join(str(number) for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+        yield Text(f"  {len(numbers)} x {reason} (trial {named})")
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the two units that matter."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

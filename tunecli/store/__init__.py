@@ -1,0 +1,12 @@
+"""The study database: the only writer, the only room that knows SQL.
+
+An ordinary Optuna study, which Optuna's own reader, command line and dashboard read without tunecli; what Optuna has
+no place for lies in `tunecli_*` tables beside it.
+"""
+
+from tunecli.store.lock import hold
+from tunecli.store.reader import Reading, Record, read
+from tunecli.store.schema import is_unfinished
+from tunecli.store.writer import Store, create_study
+
+__all__ = ["Reading", "Record", "Store", "create_study", "hold", "is_unfinished", "read"]

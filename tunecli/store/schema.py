@@ -1,0 +1,207 @@
+"""The tables: Optuna's own, as it creates them, and ours beside them."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    select,
+)
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from tunecli.errors import InputError, StorageError
+
+SCHEMA_VERSION = 1
+OPTUNA_SCHEMA_VERSION = 12
+BUSY_SECONDS = 60
+
+OPTUNA_TABLES = (
+    "studies",
+    "study_directions",
+    "trials",
+    "trial_params",
+    "trial_values",
+    "trial_intermediate_values",
+    "version_info",
+)
+
+_ours = MetaData()
+
+STUDIES = Table(
+    "tunecli_studies",
+    _ours,
+    Column("study_id", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    # Counts the writers. A commit that finds another number than its own has lost the study to a later writer.
+    Column("fence", Integer, nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("data_hash", String(64), nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("created", DateTime, nullable=False),
+)
+
+TRIALS = Table(
+    "tunecli_trials",
+    _ours,
+    Column("trial_id", Integer, primary_key=True, autoincrement=False),
+    Column("start_tick", Integer, nullable=False),
+    Column("end_tick", Integer),
+    Column("best_tick", Integer),
+    Column("reason", Text),
+)
+
+MEASUREMENTS = Table(
+    "tunecli_measurements",
+    _ours,
+    Column("trial_id", Integer, primary_key=True, autoincrement=False),
+    Column("fidelity", Integer, primary_key=True, autoincrement=False),
+    Column("train_loss", Float(53)),
+    Column("validation_loss", Float(53)),
+    Column("metric", Float(53)),
+    Column("gradient_norm", Float(53)),
+    Column("seconds", Float(53), nullable=False),
+    Column("failure", Text),
+)
+
+CHECKPOINTS = Table(
+    "tunecli_checkpoints",
+    _ours,
+    Column("trial_id", Integer, primary_key=True, autoincrement=False),
+    Column("fidelity", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+
+READINGS = Table(
+    "tunecli_readings",
+    _ours,
+    Column("reading_id", Integer, primary_key=True),
+    Column("study_id", Integer, nullable=False),
+    Column("read_at", DateTime, nullable=False),
+    Column("split", String(16), nullable=False),
+    Column("purpose", String(64), nullable=False),
+    Column("trial_number", Integer),
+    Column("values", Text, nullable=False),
+)
+
+
+def connect(path: Path, *, write: bool) -> Engine:
+    """An SQLAlchemy engine on a study's database, with transactions that begin when they say so.
+
+    A reader sees whole ticks only: its BEGIN covers all its queries. A writer takes the write lock at BEGIN.
+    """
+    mode = "rw" if write else "ro"
+    engine = create_engine(
+        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true", poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection, record):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def create(path: Path, name: str, direction: str, row: dict[str, object]) -> None:
+    """A new database with one empty study, put in place in one step: a kill leaves either none or a whole one.
+
+    Raises StorageError.
+    """
+    import optuna
+    from optuna.storages import RDBStorage
+    from optuna.study import StudyDirection
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    unfinished = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        unfinished.unlink(missing_ok=True)
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY, 0o600)
+        storage = RDBStorage(f"sqlite:///{unfinished}")
+        study_id = storage.create_new_study([StudyDirection[direction.upper()]], name)
+        _ours.create_all(storage.engine)
+        values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": utc_now(), **row}
+        with storage.engine.begin() as connection:
+            connection.execute(insert(STUDIES).values(values))
+        storage.remove_session()
+        storage.engine.dispose()
+        os.fsync(descriptor)
+        os.close(descriptor)
+        unfinished.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, SQLAlchemyError) as error:
+        raise unwritable(path, error) from error
+
+
+def tables(engine: Engine, path: Path) -> dict[str, Table]:
+    """Optuna's tables by name, read from the database itself. Raises InputError where it is no study of ours."""
+    try:
+        with engine.connect() as connection:
+            names = set(inspect(connection).get_table_names())
+            if not {*OPTUNA_TABLES, STUDIES.name} <= names:
+                raise InputError(f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home")
+            found = MetaData()
+            found.reflect(connection, only=OPTUNA_TABLES)
+            optuna_version = connection.execute(select(found.tables["version_info"].c.schema_version)).scalar()
+            version = connection.execute(select(STUDIES.c.version)).scalar()
+    except DatabaseError as error:
+        raise unreadable(path, error) from error
+    if optuna_version != OPTUNA_SCHEMA_VERSION or version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema {optuna_version} of Optuna and {version} of tunecli, "
+            f"this version reads {OPTUNA_SCHEMA_VERSION} and {SCHEMA_VERSION}",
+            hint="use the version of tunecli that wrote it",
+        )
+    return dict(found.tables)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether there is no study yet: no database, or the empty file that a kill left."""
+    return not path.exists() or path.stat().st_size == 0
+
+
+def utc_now() -> datetime:
+    """Naive UTC, as Optuna stores it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def unwritable(path: Path, error: Exception) -> StorageError:
+    detail = getattr(error, "orig", None) or error
+    return StorageError(f"cannot write {path}: {detail}", hint="free some space or mend the permissions, then run it again")
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    detail = getattr(error, "orig", None) or error
+    return InputError(f"cannot read {path}: {detail}", hint="is it a study's database?")
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(path.resolve()))

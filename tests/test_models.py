@@ -44,9 +44,7 @@ def test_a_bundled_model_maps_samples_to_outputs(
 
 
 @pytest.mark.parametrize(("source", "keys", "features"), EXAMPLES)
-def test_the_last_module_with_weights_is_the_head(
-    source: str, keys: dict[str, Any], features: tuple[int, ...]
-) -> None:
+def test_the_last_module_with_weights_is_the_head(source: str, keys: dict[str, Any], features: tuple[int, ...]) -> None:
     model = build(source, keys, features)
     parametrized = [name for name, module in model.named_children() if list(module.parameters())]
     assert parametrized[-1] == "head"
@@ -173,7 +171,13 @@ def test_a_users_model_is_drawn_from_the_seed(own: Path) -> None:
         ("net.py:no_module", {}, ModelError, "must return a torch.nn.Module, got dict", None),
         ("net.py:all_frozen", {}, ModelError, "without weights to train", None),
         ("net.py:make", {}, SourceError, "missing a required argument: 'width'", "it takes width, frozen"),
-        ("net.py:make", {"width": 3, "wide": 3}, SourceError, "unexpected keyword argument 'wide'", "gives width, wide"),
+        (
+            "net.py:make",
+            {"width": 3, "wide": 3},
+            SourceError,
+            "unexpected keyword argument 'wide'",
+            "gives width, wide",
+        ),
         ("net.py:raises", {"width": 3}, SourceError, r"a width of 3 is odd \(net.py, line 28\)", None),
         ("net.py:mak", {}, SourceError, "net.py has no function 'mak'", "did you mean 'make'"),
         ("none.py:make", {}, SourceError, "no such file: .*none.py", "relative"),
@@ -195,9 +199,7 @@ def test_what_can_be_wrong_with_a_users_model(
         ("import sys\nsys.exit('usage: own.py FILE')\n", r"SystemExit: usage: own.py FILE \(own.py, line 2\)"),
     ],
 )
-def test_a_file_that_cannot_be_loaded_names_the_line_and_can_be_mended(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_file_that_cannot_be_loaded_names_the_line_and_can_be_mended(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(SourceError, match=message):
         build("own.py:make", {}, base=tmp_path)

@@ -6,7 +6,7 @@ The test split is read here, and each reading is recorded with its date.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -92,9 +92,7 @@ class Finetuned:
     saved: Path | None
 
 
-def finetune(
-    folder: Path, request: Request, stop: Callable[[], bool] = lambda: False
-) -> Iterator[Epoch | Finetuned]:
+def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch | Finetuned]:
     """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it.
 
     Ends without a Finetuned where `stop()` said so; then nothing is written. Raises NoUsableTrial, CheckpointError,
@@ -125,7 +123,6 @@ class _Finetune:
         self.trained = _trained_modules(self._fresh(0), patterns)
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Epoch | Finetuned]:
-        from tunecli.data import Samples
         from tunecli.engine.batches import batch_length
         from tunecli.engine.task import evaluate
 
@@ -137,10 +134,13 @@ class _Finetune:
             self.epochs,
             schedule="cosine",
         )
-        test: Samples = self.data.test
+        test = self.data.test
         before = evaluate(self.task, self._prepared(run), test)
         found: list[dict[str, Tensor]] = []
-        for of, build in (("fine-tuning", self._prepared), ("from scratch", lambda own: self._fresh(own.seed("weights")))):
+        for of, build in (
+            ("fine-tuning", self._prepared),
+            ("from scratch", lambda own: self._fresh(own.seed("weights"))),
+        ):
             task = replace(self.task, train=joined, validation=None, build=build)
             weights = yield from _train(task, run, of, self.request.device, stop)
             if weights is None:
@@ -163,7 +163,9 @@ class _Finetune:
     ) -> Finetuned:
         """The checkpoint, then the record of the reading; only then the result is told."""
         place = _next_folder(self.folder / "finetuned")
-        reading = sum(own.split == "test" and own.values.get("data") == self.data.name for own in self.record.readings) + 1
+        reading = (
+            sum(own.split == "test" and own.values.get("data") == self.data.name for own in self.record.readings) + 1
+        )
         result = Finetuned(
             study=self.study.name,
             trial=self.trial.number,
@@ -193,7 +195,13 @@ class _Finetune:
             "features": list(self.data.features),
             "task": self.data.task,
             "preprocessing": dict(self.data.preprocessing),
-            "finetuned": {"data": self.data.name, "before": before, "after": after, "scratch": scratch, "split": "test"},
+            "finetuned": {
+                "data": self.data.name,
+                "before": before,
+                "after": after,
+                "scratch": scratch,
+                "split": "test",
+            },
             "used": used,
         }
         manifest["metric"], manifest["value"], manifest["split"] = self.task.metric.name, after, "test"
@@ -263,12 +271,12 @@ def choose_trial(record: Record, number: int | None) -> Trial:
 
 def head_name(module: nn.Module) -> str:
     """The name of the last module that has weights of its own."""
-    return [name for name, part in module.named_modules() if next(part.parameters(recurse=False), None) is not None][-1]
+    return _parametrized(module)[-1]
 
 
 def _train(
     task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
-) -> Iterator[Epoch]:  # returns the weights
+) -> Generator[Epoch, None, dict[str, Tensor] | None]:
     """Train one run to its end; returns its weights, or None where a signal came first."""
     from tunecli.engine import LocalEngine, choose_plan, resolve_device
 
@@ -393,7 +401,7 @@ def _hparams(trial: Trial, request: Request) -> Hparams:
 
 def _trained_modules(module: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the modules that train, by globs over module names; "head" is the last one, "all" is all."""
-    names = [name for name, part in module.named_modules() if next(part.parameters(recurse=False), None) is not None]
+    names = _parametrized(module)
     found: list[str] = []
     for pattern in patterns:
         if pattern == "all":
@@ -408,6 +416,10 @@ def _trained_modules(module: nn.Module, patterns: tuple[str, ...]) -> tuple[str,
             )
         found += [name for name in matched if name not in found]
     return tuple(found)
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    return [name for name, part in module.named_modules() if next(part.parameters(recurse=False), None) is not None]
 
 
 def _within(parameter: str, module: str) -> bool:

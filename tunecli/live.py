@@ -106,7 +106,12 @@ def show_finetune(events: Iterable[Epoch | Finetuned], console: Console) -> Fine
     """Show fine-tuning until it ends; None where a signal ended it."""
     shown = 0.0
     bar = Bar(
-        TextColumn("{task.description}"), BarColumn(bar_width=None), _Status(), console=console, expand=True, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        _Status(),
+        console=console,
+        expand=True,
+        transient=True,
     )
     tasks: dict[str, TaskID] = {}
     with bar if console.is_terminal else nullcontext():
@@ -125,7 +130,9 @@ def show_finetune(events: Iterable[Epoch | Finetuned], console: Console) -> Fine
 
 
 def say_unchanged(again: str, console: Console) -> None:
-    console.print(f"stopped: nothing was written, the test split was not read\nto do it again:\n  {again}", soft_wrap=True)
+    console.print(
+        f"stopped: nothing was written, the test split was not read\nto do it again:\n  {again}", soft_wrap=True
+    )
 
 
 def print_finetuned(result: Finetuned, console: Console) -> None:
@@ -142,8 +149,9 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
         console.print(Text(f"{name} {change} on the test split of {result.data}", style=style))
     console.print(f"  (test, {ordinal(result.reading)} reading)")
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    for heading, justify in (("", "left"), (f"{name}, test", "right"), ("updates", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's literal
+    table.add_column("")
+    table.add_column(f"{name}, test", justify="right")
+    table.add_column("updates", justify="right")
     seen = f"{result.updates_before:,}"
     table.add_row(f"before (trial {result.trial})", f"{result.before:.4f}", seen)
     table.add_row("after", f"{result.after:.4f}", f"{seen} + {result.updates:,}")

@@ -24,7 +24,9 @@ class Asha:
     values of a tick are recorded before any is decided, so the order inside a tick decides nothing.
     """
 
-    def __init__(self, fidelities: Sequence[int], reduction_factor: int, direction: str, trials: Iterable[Trial]) -> None:
+    def __init__(
+        self, fidelities: Sequence[int], reduction_factor: int, direction: str, trials: Iterable[Trial]
+    ) -> None:
         self._factor = reduction_factor
         # Sorted from the best to the worst; a metric to be maximized is kept negated.
         self._sign = -1.0 if direction == "maximize" else 1.0

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tunecli.space import Range, Space, distribution_json
@@ -43,7 +44,7 @@ class Proposer:
         self._space = space
         self._make_sampler = _SAMPLERS[sampler]
         self._seed = study_seed
-        self._study = optuna.create_study(storage=_View(), direction=direction)
+        self._study = optuna.create_study(storage=_View(), direction=StudyDirection[direction.upper()])
         self._ended: list[Trial] = []
         self._distributions: dict[str, BaseDistribution] = {}
 
@@ -119,4 +120,4 @@ class _View(InMemoryStorage):
     """The recorded trials as Optuna's samplers read them."""
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Forgets what a sampler notes for concurrent ones: it is not recorded, so a resumed search could not see it."""
+        """Forgets what a sampler notes for concurrent ones: a resumed search could not see it."""

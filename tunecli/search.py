@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -212,7 +212,7 @@ class _Loop:
         seconds = time.monotonic() - self._began
         return _progress(self.study, self.trials, self.direction, self.tick, self._ended_now, seconds)
 
-    def _advance(self, stop: Callable[[], bool]) -> Iterator[Event]:
+    def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
         """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
         expected = len(self._in_flight())
         measured: list[Measurement] = []
@@ -380,7 +380,9 @@ def write_question(folder: Path, study: Study) -> None:
         unfinished.write_text(study.toml(), encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"
+        ) from error
 
 
 def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[str, Any]:

@@ -224,7 +224,9 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
         except SpaceError as error:
             faults.append(error.message)
     if faults:
-        raise SpaceError("\n".join(faults), hint="a range is { low = 1e-4, high = 1e-1, log = true }, [a, b] or a value")
+        raise SpaceError(
+            "\n".join(faults), hint="a range is { low = 1e-4, high = 1e-1, log = true }, [a, b] or a value"
+        )
 
     dimensions: list[Dimension] = []
     for default in _DEFAULTS:

@@ -221,7 +221,11 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
     for candidate in (home / f"{argument}.toml", bundled_study(argument), home / argument / "study.toml"):
         if candidate is not None and NAME.fullmatch(argument) and candidate.is_file():
             return read_study(candidate, overrides, replaced)
-    names = {*bundled_names(), *(own.stem for own in home.glob("*.toml")), *(own.parent.name for own in _databases(home))}
+    names = {
+        *bundled_names(),
+        *(own.stem for own in home.glob("*.toml")),
+        *(own.parent.name for own in _databases(home)),
+    }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
 
 

@@ -33,11 +33,11 @@ class Batches:
 
 def batch_length(batch_size: Value, samples: int) -> int:
     """The samples of a full batch; "full" is all of them, and no batch has more than there are."""
-    return samples if batch_size == "full" else min(int(batch_size), samples)
+    return min(batch_size, samples) if isinstance(batch_size, int) else samples
 
 
 def micro_length(batch_size: Value, samples: int, cap: int | None) -> int:
-    """m, the samples that a micro-step reads: the batch itself, cut at the plan's cap and rounded up to fill vectors."""
+    """m, the samples that a micro-step reads: the batch, cut at the plan's cap, rounded up to fill vectors."""
     length = batch_length(batch_size, samples)
     return length if cap is None else min(cap, -(-length // ROUND) * ROUND)
 
@@ -52,12 +52,12 @@ def epoch_batches(samples: int, batch: int, micro: int) -> Batches:
             high = min(low + micro, end)
             starts.append((low, high, high == end, end - begin))
     offsets = torch.arange(micro)
-    low = torch.tensor([start[0] for start in starts])[:, None]
-    high = torch.tensor([start[1] for start in starts])[:, None]
-    places = low + offsets  # (S, m)
+    lows = torch.tensor([start[0] for start in starts])[:, None]
+    highs = torch.tensor([start[1] for start in starts])[:, None]
+    places = lows + offsets  # (S, m)
     return Batches(
-        places=places.minimum(high - 1),
-        present=(places < high).float(),
+        places=places.minimum(highs - 1),
+        present=(places < highs).float(),
         lengths=tuple(start[1] - start[0] for start in starts),
         ends=torch.tensor([start[2] for start in starts]),
         samples=torch.tensor([start[3] for start in starts]),

@@ -17,7 +17,9 @@ def resolve_device(name: str) -> str:
         raise UsageError(f"unknown device {name!r}", hint="auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UsageError(f"no device {name!r} here: torch sees {count} GPU{'' if count == 1 else 's'}", hint="--device cpu")
+        raise UsageError(
+            f"no device {name!r} here: torch sees {count} GPU{'' if count == 1 else 's'}", hint="--device cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         # Losses are summed in float64, which Apple's GPUs do not have.
         raise UsageError(f"device {name!r} is not supported", hint="auto, cpu, cuda or cuda:1")

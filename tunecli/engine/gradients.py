@@ -65,7 +65,9 @@ class Layout:
     def decay_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(P,): 1 for matrices and filters, 0 for biases and the weights of norms, which have one dimension."""
         mask = torch.zeros(self.width, device=device, dtype=dtype)
-        for view in (v for v, shape in zip(self.views(mask[None]).values(), self.shapes, strict=True) if len(shape) > 1):
+        for view in (
+            v for v, shape in zip(self.views(mask[None]).values(), self.shapes, strict=True) if len(shape) > 1
+        ):
             view.fill_(1)
         return mask
 

@@ -238,9 +238,7 @@ class Block:
             slot.ticks += 1
             slot.updates += int(batches.ends.sum())
         seconds = (self._seconds + time.monotonic() - began) / len(self._slots)
-        return [
-            self._measurement(slot, values, seconds) for slot, values in zip(self._slots, found, strict=False)
-        ]
+        return [self._measurement(slot, values, seconds) for slot, values in zip(self._slots, found, strict=False)]
 
     def _measurement(self, slot: Slot, values: list[float], seconds: float) -> Measurement:
         train_loss, loss, metric, norm = values

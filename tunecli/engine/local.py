@@ -77,7 +77,7 @@ class LocalEngine:
         return self._slots[run.trial].best_weights()
 
     def traits(self, run: Run) -> Traits:
-        """What the model of this run allows, tried once for each model shape. Raises ModelError where it does not fit."""
+        """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
         shape = _shape(run.hparams)
         if shape not in self._traits:
             self._traits[shape] = _try_model(self._task, run, self._device)

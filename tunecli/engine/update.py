@@ -158,7 +158,15 @@ def _sgd_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sgd(
-    w: Tensor, g: Tensor, first: Tensor, second: Tensor, lr: Tensor, mom: Tensor, fresh: Tensor, own: Tensor, buf: Tensor
+    w: Tensor,
+    g: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lr: Tensor,
+    mom: Tensor,
+    fresh: Tensor,
+    own: Tensor,
+    buf: Tensor,
 ) -> None:
     first.mul_(mom).add_(g * fresh)
     w -= (g.mul_(own).add_(first * buf)).mul_(lr)

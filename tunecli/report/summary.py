@@ -31,9 +31,7 @@ class Summary:
         return sum(count for state, count in self.counts.items() if state.ended)
 
 
-def summarize(
-    *, study: str, metric: str, direction: str, asked: int, epochs: int, trials: Sequence[Trial]
-) -> Summary:
+def summarize(*, study: str, metric: str, direction: str, asked: int, epochs: int, trials: Sequence[Trial]) -> Summary:
     """Count, rank and add up. `asked` is the study's total of trials, `seconds` the training time of all of them."""
     sign = -1.0 if direction == "maximize" else 1.0
     complete = [trial for trial in trials if trial.state is State.COMPLETE and trial.value is not None]

@@ -96,7 +96,7 @@ def _table(summary: Summary, shown: tuple[Trial, ...]) -> Table:
 def _curves(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
     for justify in ("right", "right", "left", "right"):
-        table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]  # rich's literal
+        table.add_column(justify=justify, no_wrap=True)
     for trial in shown:
         values = [measurement.metric for measurement in trial.curve]
         bars = curve_bars(values, max(8, min(40, width - 40)), summary.direction)

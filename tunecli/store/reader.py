@@ -51,7 +51,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A study as its database tells it. `document` is the question, `kept` maps trials to their checkpoint's SHA-256."""
+    """A study as its database tells it. `document` is the question, `kept`: trial -> SHA-256 of its checkpoint."""
 
     name: str
     metric: str
@@ -90,14 +90,10 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     study_id = ours["study_id"]
     studies, directions = found["studies"], found["study_directions"]
     name = connection.execute(select(studies.c.study_name).where(studies.c.study_id == study_id)).scalar_one()
-    direction = connection.execute(
-        select(directions.c.direction).where(directions.c.study_id == study_id)
-    ).scalar_one()
+    direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
     document = json.loads(ours["document"])
     trials, ids = _trials(connection, found, study_id, build_space(document.get("space", {})))
-    kept = {
-        ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids
-    }
+    kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
     return Record(
         name=name,
@@ -111,8 +107,7 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         trials=tuple(trials),
         kept=kept,
         readings=tuple(
-            Reading(row.read_at, row.split, row.purpose, row.trial_number, json.loads(row.values))  # type: ignore[arg-type]  # a column named values
-            for row in readings
+            Reading(row.read_at, row.split, row.purpose, row.trial_number, json.loads(row.values)) for row in readings
         ),
     )
 
@@ -134,14 +129,19 @@ def _trials(
         row.trial_id: _infinite(row.value, row.value_type)
         for row in connection.execute(select(values).where(values.c.trial_id.in_(mine)))
     }
-    numbers = {row.trial_id: row.number for row in connection.execute(select(trials).where(trials.c.study_id == study_id))}
+    numbers = {
+        row.trial_id: row.number for row in connection.execute(select(trials).where(trials.c.study_id == study_id))
+    }
     curves: dict[int, list[Measurement]] = defaultdict(list)
     for row in connection.execute(select(MEASUREMENTS).order_by("trial_id", "fidelity")):
         curves[row.trial_id].append(
             Measurement(
-                numbers[row.trial_id],
-                row.fidelity,
-                *(_number(value) for value in (row.train_loss, row.validation_loss, row.metric, row.gradient_norm)),
+                trial=numbers[row.trial_id],
+                fidelity=row.fidelity,
+                train_loss=_number(row.train_loss),
+                validation_loss=_number(row.validation_loss),
+                metric=_number(row.metric),
+                gradient_norm=_number(row.gradient_norm),
                 seconds=row.seconds,
                 failure=row.failure,
             )
@@ -152,7 +152,8 @@ def _trials(
         own = ours.get(row.trial_id)
         if own is None:
             raise InputError(
-                f"trial {row.number} was not written by tunecli", hint="a study of tunecli has one writer: tunecli search"
+                f"trial {row.number} was not written by tunecli",
+                hint="a study of tunecli has one writer: tunecli search",
             )
         curve = curves[row.trial_id]
         result.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def connect(path: Path, *, write: bool) -> Engine:
     """
     mode = "rw" if write else "ro"
     engine = create_engine(
-        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true", poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS}
+        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true",
+        poolclass=NullPool,
+        connect_args={"timeout": BUSY_SECONDS},
     )
 
     @event.listens_for(engine, "connect")
@@ -125,7 +128,7 @@ def connect(path: Path, *, write: bool) -> Engine:
     return engine
 
 
-def create(path: Path, name: str, direction: str, row: dict[str, object]) -> None:
+def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> None:
     """A new database with one empty study, put in place in one step: a kill leaves either none or a whole one.
 
     Raises StorageError.
@@ -165,7 +168,9 @@ def tables(engine: Engine, path: Path) -> dict[str, Table]:
         with engine.connect() as connection:
             names = set(inspect(connection).get_table_names())
             if not {*OPTUNA_TABLES, STUDIES.name} <= names:
-                raise InputError(f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home")
+                raise InputError(
+                    f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home"
+                )
             found = MetaData()
             found.reflect(connection, only=OPTUNA_TABLES)
             optuna_version = connection.execute(select(found.tables["version_info"].c.schema_version)).scalar()
@@ -193,7 +198,9 @@ def utc_now() -> datetime:
 
 def unwritable(path: Path, error: Exception) -> StorageError:
     detail = getattr(error, "orig", None) or error
-    return StorageError(f"cannot write {path}: {detail}", hint="free some space or mend the permissions, then run it again")
+    return StorageError(
+        f"cannot write {path}: {detail}", hint="free some space or mend the permissions, then run it again"
+    )
 
 
 def unreadable(path: Path, error: Exception) -> InputError:

@@ -85,7 +85,7 @@ class Store:
                 rows = connection.execute(
                     select(trials.c.number, trials.c.trial_id).where(trials.c.study_id == self._study_id)
                 )
-                self._ids = {number: trial_id for number, trial_id in rows}
+                self._ids = {row.number: row.trial_id for row in rows}
                 self._next_id = (connection.execute(select(func.max(trials.c.trial_id))).scalar() or 0) + 1
         except SQLAlchemyError as error:
             raise unwritable(path, error) from error
@@ -202,7 +202,7 @@ class Store:
         self._engine.dispose()
 
     def _prepare_statements(self) -> dict[str, Any]:
-        """What a transaction can hold, in the order in which it is sent: a row before what refers to it or changes it."""
+        """What a transaction can hold, in the order in which it is sent: a row before what refers to it."""
         optuna = self._tables
         trials = optuna["trials"]
         return {

@@ -47,7 +47,8 @@ def loaded_version(folder: Path) -> int:
 def failing(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> Iterator[list[str]]:
     """The step-th request to the file system fails: the process ends `before` or `after` it, or it is `refused`.
 
-    Yields the requests made. What a file holds is certain only once it was synced, so a process that ends before leaves half of it.
+    Yields the requests made. What a file holds is certain only once it was synced: a process that ends before leaves
+    half of it.
     """
     requests: list[str] = []
 
@@ -206,10 +207,11 @@ def test_a_first_checkpoint_that_was_not_finished_is_none(tmp_path: Path, monkey
         folder = tmp_path / str(step) / "trial-1"
         if not save_until(monkeypatch, folder, 1, step, "before"):
             break
-        try:
+        if folder.exists():
             assert loaded_version(folder) == 1
-        except CheckpointError as error:
-            assert "no checkpoint" in error.message
+        else:
+            with pytest.raises(CheckpointError, match="no checkpoint"):
+                checkpoint.load(folder)
     assert 5 < step < 99
 
 
@@ -228,33 +230,22 @@ def test_a_removed_checkpoint_is_gone_even_after_a_crash(tmp_path: Path, monkeyp
     checkpoint.remove(folder)  # once more is no error
 
 
-def damage(path: Path, change: Callable[[bytearray], bytearray]) -> bytes:
-    whole = path.read_bytes()
-    path.write_bytes(change(bytearray(whole)))
-    return whole
-
-
 def test_any_flipped_bit_or_cut_in_the_weights_is_found(tmp_path: Path) -> None:
     save(tmp_path / "trial-1", 1)
     path = tmp_path / "trial-1" / "weights.safetensors"
-    size, rng = path.stat().st_size, random.Random(0)
-
-    def flip(position: int) -> Callable[[bytearray], bytearray]:
-        def change(data: bytearray) -> bytearray:
-            data[position] ^= 1 << rng.randrange(8)
-            return data
-
-        return change
-
-    changes = [flip(rng.randrange(size)) for _ in range(150)]
-    changes += [lambda data, cut=rng.randrange(size): data[:cut] for _ in range(50)]  # type: ignore[misc]
-    changes += [lambda data: data + b"\0", lambda data: bytearray()]
-    for change in changes:
-        whole = damage(path, change)
+    whole, rng = path.read_bytes(), random.Random(0)
+    damaged = [b"", whole + b"\0"]
+    for _ in range(150):
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(flipped))
+    damaged += [whole[: rng.randrange(len(whole))] for _ in range(50)]
+    for data in damaged:
+        path.write_bytes(data)
         with pytest.raises(CheckpointError, match="damaged") as caught:
             checkpoint.load(tmp_path / "trial-1")
         assert caught.value.hint
-        path.write_bytes(whole)
+    path.write_bytes(whole)
     assert loaded_version(tmp_path / "trial-1") == 1
 
 
@@ -269,16 +260,16 @@ def test_a_damaged_manifest_is_found(tmp_path: Path, text: bytes) -> None:
 def test_any_cut_in_the_manifest_is_found(tmp_path: Path) -> None:
     save(tmp_path / "trial-1", 1)
     path = tmp_path / "trial-1" / "manifest.json"
-    for cut in range(path.stat().st_size):
-        whole = damage(path, lambda data, cut=cut: data[:cut])  # type: ignore[misc]
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match="damaged"):
             checkpoint.load(tmp_path / "trial-1")
-        path.write_bytes(whole)
 
 
 def test_a_checkpoint_that_does_not_exist_is_an_input_error_with_a_hint(tmp_path: Path) -> None:
     for load in (checkpoint.load, checkpoint.load_manifest):
-        with pytest.raises(CheckpointError, match="no checkpoint at .*trial-9") as caught:
+        with pytest.raises(CheckpointError, match=r"no checkpoint at .*trial-9") as caught:
             load(tmp_path / "trial-9")
         assert caught.value.hint
         assert caught.value.exit_code == 3

@@ -147,15 +147,16 @@ class _Loop:
         self.direction = self.task.metric.direction
         fingerprint = data_hash(self.data)
         plan, self.weights = _choose_plan(study, self.task)
-        if record is None:
-            self._create(plan, fingerprint)
-        else:
+        if record is not None:
             plan = Plan(**record.plan)
             if record.data_hash != fingerprint:
                 raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
         self.plan = plan
         self.engine: Engine = LocalEngine(self.task, plan, self.device)
         self.looped_because = self.engine.traits(self._run(0, _example(study))).looped_because
+        if record is None:
+            # Last: a model that does not fit must not leave a study that the mended question contradicts.
+            self._create(plan, fingerprint)
         self.trials: list[Trial] = list(record.trials) if record else []
         self.kept = set(record.kept) if record else set()
         self._stale: set[int] = set()
@@ -262,8 +263,9 @@ class _Loop:
         except StorageError:
             raise
         except TunecliError as error:
-            # It never trained: it ended before the tick in which it would have.
-            self._end(replace(trial, state=State.FAILED, end_tick=trial.start_tick - 1, reason=error.message))
+            # It ended before the tick in which it would have trained.
+            ended = replace(trial, state=State.FAILED, value=None, best_tick=None, reason=error.message)
+            self._end(replace(ended, end_tick=self.tick))
 
     def _decide(self, measured: list[Measurement]) -> None:
         self.store.record(measured)

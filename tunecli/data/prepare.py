@@ -15,6 +15,7 @@ from torch import Tensor
 from tunecli.data import Data, Samples, table
 from tunecli.data.raw import Arrays, Raw, Table
 from tunecli.errors import DataError
+from tunecli.trial import derive_seed
 
 INFERRED_CLASSES = 20
 """Whole numbers with at most this many different values are taken for classes, with more for a quantity."""
@@ -61,9 +62,10 @@ def split_indices(
 
 
 def _split(samples: int, validation: int, test: int, seed: int, codes: Array | None) -> tuple[Array, Array, Array]:
-    rest, tested = train_test_split(np.arange(samples), test_size=test, random_state=seed, stratify=codes)
+    drawn = derive_seed(seed, 0, "split") % 2**32
+    rest, tested = train_test_split(np.arange(samples), test_size=test, random_state=drawn, stratify=codes)
     trained, validated = train_test_split(
-        rest, test_size=validation, random_state=seed, stratify=None if codes is None else codes[rest]
+        rest, test_size=validation, random_state=drawn, stratify=None if codes is None else codes[rest]
     )
     return np.sort(trained), np.sort(validated), np.sort(tested)
 

@@ -108,9 +108,9 @@ def connect(path: Path, *, write: bool) -> Engine:
 
     A reader sees whole ticks only: its BEGIN covers all its queries. A writer takes the write lock at BEGIN.
     """
-    mode = "rw" if write else "ro"
     engine = create_engine(
-        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true",
+        # A reader too: SQLite must be able to roll back what a kill left half written. It falls back to reading alone.
+        f"sqlite:///file:{_quoted(path)}?mode=rw&uri=true",
         poolclass=NullPool,
         connect_args={"timeout": BUSY_SECONDS},
     )
@@ -120,6 +120,7 @@ def connect(path: Path, *, write: bool) -> Engine:
         connection.isolation_level = None
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook

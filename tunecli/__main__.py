@@ -1,0 +1,5 @@
+"""`python -m tunecli` is `tunecli`."""
+
+from tunecli.cli import main
+
+main()

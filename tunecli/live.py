@@ -12,14 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from tunecli.finetune import Epoch, Finetuned
-from tunecli.report.summary import short
+from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
 from tunecli.search import Differed, Ended, Event, Opened, Progress
 from tunecli.space import Choice, Float, Int
@@ -66,8 +67,7 @@ def show(events: Iterable[Event], console: Console) -> Ended:
     view = _BarView(console) if console.is_terminal else _LineView(console)
     for event in events:
         if isinstance(event, Opened):
-            for line in opening(event):
-                console.print(line, soft_wrap=not console.is_terminal)
+            console.print(opening(event, console.width), soft_wrap=True)
             view.open(event)
         elif isinstance(event, Differed):
             view.note(
@@ -181,48 +181,63 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def opening(event: Opened) -> Iterator[Text]:
+def opening(event: Opened, width: int) -> Text:
     """What is being searched, a few lines."""
     study, data = event.study, event.data
     samples = [len(part) for part in (data.train, data.validation, data.test)]
     shape = " x ".join(str(size) for size in data.features)
     kind = f"{len(data.classes)} classes" if data.classes else "regression"
-    split = f"{samples[0]:,} train, {samples[1]:,} validation, {samples[2]:,} test"
-    yield _line("data", f"{data.name}: {sum(samples):,} samples of {shape}, {kind} ({split})")
-    for notice in data.notices:
-        yield _line("", notice, style="yellow")
-    keys = "".join(f", {key} {short(value)}" for key, value in study.model.keys.items())
-    yield _line("model", f"{study.model.source}{keys}: {event.weights:,} weights")
-    yield _line("space", ", ".join(_ranges(study)))
-    yield _line(
-        "search",
-        f"{study.search.trials} trials of up to {study.train.epochs} epochs, {study.window} in flight; "
-        f"{study.search.sampler}, {study.search.pruner}; {event.metric} on validation is {event.direction}d",
-    )
-    looped = f" ({event.looped_because})" if event.looped_because else ""
-    plan = f"trials one after another{looped}" if looped else str(event.plan)
-    yield _line("device", f"{event.device}, {plan}")
+    looped = f"trials one after another ({event.looped_because})" if event.looped_because else str(event.plan)
+    paragraphs = [
+        ("data", [f"{data.name}: {sum(samples):,} samples of {shape}", kind, *_split(samples)]),
+        *(("", [notice]) for notice in data.notices),
+        ("model", [study.model.source, *_keys(study), f"{event.weights:,} weights"]),
+        ("space", list(_ranges(study))),
+        (
+            "search",
+            [
+                f"{study.search.trials} trials of up to {study.train.epochs} epochs",
+                f"{study.window} in flight",
+                study.search.sampler,
+                study.search.pruner,
+                f"{event.metric} on validation is {event.direction}d",
+            ],
+        ),
+        ("device", [event.device, looped]),
+    ]
     if event.done:
-        yield _line("", f"{event.done} of {study.search.trials} done, {study.search.trials - event.done} to go")
+        paragraphs.append(
+            ("", [f"{event.done} of {study.search.trials} done, {study.search.trials - event.done} to go"])
+        )
+    text = Text()
+    for label, items in paragraphs:
+        lines = wrap(items, width - 7).splitlines()
+        text.append(f"{label:<7}", style="bold")
+        text.append("\n       ".join(lines) + "\n")
+    text.right_crop(1)
+    return text
+
+
+def _split(samples: list[int]) -> list[str]:
+    return [f"{count:,} {name}" for count, name in zip(samples, ("train", "validation", "test"), strict=True)]
+
+
+def _keys(study: Study) -> list[str]:
+    return [f"{key} {short(value)}" for key, value in study.model.keys.items()]
 
 
 def _ranges(study: Study) -> Iterator[str]:
-    seen: dict[str, list[str]] = {}
-    for dimension in study.space.dimensions:
-        value = dimension.range
-        if isinstance(value, Choice):
-            text = "|".join(short(choice) for choice in value.values)
-        elif isinstance(value, Float | Int):
-            text = f"{short(value.low)}..{short(value.high)}"
+    """Each hparam with its range; where optimizers have ranges of their own, from the lowest to the highest."""
+    for hparam in dict.fromkeys(dimension.hparam for dimension in study.space.dimensions):
+        ranges = [dimension.range for dimension in study.space.dimensions if dimension.hparam == hparam]
+        first = ranges[0]
+        if isinstance(first, Choice):
+            yield f"{hparam} {'|'.join(short(choice) for choice in first.values)}"
+        elif isinstance(first, Float | Int):
+            bounds = [own for own in ranges if isinstance(own, Float | Int)]
+            yield f"{hparam} {min(own.low for own in bounds):g}..{max(own.high for own in bounds):g}"
         else:
-            text = f"= {short(value)}"
-        seen.setdefault(dimension.hparam, []).append(text)
-    for hparam, texts in seen.items():
-        yield f"{hparam} {texts[0]}" if len(texts) == 1 else f"{hparam} by optimizer"
-
-
-def _line(label: str, text: str, style: str = "") -> Text:
-    return Text.assemble((f"{label:<7}", "bold"), (text, style))
+            yield f"{hparam} = {short(first)}"
 
 
 class _LineView:
@@ -250,36 +265,38 @@ class _LineView:
 
 
 class _BarView:
-    """For a terminal: one bar."""
+    """For a terminal: one bar, and below it the best so far and the pace."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._bar = Bar(
-            TextColumn("{task.fields[done]}"), BarColumn(bar_width=None), _Status(), console=console, expand=True
+            TextColumn("{task.fields[done]} trials"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[left]}"),
+            expand=True,
         )
+        self._live = Live(console=console, refresh_per_second=8)
         self._metric = ""
 
     def open(self, event: Opened) -> None:
         self._metric = event.metric
         total = event.study.search.trials
-        self._task = self._bar.add_task("", total=total, completed=event.done, done=f"{event.done}/{total}", status="")
-        self._bar.start()
+        self._task = self._bar.add_task("", total=total, completed=event.done, done=f"{event.done}/{total}", left="")
+        self._live.start()
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text)
+        self._live.console.print(text)
 
     def update(self, progress: Progress) -> None:
         ended = _ended(progress)
-        self._bar.update(
-            self._task,
-            completed=ended,
-            done=f"{ended}/{progress.total}",
-            status=_status(progress, self._metric, counted=False),
-        )
+        left = _left(progress)
+        self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
+        self._live.update(Group(self._bar, Text(", ".join(_standing(progress, self._metric)), overflow="ellipsis")))
 
     def close(self, event: Ended) -> None:
         if self._metric:
             self.update(event.progress)
-            self._bar.stop()
+            self._live.stop()
 
 
 class _Status(ProgressColumn):
@@ -291,18 +308,31 @@ def _ended(progress: Progress) -> int:
     return sum(count for state, count in progress.counts.items() if state.ended)
 
 
-def _status(progress: Progress, metric: str, *, counted: bool = True) -> str:
-    """Where the search is: the most important first, since a narrow terminal cuts the end off."""
-    parts = [f"{_ended(progress)} of {progress.total} done"] if counted else []
+def _status(progress: Progress, metric: str) -> str:
+    """Where the search is, in one line."""
+    left = _left(progress)
+    return ", ".join(
+        [f"{_ended(progress)} of {progress.total} done", *_standing(progress, metric), *([left] if left else [])]
+    )
+
+
+def _standing(progress: Progress, metric: str) -> list[str]:
+    """The most important first, since a narrow terminal cuts the end off."""
+    parts = []
     if progress.best is not None:
-        parts.append(f"{metric} {progress.best.value:.4f} (trial {progress.best.number})")
-    for state in (State.RUNNING, State.PRUNED, State.FAILED):
-        if progress.counts[state]:
-            parts.append(f"{progress.counts[state]} {state}")
-    rate = progress.ended_now / progress.seconds if progress.seconds > 0 else 0.0
+        parts.append(f"best {metric} {progress.best.value:.4f} on validation (trial {progress.best.number})")
+    parts += [f"{progress.counts[s]} {s}" for s in (State.RUNNING, State.PRUNED, State.FAILED) if progress.counts[s]]
+    rate = _rate(progress)
     if rate > 0:
-        left = (progress.total - _ended(progress)) / rate
-        parts.append(f"{rate:.1f}/s" if rate >= 0.1 else f"{rate * 60:.1f}/min")
-        if math.ceil(left) > 0:
-            parts.append(f"{duration(math.ceil(left))} left".replace(".0 s", " s"))
-    return ", ".join(parts)
+        parts.append(f"{rate:.1f} trials/s" if rate >= 0.1 else f"{rate * 60:.1f} trials/min")
+    return parts
+
+
+def _rate(progress: Progress) -> float:
+    return progress.ended_now / progress.seconds if progress.seconds > 0 else 0.0
+
+
+def _left(progress: Progress) -> str:
+    """The time left at the pace so far; nothing where there is no pace yet, or nothing left."""
+    missing, rate = progress.total - _ended(progress), _rate(progress)
+    return f"{duration(math.ceil(missing / rate))} left".replace(".0 s", " s") if missing and rate > 0 else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +21,11 @@ from tunecli.pruner import Asha, rungs
 from tunecli.space import Choice, Range
 from tunecli.store import Record, Store, create_study, hold, is_unfinished, read
 from tunecli.study import Study, differences
-from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value, best_trial, better
+from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value, best_trial, first_best
 
 if TYPE_CHECKING:
     from tunecli.data import Data
-    from tunecli.engine import Engine, Plan, Task
+    from tunecli.engine import Engine, Plan
     from tunecli.sampler import Proposer
 
 PAUSE_SECONDS = 0.1
@@ -99,6 +99,7 @@ def search(
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
             if sum(trial.state.ended for trial in record.trials) >= study.search.trials:
+                remove_unknown_checkpoints(folder, record.kept)
                 yield Ended("done", _progress(study, record.trials, record.direction, 0, 0, 0.0))
                 return
         else:
@@ -137,7 +138,7 @@ class _Loop:
     """The live study: its trials, and the rooms that the loop joins."""
 
     def __init__(self, study: Study, folder: Path, record: Record | None, device: str) -> None:
-        from tunecli.engine import LocalEngine, Plan, resolve_device
+        from tunecli.engine import Plan, resolve_device
         from tunecli.engine.task import make_task
         from tunecli.sampler import Proposer
 
@@ -146,17 +147,12 @@ class _Loop:
         self.task = make_task(study, self.data)
         self.direction = self.task.metric.direction
         fingerprint = data_hash(self.data)
-        plan, self.weights = _choose_plan(study, self.task)
-        if record is not None:
-            plan = Plan(**record.plan)
-            if record.data_hash != fingerprint:
-                raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
-        self.plan = plan
-        self.engine: Engine = LocalEngine(self.task, plan, self.device)
-        self.looped_because = self.engine.traits(self._run(0, _example(study))).looped_because
+        if record is not None and record.data_hash != fingerprint:
+            raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
+        self._make_engine(Plan(**record.plan) if record is not None else None)
         if record is None:
-            # Last: a model that does not fit must not leave a study that the mended question contradicts.
-            self._create(plan, fingerprint)
+            # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
+            self._create(self.plan, fingerprint)
         self.trials: list[Trial] = list(record.trials) if record else []
         self.kept = set(record.kept) if record else set()
         self._stale: set[int] = set()
@@ -167,7 +163,25 @@ class _Loop:
         self.pruner = self._make_pruner()
         self.tick = max((_last_tick(trial) for trial in self.trials), default=0)
         self._ended_now, self._began = 0, time.monotonic()
-        self._remove_unknown_checkpoints()
+        remove_unknown_checkpoints(folder, self.kept)
+
+    def _make_engine(self, stored: Plan | None) -> None:
+        """The engine, and what the first model of the space that works says about it; raises where none works."""
+        from tunecli.engine import LocalEngine, choose_plan
+
+        faults: list[TunecliError] = []
+        for hparams in _examples(self.study):
+            run = self._run(0, hparams)
+            try:
+                module = self.task.build(run)
+                self.weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                self.plan = stored or choose_plan(self.weights, self.study.window)
+                self.engine: Engine = LocalEngine(self.task, self.plan, self.device)
+                self.looped_because = self.engine.traits(run).looped_because
+                return
+            except TunecliError as error:
+                faults.append(error)
+        raise faults[0]
 
     def close(self) -> None:
         self.store.close()
@@ -270,7 +284,7 @@ class _Loop:
     def _decide(self, measured: list[Measurement]) -> None:
         self.store.record(measured)
         for own in measured:
-            self.trials[own.trial] = _measure(self.trials[own.trial], own, self.direction)
+            self.trials[own.trial] = _extended(self.trials[own.trial], own, self.direction)
             if self.pruner is not None:
                 self.pruner.record(own)
         for own in measured:
@@ -322,13 +336,6 @@ class _Loop:
             checkpoint.remove(checkpoint_folder(self.folder, number))
         self._stale.clear()
 
-    def _remove_unknown_checkpoints(self) -> None:
-        """A kill can leave a checkpoint whose trial is not recorded as ended; it will be written again."""
-        known = {checkpoint_folder(self.folder, number).name for number in self.kept}
-        for folder in (self.folder / "checkpoints").glob("trial-*"):
-            if folder.name.removesuffix(".old") not in known:
-                checkpoint.remove(folder)
-
     def _in_flight(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.state is State.RUNNING]
 
@@ -368,6 +375,14 @@ def set_aside(folder: Path) -> Path | None:
         except OSError as error:
             raise StorageError(f"cannot rename {folder}: {error.strerror}", hint="mend its permissions") from error
     return aside
+
+
+def remove_unknown_checkpoints(folder: Path, kept: Iterable[int]) -> None:
+    """A kill can leave a checkpoint whose trial is not recorded as ended, which will be written again, or displaced."""
+    known = {checkpoint_folder(folder, number).name for number in kept}
+    for found in (folder / "checkpoints").glob("trial-*"):
+        if found.name.removesuffix(".old") not in known:
+            checkpoint.remove(found)
 
 
 def checkpoint_folder(folder: Path, trial: int) -> Path:
@@ -450,32 +465,29 @@ def _load_data(study: Study) -> Data:
     )
 
 
-def _example(study: Study) -> Hparams:
-    """A point of the space, always the same, by which the model is tried before the first trial."""
+def _examples(study: Study) -> Iterator[Hparams]:
+    """Points of the space, always the same, by which the model is tried before the first trial.
 
-    def ask(name: str, range_: Range) -> Value:
-        return range_.values[0] if isinstance(range_, Choice) else range_.low
+    The first has the first value of every choice; the others are there because a model may refuse that one alone.
+    """
+    choices = [d.range.values for d in study.space.dimensions if isinstance(d.range, Choice)]
+    for place in range(max((len(values) for values in choices), default=1)):
 
-    return study.space.suggest(ask)
+        def ask(name: str, range_: Range, place: int = place) -> Value:
+            return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
 
-
-def _choose_plan(study: Study, task: Task) -> tuple[Plan, int]:
-    from tunecli.engine import choose_plan
-
-    module = task.build(Run(0, study.seed, _example(study), study.train.epochs))
-    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return choose_plan(weights, study.window), weights
+        yield study.space.suggest(ask)
 
 
 def _last_tick(trial: Trial) -> int:
     return trial.end_tick if trial.end_tick is not None else trial.start_tick + trial.fidelity - 1
 
 
-def _measure(trial: Trial, own: Measurement, direction: str) -> Trial:
+def _extended(trial: Trial, own: Measurement, direction: str) -> Trial:
+    """The trial with one more tick seen."""
     trial = replace(trial, curve=(*trial.curve, own), seconds=trial.seconds + own.seconds)
-    if own.failure is None and (trial.value is None or better(own.metric, trial.value, direction)):
-        return replace(trial, value=own.metric, best_tick=own.fidelity)
-    return trial
+    best = first_best(trial.curve, direction)
+    return trial if best is None else replace(trial, value=best.metric, best_tick=best.fidelity)
 
 
 def _progress(

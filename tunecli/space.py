@@ -83,9 +83,14 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise SpaceError("a list of choices must not be empty")
-        for position, value in enumerate(self.values):
-            if any(value == other and type(value) is type(other) for other in self.values[:position]):
-                raise SpaceError(f"a list of choices must not name {value!r} twice")
+        labels = self._labels()
+        for position, label in enumerate(labels):
+            if label != label:
+                raise SpaceError("a list of choices must not hold nan, which equals nothing")
+            if label in labels[:position]:  # as Optuna compares them: true is 1 is 1.0
+                first, value = self.values[labels.index(label)], self.values[position]
+                also = "" if repr(first) == repr(value) else f", first as {first!r}"
+                raise SpaceError(f"a list of choices must not name {value!r} twice{also}")
 
     def internal(self, value: Value) -> float:
         return float(next(i for i, own in enumerate(self.values) if own == value and type(own) is type(value)))
@@ -94,9 +99,11 @@ class Choice:
         return self.values[int(internal)]
 
     def distribution(self) -> dict[str, Any]:
+        return {"name": "CategoricalDistribution", "attributes": {"choices": self._labels()}}
+
+    def _labels(self) -> list[bool | int | float | str]:
         # Optuna's choices are scalars: a list of layer widths travels as its JSON text.
-        labels = [json.dumps(list(value)) if isinstance(value, tuple) else value for value in self.values]
-        return {"name": "CategoricalDistribution", "attributes": {"choices": labels}}
+        return [json.dumps(list(value)) if isinstance(value, tuple) else value for value in self.values]
 
 
 Range = Float | Int | Choice
@@ -316,10 +323,11 @@ def _value(name: str, value: Any) -> Value:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SpaceError(f"expected a number, got {value!r}")
         if not (low <= value < high or (inclusive and value == high)):
-            raise SpaceError(f"must lie between {low:g} and {high:g}, got {value!r}")
+            end = "at most" if inclusive else "below"
+            raise SpaceError(f"must be at least {low:g} and {end} {high:g}, got {value!r}")
         return float(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and all(isinstance(item, bool | int | float | str) for item in value):
         return tuple(value)
     if not isinstance(value, bool | int | float | str):
-        raise SpaceError(f"expected a number, a text or a list, got {value!r}")
+        raise SpaceError(f"expected a number, a text or a list of them, got {value!r}")
     return value

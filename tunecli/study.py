@@ -206,6 +206,20 @@ def make_study(
     )
 
 
+def load_data(study: Study) -> data.Data:
+    """The study's data, split and prepared."""
+    section = study.data
+    return data.load(
+        section.source,
+        section.keys,
+        base=study.base,
+        seed=study.seed,
+        split=tuple(section.split),
+        target=section.target,
+        task=section.task,
+    )
+
+
 def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
     """The study that a user means: a file, a table, a name, or the latest in the home (else the bundled digits)."""
     if argument is None:
@@ -375,7 +389,8 @@ def _source_faults(file: _File, base: Path) -> list[str]:
     searched = file.space.get("model", {})
     if is_function(source):
         if not source_file(source, base).is_file():
-            faults.append(f"model.source: no such file: {source_file(source, base)}")
+            hint = f"paths in a study file are relative to it, here {base}"
+            faults.append(f"model.source: no such file: {source_file(source, base)}\n{hint}")
     elif source not in models.BUNDLED:
         nearest = did_you_mean(source, models.BUNDLED)
         faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function": {nearest}')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -88,6 +88,15 @@ class Trial:
 def better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is strictly better; a NaN is better than nothing."""
     return value > than if direction == "maximize" else value < than
+
+
+def first_best(curve: Iterable[Measurement], direction: str) -> Measurement | None:
+    """The measurement that a trial's value comes from: the best one, the first of equals. Failed ones do not count."""
+    best: Measurement | None = None
+    for own in curve:
+        if own.failure is None and (best is None or better(own.metric, best.metric, direction)):
+            best = own
+    return best
 
 
 def best_trial(trials: list[Trial], direction: str) -> Trial | None:

@@ -1,6 +1,6 @@
 """Write houses.csv: 600 made-up houses with numbers, categories and gaps.
 
-    python examples/table/houses.py
+python examples/table/houses.py
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What transfer is worth: ten times pretrained on the digits 0 to 4, trained on with 20 samples each of 5 to 9.
 
-    python examples/transfer/run.py
+python examples/transfer/run.py
 """
 
 import json
@@ -28,7 +28,9 @@ def main(seeds=10):
             found = tunecli("finetune", "transfer", "--best", "--home", home, *more)
         gains.append(found["after"] - found["scratch"])
         print(f"{seed:>4}  {found['before']:.4f}  {found['after']:.4f}  {found['scratch']:.4f}", flush=True)
-    print(f"gain {mean(gains):+.4f} +- {stdev(gains) / len(gains) ** 0.5:.4f} (mean and standard error, accuracy on test)")
+    print(
+        f"gain {mean(gains):+.4f} +- {stdev(gains) / len(gains) ** 0.5:.4f} (mean and standard error, accuracy on test)"
+    )
 
 
 if __name__ == "__main__":

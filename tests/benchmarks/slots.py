@@ -124,7 +124,9 @@ def main() -> None:
     for name, seconds in times.items():
         ratio = statistics.median(own / base for own, base in zip(seconds, times["slots"], strict=True))
         spread = f"{min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}"
-        print(f"{name:<7}{statistics.median(seconds) * 1e3:7.0f} ms an epoch of {SLOTS} ({spread}), {ratio:.2f} x slots")
+        print(
+            f"{name:<7}{statistics.median(seconds) * 1e3:7.0f} ms an epoch of {SLOTS} ({spread}), {ratio:.2f} x slots"
+        )
 
 
 if __name__ == "__main__":

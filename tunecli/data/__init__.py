@@ -5,13 +5,14 @@ Only names and values here, so that a study file is checked without loading torc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli.errors import DataError, did_you_mean
-from tunecli.source import is_function
+from tunecli.source import is_function, source_file
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +64,25 @@ class Data:
         """The shape of one sample."""
         return tuple(self.train.inputs.shape[1:])
 
+    def fingerprint(self) -> str:
+        """A hash of all samples, in order, split by split."""
+        import torch
+
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.train, self.validation, self.test):
+            for tensor in (part.inputs, part.targets):
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                # As bytes: NumPy has no bfloat16.
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
 
 def check_source(source: str, base: Path) -> None:
-    """Raises DataError where `source` names no bundled data, no readable kind of file and no function."""
-    if is_function(source) or source in BUNDLED:
+    """Raises DataError where `source` names neither bundled data nor a table or a function whose file is there."""
+    if source in BUNDLED:
         return
-    path = (base / source).expanduser()
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    path = source_file(source, base) if is_function(source) else (base / source).expanduser()
+    if is_function(source) or path.suffix.lower() in TABLE_SUFFIXES:
         if not path.is_file():
             raise DataError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
         return

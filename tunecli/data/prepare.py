@@ -98,7 +98,8 @@ def _prepare_table(
     if task == "regression":
         # Targets of any unit meet the same default learning rates; metrics are printed in the target's own.
         mean, scale = float(codes[parts[0]].mean()), float(codes[parts[0]].std()) or 1.0
-        targets = torch.from_numpy(((codes - mean) / scale).astype(np.float32))
+        standardized = np.clip((codes - mean) / scale, -table.LARGEST, table.LARGEST)
+        targets = torch.from_numpy(standardized.astype(np.float32))
     else:
         targets = torch.from_numpy(codes)
     train, validation, test = (Samples(inputs[part], targets[part]) for part in parts)
@@ -137,7 +138,7 @@ def _columns(
 
 
 def _encode_classes(values: Array, names: tuple[str, ...] | None) -> tuple[Array, tuple[str, ...]]:
-    if values.dtype.kind == "f" and _are_whole(values):
+    if values.dtype.kind == "f" and _are_whole(values) and np.abs(values).max() < 2**53:
         values = values.astype(np.int64)
     distinct, codes = np.unique(values if values.dtype.kind in "iu" else values.astype(str), return_inverse=True)
     labels = tuple(str(label) for label in distinct)
@@ -159,6 +160,8 @@ def _as_numbers(target: pd.Series[Any]) -> Array:
         ) from error
     if not np.isfinite(numbers).all():
         raise DataError("the target holds a NaN or an infinity", hint="fill these targets in or drop the rows")
+    if np.abs(numbers).max() > table.LARGEST:
+        raise DataError(f"the target holds {np.abs(numbers).max():g}, too large to train on", hint="rescale the target")
     return numbers
 
 

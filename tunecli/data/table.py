@@ -23,6 +23,9 @@ from tunecli.errors import DataError, did_you_mean
 MAX_CATEGORIES = 50
 """A text column with more different values than this tells samples apart rather than describing them."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""What training can hold; a number beyond it, infinities included, counts as missing."""
+
 
 def read(path: Path, target: str | None) -> Table:
     """A CSV file as a table. Raises DataError with what is wrong in the file."""
@@ -108,7 +111,7 @@ def fit(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         series = frame[name]
         is_number = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
         if is_number:
-            series = series.where(np.isfinite(series))  # an infinity counts as missing
+            series = series.where(series.abs() <= LARGEST)
         values = series.dropna()
         distinct = values.nunique()
         if distinct <= 1:
@@ -138,8 +141,9 @@ def encode(frame: pd.DataFrame, columns: Sequence[Mapping[str, Any]]) -> np.ndar
         series = frame[column["name"]] if column["name"] in frame.columns else pd.Series([None] * len(frame))
         if column["kind"] == "number":
             numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=math.nan)
-            numbers = np.where(np.isfinite(numbers), numbers, column["fill"])
-            parts.append(((numbers - column["mean"]) / column["scale"])[:, None])
+            numbers = np.where(np.abs(numbers) <= LARGEST, numbers, column["fill"])
+            standardized = (numbers - column["mean"]) / column["scale"]
+            parts.append(np.clip(standardized, -LARGEST, LARGEST)[:, None])
         else:
             text = series.astype("object").map(lambda value: None if pd.isna(value) else str(value)).to_numpy()
             known = [text == level for level in column["levels"]]

@@ -80,9 +80,14 @@ class Layout:
 def as_matrix(outputs: Tensor, samples: int) -> Tensor:
     """Outputs of a model as (N, O); one number a sample may come as (N,)."""
     if not isinstance(outputs, Tensor):
-        raise ModelError(f"a model must return a tensor, got {type(outputs).__name__}")
+        raise ModelError(
+            f"a model must return a tensor, got {type(outputs).__name__}", hint="return the outputs alone from forward"
+        )
     if outputs.shape[:1] != (samples,) or outputs.dim() > 2:
-        raise ModelError(f"a model must return (samples, outputs), here ({samples}, ...), got {tuple(outputs.shape)}")
+        raise ModelError(
+            f"a model must return (samples, outputs), here ({samples}, ...), got {tuple(outputs.shape)}",
+            hint="flatten the outputs of each sample at the end of forward",
+        )
     return outputs if outputs.dim() == 2 else outputs[:, None]
 
 
@@ -197,7 +202,7 @@ def traits(module: nn.Module, twin: nn.Module, inputs: Tensor, targets: Tensor, 
     if any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in module.modules()):
         return Traits("convolutions and recurrent layers are faster one by one", False, False)
     own, other = module.state_dict(), twin.state_dict()
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("its frozen weights differ from trial to trial", False, False)
     return Traits(_vmap_fails(module, inputs, targets, loss), False, False)

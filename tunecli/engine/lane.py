@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples
-from tunecli.engine.batches import Batches, batch_length, epoch_batches, epoch_order
+from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.gradients import Layout, Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import Task
@@ -23,7 +23,7 @@ from tunecli.engine.update import Due, State, plan_updates, update
 from tunecli.trial import Measurement, Run, better
 
 _EVALUATION_SAMPLES = 1024
-"""Samples evaluated at once; a multiple of ROUND, and short chunks are filled up to it for the same reason."""
+"""Samples evaluated at once; a multiple of ROUND, to which short chunks are filled up for the same reason."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,14 +41,24 @@ class Slot:
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def order(self) -> tuple[str, str, int]:
-        return str(self.run.hparams["optimizer"]), str(self.run.hparams["batch_size"]).zfill(12), self.run.trial
+    def penalties(self) -> tuple[bool, bool]:
+        """Whether the run has l1 and l2. A penalty of zero is not computed: zero times an infinite weight is NaN."""
+        return bool(self.run.hparams.get("l1")), bool(self.run.hparams.get("l2"))
+
+    @property
+    def order(self) -> tuple[str, str, tuple[bool, bool], int]:
+        hparams = self.run.hparams
+        return str(hparams["optimizer"]), str(hparams["batch_size"]).zfill(12), self.penalties, self.run.trial
 
     def best_weights(self) -> dict[str, Tensor]:
         """The state dict at the best tick: the trained weights from the row, the rest from the module."""
-        views = self.lane.layout.views(self.lane.best[self.row : self.row + 1])
-        state = {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
-        state |= self.best_state | {name: view[0] for name, view in views.items()}
+        row = self.lane.best[self.row] if self.initial is None else self.initial
+        trained = self.lane.layout.views(row[None])
+        state = {name: tensor.detach() for name, tensor in self.module.state_dict().items()} | self.best_state
+        first: dict[nn.Parameter, str] = {}  # a weight may have several names, of which the layout knows the first
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if (own := first.setdefault(parameter, name)) in trained:
+                state[name] = trained[own][0]
         return {name: tensor.clone().cpu() for name, tensor in state.items()}
 
 
@@ -263,7 +273,8 @@ class Block:
         found = []
         for low in range(0, len(inputs), _EVALUATION_SAMPLES):
             chunk = inputs[low : low + _EVALUATION_SAMPLES]
-            missing = -len(chunk) % 16
+            # A row computed alone needs no filling, and its model may not bear it: samples can depend on others.
+            missing = -len(chunk) % ROUND if self._lane.micro is not None else 0
             filled = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]) if missing else chunk
             found.append(self._way.outputs(filled)[:, : len(chunk)])
         return torch.cat(found, dim=1)
@@ -280,7 +291,7 @@ def _rules(slots: list[Slot]) -> list[tuple[int, int, str]]:
 
 
 def _due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int, slice, slice, bool]]]:
-    """For each micro-step the stretches of rows whose batch is then complete.
+    """For each micro-step the stretches of rows whose batch is then complete, and that have the same penalties.
 
     (which of `_rules`, the rows within it, the rows within the block, whether it is their last batch of the epoch)
     """
@@ -290,9 +301,12 @@ def _due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int
     for step in range(steps):
         row: list[tuple[int, slice, slice, bool]] = []
         for number, (low, high, _) in enumerate(_rules(slots)):
-            keys = [(step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1) for k in range(low, high)]
+            keys = [
+                (step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1, slots[k].penalties)
+                for k in range(low, high)
+            ]
             start = low
-            for (due, last), stretch in groupby(keys):
+            for (due, last, _), stretch in groupby(keys):
                 stop = start + len(list(stretch))
                 if due:
                     row.append((number, slice(start - low, stop - low), slice(start, stop), last))

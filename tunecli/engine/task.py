@@ -47,7 +47,7 @@ class Task:
 
 def make_task(study: Study, data: Data) -> Task:
     """The task that a study states for its data. Raises StudyFileError where loss or metric do not fit the data."""
-    loss = LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
+    loss = loss_of(study, data)
     metric = METRICS[study.train.metric or DEFAULT_METRIC[data.task]]
     for kind, name, task in (("loss", loss.name, loss.task), ("metric", metric.name, metric.task)):
         if task not in (None, data.task):
@@ -71,6 +71,11 @@ def make_task(study: Study, data: Data) -> Task:
     )
 
 
+def loss_of(study: Study, data: Data) -> Loss:
+    """The loss that a study states, or the usual one for its data."""
+    return LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
+
+
 def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
     """The task's metric of one model on some samples."""
     chunks = []
@@ -84,13 +89,12 @@ def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
 
 def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Module:
     """A new model of the study, with the keys that a trial sampled laid over the study file's."""
-    loss = LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
     return models.build(
         study.model.source,
         model_keys(study, hparams),
         base=study.base,
         features=data.features,
-        outputs=loss.outputs(len(data.classes)),
+        outputs=loss_of(study, data).outputs(len(data.classes)),
         seed=seed,
     )
 

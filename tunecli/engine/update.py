@@ -136,7 +136,7 @@ def _spared(change: Tensor, decay: Tensor | None) -> Tensor:
 
 
 def _power(of: Tensor, number: Tensor) -> Tensor:
-    """`of ** number` for whole numbers, by squaring: a vector's `pow` rounds otherwise than that of the odd ones left."""
+    """`of ** number` for whole numbers, by squaring: torch's pow rounds by an element's place in its vector."""
     left = number.long()
     found = torch.ones(torch.broadcast_shapes(of.shape, left.shape), dtype=of.dtype, device=of.device)
     for _ in range(int(left.max()).bit_length()):

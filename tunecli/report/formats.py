@@ -38,7 +38,7 @@ def as_markdown(summary: Summary, top: int) -> str:
     for trial in summary.ranked[:top]:
         lines.append(
             f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {trial.seconds:.1f} "
-            f"| {short_hparams(trial.hparams)} |"
+            f"| {', '.join(short_hparams(trial.hparams))} |"
         )
     return "\n".join(lines) + "\n"
 

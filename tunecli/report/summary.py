@@ -106,9 +106,21 @@ def curve_bars(values: Sequence[float], width: int, direction: str) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(7, int((point - bottom) / scale * 8))] for point in points)
 
 
-def short_hparams(hparams: Hparams, leave_out: Sequence[str] = ()) -> str:
-    """The hparams in one line, in the order of the space."""
-    return ", ".join(f"{name} {short(value)}" for name, value in hparams.items() if name not in leave_out)
+def short_hparams(hparams: Hparams, leave_out: Sequence[str] = ()) -> list[str]:
+    """Each hparam as "name value", in the order of the space."""
+    return [f"{name} {short(value)}" for name, value in hparams.items() if name not in leave_out]
+
+
+def wrap(items: Sequence[str], width: int) -> str:
+    """Items joined by commas, broken between items only, so that a name never parts from its value."""
+    lines, line = [], ""
+    for item in items:
+        if line and len(line) + 2 + len(item) + 1 > width:
+            lines.append(line + ",")
+            line = item
+        else:
+            line = f"{line}, {item}" if line else item
+    return "\n".join([*lines, line])
 
 
 def short(value: object) -> str:

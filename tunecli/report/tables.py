@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.report.summary import Summary, curve_bars, short, short_hparams
+from tunecli.report.summary import Summary, curve_bars, short, short_hparams, wrap
 from tunecli.trial import State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
@@ -23,7 +23,7 @@ def draw(summary: Summary, top: int, console: Console) -> None:
 def draw_best(summary: Summary, console: Console) -> None:
     """Print the best trial alone: what a search has to show for itself."""
     if summary.best is not None:
-        console.print(_best(summary, summary.best))
+        console.print(_best(summary, summary.best, console.width))
 
 
 def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
@@ -35,9 +35,9 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
         yield from _failures(summary)
         return
     yield Text("")
-    yield _best(summary, summary.best)
+    yield _best(summary, summary.best, width)
     yield Text(f"\nTop {len(shown)} of {len(summary.ranked)} complete trials", style="bold")
-    yield _table(summary, shown)
+    yield _table(summary, shown, width)
     yield Text(f"\nLearning curves: {summary.metric} on validation, epoch by epoch", style="bold")
     yield _curves(summary, shown, width)
     yield from _failures(summary)
@@ -58,7 +58,7 @@ def _counts(summary: Summary) -> Text:
     return text
 
 
-def _best(summary: Summary, best: Trial) -> Text:
+def _best(summary: Summary, best: Trial, width: int) -> Text:
     text = Text.assemble(
         ("Best: ", "bold"),
         (f"trial {best.number}", "bold green"),
@@ -66,11 +66,12 @@ def _best(summary: Summary, best: Trial) -> Text:
     )
     if summary.ties > 1:
         text.append(f"; {summary.ties} trials tie, the lowest number goes first")
-    text.append(f"\n  {short_hparams(best.hparams)}")
+    for line in wrap(short_hparams(best.hparams), width - 2).splitlines():
+        text.append(f"\n  {line}")
     return text
 
 
-def _table(summary: Summary, shown: tuple[Trial, ...]) -> Table:
+def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column(summary.metric, justify="right")
@@ -88,7 +89,7 @@ def _table(summary: Summary, shown: tuple[Trial, ...]) -> Table:
             str(trial.fidelity),
             f"{trial.seconds:.1f}",
             *(short(trial.hparams.get(name, "")) for name in main),
-            Text(short_hparams(trial.hparams, leave_out=main), style="dim"),
+            Text(wrap(short_hparams(trial.hparams, leave_out=main), max(24, width - 58)), style="dim"),
         )
     return table
 

@@ -27,7 +27,7 @@ from tunecli.store.schema import (
     tables,
     unreadable,
 )
-from tunecli.trial import Measurement, State, Trial
+from tunecli.trial import Measurement, State, Trial, first_best
 
 _STATES = {
     "RUNNING": State.RUNNING,
@@ -92,7 +92,8 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     name = connection.execute(select(studies.c.study_name).where(studies.c.study_id == study_id)).scalar_one()
     direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
     document = json.loads(ours["document"])
-    trials, ids = _trials(connection, found, study_id, build_space(document.get("space", {})))
+    space = build_space(document.get("space", {}))
+    trials, ids = _trials(connection, found, study_id, space, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
     return Record(
@@ -113,7 +114,7 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
 
 
 def _trials(
-    connection: Connection, found: Mapping[str, Table], study_id: int, space: Space
+    connection: Connection, found: Mapping[str, Table], study_id: int, space: Space, direction: str
 ) -> tuple[list[Trial], dict[int, int]]:
     """All trials in the order of their numbers, and trial id -> number."""
     trials = found["trials"]
@@ -155,17 +156,21 @@ def _trials(
                 f"trial {row.number} was not written by tunecli",
                 hint="a study of tunecli has one writer: tunecli search",
             )
-        curve = curves[row.trial_id]
+        state, curve = _STATES[row.state], curves[row.trial_id]
+        value, best_tick = value_of.get(row.trial_id), own.best_tick
+        if not state.ended and (best := first_best(curve, direction)):
+            # Written when the trial ends; until then its curve tells.
+            value, best_tick = best.metric, best.fidelity
         result.append(
             Trial(
                 number=row.number,
-                state=_STATES[row.state],
+                state=state,
                 hparams=space.decode(params[row.trial_id]),
                 start_tick=own.start_tick,
                 end_tick=own.end_tick,
-                value=value_of.get(row.trial_id),
-                best_tick=own.best_tick,
-                seconds=sum(measurement.seconds for measurement in curve),
+                value=value,
+                best_tick=best_tick,
+                seconds=sum((measurement.seconds for measurement in curve), 0.0),
                 reason=own.reason,
                 curve=tuple(curve),
             )

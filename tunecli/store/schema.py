@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import (
+    URL,
     Column,
     DateTime,
     Engine,
@@ -110,7 +112,7 @@ def connect(path: Path, *, write: bool) -> Engine:
     """
     engine = create_engine(
         # A reader too: SQLite must be able to roll back what a kill left half written. It falls back to reading alone.
-        f"sqlite:///file:{_quoted(path)}?mode=rw&uri=true",
+        _url(path),
         poolclass=NullPool,
         connect_args={"timeout": BUSY_SECONDS},
     )
@@ -145,7 +147,7 @@ def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> 
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished.unlink(missing_ok=True)
         descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY, 0o600)
-        storage = RDBStorage(f"sqlite:///{unfinished}")
+        storage = RDBStorage(_url(unfinished).render_as_string())
         study_id = storage.create_new_study([StudyDirection[direction.upper()]], name)
         _ours.create_all(storage.engine)
         values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": utc_now(), **row}
@@ -209,7 +211,6 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"cannot read {path}: {detail}", hint="is it a study's database?")
 
 
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.resolve()))
+def _url(path: Path) -> URL:
+    """As a URI, for a folder's name may hold what has a meaning in a URL."""
+    return URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"mode": "rw", "uri": "true"})

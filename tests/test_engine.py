@@ -1,0 +1,649 @@
+"""What every engine promises: a run's result is that of a plain torch loop, and depends on nothing but itself."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tunecli.data import Samples
+from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Task
+from tunecli.engine.batches import batch_length, epoch_order
+from tunecli.engine.gradients import Vmapped
+from tunecli.errors import ModelError
+from tunecli.metrics import LOSSES, METRICS, Metric
+from tunecli.models import build
+from tunecli.space import OPTIMIZERS
+from tunecli.trial import Measurement, Run, better
+
+MakeEngine = Callable[[Task], Engine]
+MakeModel = Callable[[], nn.Module]
+Curves = dict[int, list[tuple[Any, ...]]]
+
+PLANS = {
+    "vmap, blocks of 32": Plan("vmap", cap=16, block_rows=32, threads=1),
+    "vmap, blocks of 8": Plan("vmap", cap=64, block_rows=8, threads=1),
+    "looped": LOOPED,
+}
+BLOCKS_OF_32 = PLANS["vmap, blocks of 32"]
+FEATURES, CLASSES = 30, 3
+
+
+@pytest.fixture(params=PLANS.values(), ids=PLANS.keys())
+def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+    """Every engine and plan that the promises hold for."""
+    return lambda task: LocalEngine(task, request.param)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """An engine sets the threads of the process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw_samples(count: int, seed: int, dtype: torch.dtype, features: tuple[int, ...] = (FEATURES,)) -> Samples:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, *features, generator=generator, dtype=dtype)
+    return Samples(inputs, torch.randint(CLASSES, (count,), generator=generator))
+
+
+def make_task(
+    model: MakeModel | None = None, *, dtype: torch.dtype = torch.float32, samples: int = 61, **more: Any
+) -> Task:
+    """A small classification task; `model` gives a new module and draws its weights from torch's global generator."""
+
+    def seeded(run: Run) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed("weights"))
+            return (model or mlp())().to(dtype)
+
+    features = more.pop("features", (FEATURES,))
+    defaults: dict[str, Any] = {
+        "train": draw_samples(samples, 0, dtype, features),
+        "validation": draw_samples(37, 1, dtype, features),
+        "loss": LOSSES["cross_entropy"],
+        "metric": METRICS["loss"],
+        "classes": CLASSES,
+        "build": seeded,
+    }
+    return Task(**defaults | more)
+
+
+def mlp(hidden: int = 33, activation: str = "tanh", features: int = FEATURES, outputs: int = CLASSES) -> MakeModel:
+    keys = {"hidden": hidden, "activation": activation}
+    return lambda: build(
+        "mlp", keys, base=Path(), features=(features,), outputs=outputs, seed=int(torch.randint(2**31, ()))
+    )
+
+
+def make_run(trial: int, *, epochs: int = 4, schedule: str = "cosine", **hparams: Any) -> Run:
+    """A run whose optimizer, batch size and the rest differ from those of its neighbours, where not given."""
+    uniform = torch.rand(8, generator=torch.Generator().manual_seed(trial)).tolist()
+    optimizer = hparams.get("optimizer", OPTIMIZERS[trial % len(OPTIMIZERS)])
+    defaults = {
+        "optimizer": optimizer,
+        "learning_rate": 10 ** (-3 + 2 * uniform[0]),
+        "batch_size": (7, 16, 1, 100, "full", 20)[(trial // 2) % 6],
+        "l1": 10 ** (-6 + 3 * uniform[1]),
+        "l2": 10 ** (-6 + 3 * uniform[2]),
+    }
+    if optimizer in ("sgd", "rmsprop"):
+        defaults["momentum"] = 0.9 * uniform[3] if trial % 3 else 0.0
+    if optimizer in ("adam", "adamw", "nadam"):
+        defaults |= {"beta1": 0.8 + 0.19 * uniform[4], "beta2": 0.9 + 0.09 * uniform[5]}
+    return Run(trial, 7, defaults | hparams, epochs, schedule)
+
+
+def shown(measurement: Measurement) -> tuple[Any, ...]:
+    """All of a measurement but the seconds; the text of a number keeps every bit, and a NaN equals itself."""
+    own = measurement
+    losses = own.train_loss, own.validation_loss, own.metric, own.gradient_norm
+    return own.fidelity, *map(repr, losses), own.failure
+
+
+def tick(engine: Engine, runs: list[Run]) -> list[Measurement]:
+    """One tick of all runs in flight, in the order of `runs`."""
+    found: dict[int, Measurement] = {}
+    while len(found) < len(runs):
+        found |= {own.trial: own for own in engine.advance(time.monotonic() + 60)}
+    return [found[run.trial] for run in runs]
+
+
+def train(engine: Engine, runs: list[Run], ticks: int) -> list[list[Measurement]]:
+    """Start the runs and train all of them; the measurements of each run."""
+    for run in runs:
+        engine.start(run)
+    found = [tick(engine, runs) for _ in range(ticks)]
+    return [list(own) for own in zip(*found, strict=True)]
+
+
+def outcome(engine: Engine, run: Run, curve: list[Measurement]) -> tuple[Any, ...]:
+    """Everything a run gives, for comparison bit by bit."""
+    weights = {name: tensor.numpy().tobytes() for name, tensor in engine.weights(run).items()}
+    return [shown(own) for own in curve], weights
+
+
+def outcomes(engine: Engine, runs: list[Run], ticks: int = 2) -> dict[int, tuple[Any, ...]]:
+    curves = train(engine, runs, ticks)
+    return {run.trial: outcome(engine, run, curve) for run, curve in zip(runs, curves, strict=True)}
+
+
+# What a run gives is what a plain loop gives.
+
+
+def plain_optimizer(run: Run, module: nn.Module, decay_biases: bool) -> torch.optim.Optimizer:
+    hparams = run.hparams
+    keys: dict[str, Any] = {"lr": hparams["learning_rate"]}
+    keys |= {"momentum": hparams["momentum"]} if "momentum" in hparams else {}
+    keys |= {"betas": (hparams["beta1"], hparams["beta2"])} if "beta1" in hparams else {}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    spared = [p for p in trained if p.dim() == 1 and not decay_biases]
+    decayed = [p for p in trained if p.dim() > 1 or decay_biases]
+    groups = [{"params": decayed, "weight_decay": hparams["l2"]}, {"params": spared, "weight_decay": 0.0}]
+    optimizers: dict[Any, Any] = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+    }
+    found: torch.optim.Optimizer = optimizers[hparams["optimizer"]](groups, **keys)
+    return found
+
+
+def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dict[str, Tensor]]:
+    """The same training as everybody writes it: losses, metric and gradient norm by tick, and the best weights."""
+    module = task.build(run)
+    optimizer = plain_optimizer(run, module, task.decay_biases)
+    samples = len(task.train)
+    size = batch_length(run.hparams["batch_size"], samples)
+    if run.schedule == "cosine":
+        total = run.epochs * math.ceil(samples / size)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
+    assert task.validation is not None
+    curve: list[list[float]] = []
+    best: dict[str, Tensor] = {}
+    for epoch in range(ticks):
+        module.train()
+        loss_sum = 0.0
+        for batch in epoch_order(run.seed("order", epoch), samples).split(size):
+            optimizer.zero_grad()
+            outputs = module(task.train.inputs[batch]).reshape(len(batch), -1)
+            loss = task.loss.per_sample(outputs, task.train.targets[batch]).mean()
+            loss.backward()
+            trained = [p for p in module.parameters() if p.grad is not None]
+            norm = float(torch.cat([p.grad.flatten() for p in trained]).norm())  # type: ignore[union-attr]
+            for p in trained:
+                if p.dim() > 1 or task.decay_biases:
+                    p.grad += run.hparams["l1"] * p.detach().sign()  # type: ignore[operator]
+            optimizer.step()
+            if run.schedule == "cosine":
+                scheduler.step()
+            loss_sum += float(loss.detach()) * len(batch)
+        module.eval()
+        with torch.no_grad():
+            outputs = module(task.validation.inputs).reshape(1, len(task.validation), -1)
+        validation_loss, metric = (float(own) for own in task.score(outputs, task.validation.targets))
+        if not curve or better(metric, min(own[2] for own in curve), "minimize"):
+            best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        curve.append([loss_sum / samples, validation_loss, metric, norm])
+    return curve, best
+
+
+def assert_equals_plain_loop(make_engine: MakeEngine, task: Task, runs: list[Run], ticks: int = 3) -> None:
+    """To 1e-9 in float64, losses and the best weights; for metrics that are minimized."""
+    engine = make_engine(task)
+    torch.set_default_dtype(torch.float64)  # torch keeps NAdam's product of momenta in it
+    try:
+        for run, measured in zip(runs, train(engine, runs, ticks), strict=True):
+            curve, best = plain_loop(task, run, ticks)
+            found = [[own.train_loss, own.validation_loss, own.metric, own.gradient_norm] for own in measured]
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(curve), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(engine.weights(run), best, rtol=1e-9, atol=1e-12)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine, schedule: str) -> None:
+    sizes = (1, 7, 16, 100, "full", 23)
+    optimizers = OPTIMIZERS if schedule == "constant" else reversed(OPTIMIZERS)
+    runs = [
+        make_run(trial, optimizer=optimizer, batch_size=size, schedule=schedule)
+        for trial, (size, optimizer) in enumerate(zip(sizes, optimizers, strict=True))
+    ]
+    assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=133), runs, ticks=2)
+
+
+def test_a_run_without_decay_of_biases_equals_a_plain_loop(make_engine: MakeEngine) -> None:
+    task = make_task(dtype=torch.float64, decay_biases=False)
+    assert_equals_plain_loop(make_engine, task, [make_run(trial, l1=1e-3, l2=1e-2) for trial in range(6)], ticks=2)
+
+
+class Flat(nn.Module):
+    """One number a sample, as (N,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.layer(inputs).relu())[:, 0]
+        return outputs
+
+
+def test_a_regression_is_scored_in_the_units_of_its_target(make_engine: MakeEngine) -> None:
+    more = {"loss": LOSSES["mse"], "metric": METRICS["mse"], "classes": 0, "target_scale": 10.0}
+    for part, seed in (("train", 0), ("validation", 1)):
+        inputs = draw_samples(45, seed, torch.float64).inputs
+        more[part] = Samples(inputs, inputs[:, 0] * 2 - 1)
+    task = make_task(Flat, dtype=torch.float64, **more)
+    runs = [make_run(trial, batch_size=16) for trial in range(3)]
+    assert_equals_plain_loop(make_engine, task, runs)
+    measured = tick(engine := start(make_engine(task), runs), runs)
+    assert all(own.metric == pytest.approx(100 * own.validation_loss) for own in measured)
+    assert set(engine.weights(runs[0])) == {"layer.weight", "layer.bias", "head.weight", "head.bias"}
+
+
+def start(engine: Engine, runs: list[Run]) -> Engine:
+    for run in runs:
+        engine.start(run)
+    return engine
+
+
+def test_two_classes_can_share_one_output(make_engine: MakeEngine) -> None:
+    train_, validation = (draw_samples(45, seed, torch.float64) for seed in (0, 1))
+    more: dict[str, Any] = {"loss": LOSSES["binary_cross_entropy"], "classes": 2}
+    more |= {"train": Samples(train_.inputs, train_.targets.clamp(max=1))}
+    more |= {"validation": Samples(validation.inputs, validation.targets.clamp(max=1))}
+    task = make_task(mlp(outputs=1), dtype=torch.float64, **more)
+    assert_equals_plain_loop(make_engine, task, [make_run(trial, batch_size=16) for trial in range(2)])
+
+
+# A run's result depends on nothing but itself: not on the neighbours, not on the slot.
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_a_run_is_bitwise_the_same_alone_and_beside_any_neighbours(make_engine: MakeEngine, activation: str) -> None:
+    task = make_task(mlp(activation=activation))
+    runs = [make_run(trial) for trial in range(32)]
+    alone = {run.trial: outcomes(make_engine(task), [run])[run.trial] for run in runs[2:7]}
+    for neighbours in (runs[:2] + runs[2:3], runs[5:7], runs[:7], runs):
+        crowd = outcomes(make_engine(task), neighbours)
+        assert {trial: crowd[trial] for trial in alone.keys() & crowd.keys()} == {
+            trial: own for trial, own in alone.items() if trial in crowd
+        }
+
+
+@pytest.mark.parametrize("slot", [1, 2, 3, 5, 15, 31])
+def test_a_run_is_bitwise_the_same_in_any_slot(slot: int) -> None:
+    """Neighbours of the same optimizer and batch size stand in the order of their numbers."""
+    task = make_task(mlp(activation="gelu"))
+    same = {"optimizer": "adam", "batch_size": 7}
+    run, neighbours = make_run(100, **same), range(100 - slot, 132 - slot)
+    alone = outcomes(LocalEngine(task, BLOCKS_OF_32), [run])
+    crowd = outcomes(LocalEngine(task, BLOCKS_OF_32), [make_run(trial, **same) for trial in neighbours])
+    assert crowd[100] == alone[100]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    plan=st.sampled_from([own for own in PLANS.values() if own.way == "vmap"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    activation=st.sampled_from(["relu", "tanh", "gelu", "silu"]),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(CLASSES, 12), st.integers(10, 90)),
+    runs=st.lists(st.integers(0, 500), min_size=2, max_size=10, unique=True),
+)
+def test_a_run_is_bitwise_the_same_for_any_shape_of_model_and_data(
+    plan: Plan, dtype: torch.dtype, activation: str, shape: tuple[int, int, int, int], runs: list[int]
+) -> None:
+    features, hidden, outputs, samples = shape
+    model = mlp(hidden, activation, features, outputs)
+    task = make_task(model, dtype=dtype, samples=samples, features=(features,))
+    crowd = outcomes(LocalEngine(task, plan), [make_run(trial) for trial in runs])
+    for trial in runs[:2]:
+        assert crowd[trial] == outcomes(LocalEngine(task, plan), [make_run(trial)])[trial]
+
+
+def test_a_run_does_not_see_others_come_and_go(make_engine: MakeEngine) -> None:
+    task = make_task()
+    early, leaving, late = ([make_run(t) for t in range(low, low + 4)] for low in (0, 4, 8))
+    alone = {run.trial: outcomes(make_engine(task), [run], ticks=3) for run in (early[1], late[2])}
+    engine = start(make_engine(task), [*early, *leaving])
+    curves = {run.trial: [own] for run, own in zip(early, tick(engine, [*early, *leaving]), strict=False)}
+    for run in leaving:
+        engine.free(run)
+    for step in range(3):
+        flying = early if step == 0 else [*early, *late]
+        if step == 1:
+            start(engine, late)
+        for run, own in zip(flying, tick(engine, flying), strict=True):
+            curves.setdefault(run.trial, []).append(own)
+        if step == 1:
+            assert outcome(engine, early[1], curves[1]) == alone[1][1]
+            engine.free(early[0])
+            early = early[1:]
+    start(engine, [make_run(0)])
+    flying = [make_run(0), *early, *late]
+    curves[late[2].trial].append(tick(engine, flying)[flying.index(late[2])])
+    assert outcome(engine, late[2], curves[late[2].trial]) == alone[late[2].trial][late[2].trial]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-4])
+def test_a_run_that_diverges_fails_and_its_neighbours_do_not_notice(make_engine: MakeEngine, penalty: float) -> None:
+    task = make_task(mlp(activation="relu"))
+    wild = make_run(3, optimizer="sgd", learning_rate=1e30, batch_size=16, schedule="constant", l1=penalty, l2=penalty)
+    tame = [make_run(trial, optimizer="sgd", batch_size=16) for trial in (1, 2, 4, 5)]
+    calm = outcomes(make_engine(task), tame)
+    crowd = outcomes(make_engine(task), [*tame[:2], wild, *tame[2:]])
+    assert {run.trial: crowd[run.trial] for run in tame} == calm
+    assert crowd[3] == outcomes(make_engine(task), [wild])[3]
+    engine = make_engine(task)
+    (curve,) = train(engine, [wild], 2)
+    assert curve[-1].failure is not None
+    assert curve[-1].failure.startswith("diverged: ")
+    assert all(tensor.isfinite().all() for tensor in engine.weights(wild).values())
+
+
+def test_ways_agree_to_rounding() -> None:
+    task = make_task(mlp(activation="gelu"), dtype=torch.float64)
+    runs = [make_run(trial) for trial in range(6)]
+    engines = [LocalEngine(task, plan) for plan in PLANS.values()]
+    curves = [train(engine, runs, 3) for engine in engines]
+    for run, *measured in zip(runs, *curves, strict=True):
+        first, *others = [
+            torch.tensor([[o.train_loss, o.validation_loss, o.metric, o.gradient_norm] for o in own])
+            for own in measured
+        ]
+        for other, engine in zip(others, engines[1:], strict=True):
+            torch.testing.assert_close(other, first, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(engine.weights(run), engines[0].weights(run), rtol=1e-9, atol=1e-12)
+
+
+def test_the_seed_of_a_study_gives_another_training(make_engine: MakeEngine) -> None:
+    task, run = make_task(), make_run(0)
+    other = Run(run.trial, run.study_seed + 1, run.hparams, run.epochs, run.schedule)
+    assert outcomes(make_engine(task), [run]) != outcomes(make_engine(task), [other])
+
+
+# Many trials train as one program, and can be interrupted.
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[str]:
+    calls: list[str] = []
+    original = target if isinstance(target, str) else getattr(target, name)
+
+    def counted(*args: Any) -> Any:
+        calls.append(name)
+        return original(*args)
+
+    monkeypatch.setattr(target, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(("trials", "blocks"), [(1, 1), (32, 1), (33, 2)])
+def test_a_block_takes_one_gradient_and_one_update_a_step(
+    monkeypatch: pytest.MonkeyPatch, trials: int, blocks: int
+) -> None:
+    """61 samples in batches of 16: four steps, however many trials and optimizers."""
+    from tunecli.engine import lane
+
+    runs = [make_run(trial, batch_size=16) for trial in range(trials)]
+    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
+    gradients = count_calls(monkeypatch, Vmapped, "add_gradient")
+    updates = count_calls(monkeypatch, lane, "update")
+    tick(engine, runs)
+    assert len(gradients) == 4 * blocks
+    assert len(updates) == 4 * blocks
+
+
+def test_batch_sizes_share_the_steps_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 16, of 48 and of everything are read in the same micro-batches of 16: four steps of one block."""
+    runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 48, "full"))]
+    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
+    gradients = count_calls(monkeypatch, Vmapped, "add_gradient")
+    tick(engine, runs)
+    assert len(gradients) == 4
+
+
+def test_an_interrupted_tick_goes_on_where_it_stopped(make_engine: MakeEngine) -> None:
+    task, runs = make_task(samples=133), [make_run(trial) for trial in range(6)]
+    expected = outcomes(make_engine(task), runs)
+    engine = start(make_engine(task), runs)
+    curves: dict[int, list[Measurement]] = {run.trial: [] for run in runs}
+    for ticks in (1, 2):
+        assert engine.advance(time.monotonic() - 1) == []
+        pause = 1e-4
+        while any(len(curve) < ticks for curve in curves.values()):
+            for own in engine.advance(time.monotonic() + pause):
+                curves[own.trial].append(own)
+            pause *= 1.2
+    assert {run.trial: outcome(engine, run, curves[run.trial]) for run in runs} == expected
+
+
+def test_a_deadline_is_kept_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch at most is trained beyond a deadline, so that signals and the live view never wait for an epoch."""
+    run = make_run(0, batch_size=1)
+    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), [run])
+    gradients = count_calls(monkeypatch, Vmapped, "add_gradient")
+    while not gradients:
+        assert engine.advance(time.monotonic() + 1e-6) == []
+    assert len(gradients) == 1
+
+
+# Models that cannot share a program.
+
+
+class Mixing(nn.Module):
+    """Every output depends on all samples of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs - inputs.mean(0))
+        return outputs
+
+
+class Tied(nn.Module):
+    """Two names of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, FEATURES)
+        self.second = nn.Linear(FEATURES, FEATURES)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.second(self.first(inputs).tanh())
+        return outputs
+
+
+class Branching(nn.Module):
+    """Looks at its numbers, which vmap cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)
+        return outputs if float(outputs.detach().sum()) < 1e9 else outputs * 0
+
+
+def frozen(first: nn.Module) -> nn.Module:
+    return nn.Sequential(first.requires_grad_(False), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def frozen_random() -> nn.Module:
+    return frozen(nn.Linear(FEATURES, 8))
+
+
+def frozen_same() -> nn.Module:
+    first = nn.Linear(FEATURES, 8)
+    nn.init.constant_(first.weight, 0.1)
+    nn.init.zeros_(first.bias)
+    return frozen(first)
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, CLASSES))
+
+
+def dropout() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 9), nn.Dropout(0.4), nn.Tanh(), nn.Linear(9, CLASSES))
+
+
+def convolution() -> nn.Module:
+    layers = nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(2 * FEATURES - 4, CLASSES)
+    return nn.Sequential(*layers)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.memory(inputs.unflatten(1, (6, 5)))[0][:, -1])
+        return outputs
+
+
+MODELS = [frozen_same, Tied, batch_norm, Mixing, convolution, Recurrent, frozen_random, Branching]
+
+
+@pytest.mark.parametrize(
+    ("model", "because"),
+    [
+        (mlp(), None),
+        (frozen_same, None),
+        (Tied, None),
+        (dropout, "dropout"),
+        (batch_norm, "samples of a batch depend on each other"),
+        (Mixing, "samples of a batch depend on each other"),
+        (convolution, "convolutions and recurrent layers are faster one by one"),
+        (Recurrent, "convolutions and recurrent layers are faster one by one"),
+        (frozen_random, "its frozen weights differ from trial to trial"),
+        (Branching, "vmap cannot follow its forward pass"),
+    ],
+)
+def test_an_engine_says_why_a_model_is_looped(model: MakeModel, because: str | None) -> None:
+    found = LocalEngine(make_task(model), BLOCKS_OF_32).traits(make_run(0)).looped_because
+    assert found == because or (because is not None and found is not None and found.startswith(because))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_of_any_kind_equals_a_plain_loop_with_whole_batches(make_engine: MakeEngine, model: MakeModel) -> None:
+    """Batches above every cap too: statistics are those of the whole batch, buffers those of the best tick."""
+    runs = [make_run(trial, batch_size=size) for trial, size in enumerate((10, 61, 70, "full"))]
+    assert_equals_plain_loop(make_engine, make_task(model, dtype=torch.float64, samples=133), runs)
+
+
+def test_dropout_is_drawn_per_run(make_engine: MakeEngine) -> None:
+    task, runs = make_task(dropout), [make_run(trial, batch_size=16) for trial in range(4)]
+    process = torch.get_rng_state()
+    alone = {run.trial: outcomes(make_engine(task), [run])[run.trial] for run in runs[:2]}
+    crowd = outcomes(make_engine(task), runs)
+    assert torch.equal(process, torch.get_rng_state()), "the process's own randomness is left alone"
+    assert {trial: crowd[trial] for trial in alone} == alone
+    without = outcomes(make_engine(make_task(lambda: nn.Sequential(*list(dropout())[:1], *list(dropout())[2:]))), runs)
+    assert without[0] != crowd[0]
+
+
+# The weights that a run gives are those of its best tick.
+
+
+def scripted(values: list[float], direction: str) -> Metric:
+    """A metric that takes these values, tick by tick."""
+    left = iter(values)
+    return Metric("scripted", None, direction, lambda outputs, targets, classes: torch.tensor(next(left)))
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "best"),
+    [
+        ("maximize", [1.0, 3.0, 3.0, 2.0], 2),
+        ("minimize", [1.0, 3.0, 1.0, 2.0], 1),
+        ("minimize", [3.0, 2.0, 2.0, 1.0], 4),
+    ],
+)
+@pytest.mark.parametrize("model", [batch_norm, frozen_same, Tied])
+def test_weights_are_those_of_the_best_tick_the_first_of_equals(
+    make_engine: MakeEngine, model: MakeModel, direction: str, values: list[float], best: int
+) -> None:
+    run = make_run(0, batch_size=16)
+    last = start(make_engine(make_task(model, validation=None)), [run])  # nothing to choose by: the last tick's
+    states = []
+    for _ in values:
+        tick(last, [run])
+        states.append(last.weights(run))
+    engine = start(make_engine(make_task(model, metric=scripted(values, direction))), [run])
+    assert [tick(engine, [run])[0].metric for _ in values] == values
+    found = engine.weights(run)
+    assert found.keys() == states[0].keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, states[best - 1][name]), name
+
+
+@pytest.mark.parametrize("model", [batch_norm, frozen_same, frozen_random, Tied])
+def test_weights_load_into_a_new_model_and_give_the_value_measured(make_engine: MakeEngine, model: MakeModel) -> None:
+    task = make_task(model, dtype=torch.float64)
+    runs = [make_run(trial, batch_size=16) for trial in range(3)]
+    engine = make_engine(task)
+    curves = train(engine, runs, 3)
+    assert task.validation is not None
+    for run, curve in zip(runs, curves, strict=True):
+        module = task.build(make_run(99))
+        module.load_state_dict(engine.weights(run), strict=True)
+        outputs = module.eval()(task.validation.inputs)[None].detach()
+        _, value = task.score(outputs, task.validation.targets)
+        assert float(value) == pytest.approx(min(own.metric for own in curve), rel=1e-9)
+
+
+def test_weights_of_a_run_before_its_first_tick_are_its_initial_ones(make_engine: MakeEngine) -> None:
+    task, run = make_task(), make_run(0)
+    found = start(make_engine(task), [run]).weights(run)
+    torch.testing.assert_close(found, dict(task.build(run).state_dict()), rtol=0, atol=0)
+
+
+def test_weights_are_a_copy(make_engine: MakeEngine) -> None:
+    run = make_run(0)
+    engine = start(make_engine(make_task()), [run])
+    tick(engine, [run])
+    first = engine.weights(run)
+    for tensor in first.values():
+        tensor.zero_()
+    assert any(tensor.any() for tensor in engine.weights(run).values())
+
+
+# A model that does not fit is refused before anything is trained.
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (mlp(outputs=2), "the model gives 2 outputs a sample, the data have 3 classes and cross_entropy needs 3"),
+        (mlp(features=FEATURES + 1), f"the model cannot read samples of shape ({FEATURES},)"),
+        (lambda: nn.Sequential(nn.Linear(FEATURES, 6), nn.Unflatten(1, (2, 3))), "must return (samples, outputs)"),
+        (lambda: nn.Sequential(nn.Linear(FEATURES, 6), nn.Flatten(0)), "must return (samples, outputs)"),
+        (lambda: nn.Sequential(nn.Unflatten(1, (6, 5)), nn.LSTM(5, 3)), "must return a tensor, got tuple"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_with_a_hint(
+    make_engine: MakeEngine, model: MakeModel, expected: str
+) -> None:
+    engine = make_engine(make_task(model))
+    with pytest.raises(ModelError) as caught:
+        engine.start(make_run(0))
+    assert expected in caught.value.message
+    assert caught.value.hint

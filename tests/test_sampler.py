@@ -1,0 +1,300 @@
+"""One contract for every sampler: a proposal is a pure function of the recorded trials and the trial's number."""
+
+import math
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from tunecli.sampler import Proposer
+from tunecli.space import SAMPLERS, Space, build_space
+from tunecli.trial import Hparams, Measurement, State, Trial, derive_seed
+
+EPOCHS, WINDOW, TRIALS = 3, 5, 40
+
+SPACES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "conditional, with choices of the model": {
+        "optimizer": ["sgd", "adam", "adamw"],
+        "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+        "batch_size": [16, 64, "full"],
+        "l1": 0,
+        "nesterov": [True, False],
+        "model": {
+            "hidden": [[8], [64], [8, 8]],
+            "width": {"low": 1, "high": 64, "log": True},
+            "dropout": {"low": 0.0, "high": 0.5},
+            "norm": [True, False],
+        },
+    },
+    "one optimizer": {"optimizer": "rmsprop", "learning_rate": [0.1, 0.01], "batch_size": {"low": 1, "high": 64}},
+}
+
+sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+space = pytest.mark.parametrize("keys", SPACES.values(), ids=SPACES)
+
+
+def loss(hparams: Hparams) -> float:
+    """A valley in the logarithms of the rates, its floor lower for some optimizers."""
+    floor = {"sgd": 0.2, "adam": 0.0, "adamw": 0.1}.get(str(hparams["optimizer"]), 0.5)
+    optima = {"learning_rate": 2.5e-3, "l1": 1e-7, "l2": 1e-3}
+    return floor + sum(
+        math.log10(float(hparams[name]) / best) ** 2  # type: ignore[arg-type]
+        for name, best in optima.items()
+        if hparams[name]
+    )
+
+
+def measurement(number: int, fidelity: int, metric: float, failure: str | None = None) -> Measurement:
+    return Measurement(number, fidelity, metric, metric, metric, 0.0, 0.0, failure)
+
+
+def outcome(trial: Trial, fidelity: int, tick: int) -> Trial:
+    """The trial one tick later: some are pruned, some fail, always the same ones."""
+    fate = derive_seed(0, trial.number, "fate") % 8
+    value = loss(trial.hparams) * (1 + 1 / fidelity)
+    if fate == 0 and fidelity == 2:
+        curve = (*trial.curve, measurement(trial.number, fidelity, math.nan, "diverged"))
+        return replace(trial, curve=curve, state=State.FAILED, end_tick=tick, value=None, best_tick=None)
+    trial = replace(trial, curve=(*trial.curve, measurement(trial.number, fidelity, value)))
+    trial = replace(trial, value=value, best_tick=fidelity)
+    if fate in (1, 2, 3) and fidelity == fate:
+        return replace(trial, state=State.PRUNED, end_tick=tick)
+    return replace(trial, state=State.COMPLETE, end_tick=tick) if fidelity == EPOCHS else trial
+
+
+def simulate(space: Space, name: str, seed: int = 0, trials: int = TRIALS) -> list[list[Trial]]:
+    """A search as the loop runs it: for each number, all trials as they stood when it had been proposed."""
+    return go_on(Proposer(space, name, "minimize", seed), [], trials)
+
+
+def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[list[Trial]]:
+    """The same for a search that stands in the middle of a fill."""
+    known, history = list(known), []
+    tick = max((trial.start_tick for trial in known), default=1) - 1
+    while True:
+        while len(known) < trials and sum(not trial.state.ended for trial in known) < WINDOW:
+            hparams = proposer.propose(len(known), tick + 1)
+            known.append(Trial(len(known), State.RUNNING, hparams, start_tick=tick + 1))
+            history.append(list(known))
+        flight = [trial for trial in known if not trial.state.ended]
+        if not flight:
+            return [*history, known]
+        tick += 1
+        for trial in flight:
+            known[trial.number] = outcome(trial, trial.fidelity + 1, tick)
+            if known[trial.number].state.ended:
+                proposer.end(known[trial.number])
+
+
+def rebuilt(space: Space, name: str, known: list[Trial], seed: int = 0) -> Proposer:
+    proposer = Proposer(space, name, "minimize", seed)
+    for trial in known:
+        proposer.add(trial)
+    return proposer
+
+
+def proposal(space: Space, name: str, known: list[Trial], like: Trial) -> Hparams:
+    """What a proposer that knows the trials below `like` from the record alone proposes in its place."""
+    return rebuilt(space, name, known[: like.number]).propose(like.number, like.start_tick)
+
+
+@sampler
+@space
+def test_a_rebuilt_proposer_proposes_what_the_live_one_did(sampler: str, keys: dict[str, Any]) -> None:
+    space = build_space(keys)
+    *history, final = simulate(space, sampler)
+    assert len(final) == len(history) == TRIALS
+    for then in history:
+        last = then[-1]
+        # From the trials as they stood then, and from the trials as they ended long after.
+        assert proposal(space, sampler, then, last) == last.hparams
+        assert proposal(space, sampler, final, last) == last.hparams
+
+
+@sampler
+@pytest.mark.parametrize("stop", [1, 12, 27])
+def test_a_rebuilt_proposer_goes_on_as_the_live_one_did(sampler: str, stop: int) -> None:
+    space = build_space({})
+    *history, final = simulate(space, sampler)
+    known = history[stop - 1]
+    assert go_on(rebuilt(space, sampler, known), known)[-1] == final
+
+
+def changed(trial: Trial, value: float) -> Trial:
+    """The same trial with another result: complete instead of pruned or failed, and the reverse."""
+    state = State.PRUNED if trial.state is State.COMPLETE else State.COMPLETE
+    curve = tuple(measurement(trial.number, own.fidelity, value) for own in trial.curve)
+    return replace(trial, state=state, value=value, best_tick=1, curve=curve)
+
+
+@sampler
+def test_results_count_from_one_full_tick_after_their_end_on(sampler: str) -> None:
+    """What ended in tick e is seen by trials that start in tick e + 2, so proposals can be made while a tick runs."""
+    space = build_space({})
+    final = simulate(space, sampler)[-1]
+    matters = []
+    for like in final:
+        below = final[: like.number]
+        hidden = [t if t.end_tick is None or t.end_tick + 2 <= like.start_tick else changed(t, -9.0) for t in below]
+        assert proposal(space, sampler, hidden, like) == like.hparams
+        seen = [
+            t if t.end_tick is None or t.end_tick + 2 > like.start_tick else changed(t, -loss(t.hparams)) for t in below
+        ]
+        matters.append(proposal(space, sampler, seen, like) != like.hparams)
+    # TPE begins with ten random trials; random sampling never looks at a result.
+    assert sum(matters) > TRIALS // 2 if sampler == "tpe" else not any(matters)
+
+
+def test_a_result_is_seen_in_the_first_tick_in_which_it_counts() -> None:
+    space = build_space({})
+    final = simulate(space, "tpe")[-1]
+    last_to_count = []
+    for like in final[15:]:
+        newest = [t for t in final[: like.number] if t.end_tick == like.start_tick - 2]
+        known = [changed(t, -loss(t.hparams)) if t in newest else t for t in final[: like.number]]
+        last_to_count.append(proposal(space, "tpe", known, like) != like.hparams)
+    assert any(last_to_count)
+
+
+def test_trials_in_flight_matter_to_tpe_by_their_hparams() -> None:
+    """A window of trials must not crowd into one place."""
+    space = build_space({"optimizer": "sgd"})
+    *history, _ = simulate(space, "tpe")
+    matters = []
+    for then in history[15:]:
+        moved = [t if t.state.ended else replace(t, hparams={**t.hparams, "learning_rate": 1e-4}) for t in then]
+        matters.append(proposal(space, "tpe", moved, then[-1]) != then[-1].hparams)
+    assert any(matters)
+
+
+# What the table of the default space in design.md says.
+RATES = {"sgd": (1e-4, 1.0), "adagrad": (1e-3, 1.0)}
+BETAS = ("adam", "adamw", "nadam")
+
+
+def check_default(hparams: Hparams) -> None:
+    optimizer = hparams["optimizer"]
+    expected = ["optimizer", "learning_rate"]
+    expected += ["momentum"] if optimizer in ("sgd", "rmsprop") else []
+    expected += ["beta1", "beta2"] if optimizer in BETAS else []
+    assert list(hparams) == [*expected, "batch_size", "l1", "l2"]
+    assert optimizer in ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam")
+    assert hparams["batch_size"] in (16, 32, 64, 128, 256)
+    bounds = {
+        "learning_rate": RATES.get(str(optimizer), (1e-5, 1e-1)),
+        "momentum": (0.0, 0.99),
+        "beta1": (0.8, 0.99),
+        "beta2": (0.9, 0.9999),
+        "l1": (1e-8, 1e-2),
+        "l2": (1e-4, 0.5) if optimizer == "adamw" else (1e-8, 1e-2),
+    }
+    for name, (low, high) in bounds.items():
+        value = hparams.get(name, low)
+        assert isinstance(value, float)
+        assert low <= value <= high, name
+
+
+def check_conditional(hparams: Hparams) -> None:
+    optimizer = hparams["optimizer"]
+    expected = {"optimizer", "learning_rate", "batch_size", "l1", "l2"}
+    expected |= {"model.hidden", "model.width", "model.dropout", "model.norm"}
+    expected |= {"momentum", "nesterov"} if optimizer == "sgd" else {"beta1", "beta2"}
+    assert set(hparams) == expected
+    assert optimizer in ("sgd", "adam", "adamw")
+    assert 1e-4 <= float(hparams["learning_rate"]) <= 1e-1  # type: ignore[arg-type]
+    assert hparams["batch_size"] in (16, 64, "full")
+    assert hparams["l1"] == 0
+    assert hparams["model.hidden"] in ((8,), (64,), (8, 8))
+    assert type(hparams["model.width"]) is int
+    assert 1 <= hparams["model.width"] <= 64
+    assert 0 <= float(hparams["model.dropout"]) <= 0.5  # type: ignore[arg-type]
+    assert type(hparams["model.norm"]) is bool
+    assert type(hparams.get("nesterov", True)) is bool
+
+
+def check_one_optimizer(hparams: Hparams) -> None:
+    assert list(hparams) == ["optimizer", "learning_rate", "momentum", "batch_size", "l1", "l2"]
+    assert hparams["optimizer"] == "rmsprop"
+    assert hparams["learning_rate"] in (0.1, 0.01)
+    assert type(hparams["batch_size"]) is int
+    assert 1 <= hparams["batch_size"] <= 64
+
+
+CHECKS = dict(zip(SPACES, (check_default, check_conditional, check_one_optimizer), strict=True))
+
+
+@sampler
+@pytest.mark.parametrize("name", SPACES)
+def test_every_proposal_lies_in_the_space_and_has_only_what_applies(sampler: str, name: str) -> None:
+    space, check = build_space(SPACES[name]), CHECKS[name]
+    final = simulate(space, sampler)[-1]
+    for trial in final:
+        check(trial.hparams)
+        internal = {key: value for key, (_, value) in space.encode(trial.hparams).items()}
+        assert space.decode(internal) == trial.hparams
+    for hparam in space.searched():
+        assert len({trial.hparams.get(hparam) for trial in final}) > 1, f"{hparam} never varies"
+
+
+@sampler
+def test_what_is_fixed_stays_where_it_applies(sampler: str) -> None:
+    keys = {"learning_rate": 0.125, "momentum": 0.5, "batch_size": "full", "l2": 0.0, "model": {"hidden": [[4, 4]]}}
+    space = build_space(keys)
+    for trial in simulate(space, sampler, trials=25)[-1]:
+        assert trial.hparams["learning_rate"] == 0.125
+        assert trial.hparams["batch_size"] == "full"
+        assert trial.hparams["l2"] == 0
+        assert trial.hparams["model.hidden"] == (4, 4)
+        assert trial.hparams.get("momentum") == (0.5 if trial.hparams["optimizer"] in ("sgd", "rmsprop") else None)
+
+
+@sampler
+def test_a_space_with_nothing_to_search_is_proposed_as_it_is(sampler: str) -> None:
+    fixed = {"optimizer": "adagrad", "learning_rate": 0.1, "batch_size": 8, "l1": 0.0, "l2": 0.0}
+    assert [dict(trial.hparams) for trial in simulate(build_space(fixed), sampler, trials=12)[-1]] == [fixed] * 12
+
+
+@sampler
+def test_a_seed_gives_one_search_and_another_seed_another(sampler: str) -> None:
+    space = build_space({})
+    runs = {seed: simulate(space, sampler, seed)[-1] for seed in (0, 1)}
+    assert simulate(space, sampler, seed=0)[-1] == runs[0]
+    for one, other in zip(*runs.values(), strict=True):
+        assert one.hparams != other.hparams
+
+
+def test_numbers_differ_from_each_other() -> None:
+    """Each proposal has a sampler of its own, which must not draw the same first number each time."""
+    final = simulate(build_space({"optimizer": "sgd"}), "random")[-1]
+    assert len({trial.hparams["learning_rate"] for trial in final}) == TRIALS
+
+
+def test_both_directions_are_followed() -> None:
+    """To maximize a value is to minimize its negative."""
+    space = build_space({})
+
+    def search(direction: str, sign: float) -> list[Hparams]:
+        proposer = Proposer(space, "tpe", direction, 0)
+        found: list[Hparams] = []
+        for number in range(25):
+            found.append(proposer.propose(number, 1 + 2 * number))
+            value = sign * loss(found[-1])
+            curve = (measurement(number, 1, value),)
+            at = 1 + 2 * number
+            proposer.end(Trial(number, State.COMPLETE, found[-1], at, at, value, 1, curve=curve))
+        return found
+
+    assert search("minimize", 1.0) == search("maximize", -1.0)
+    assert search("minimize", 1.0) != search("maximize", 1.0)
+
+
+def test_tpe_does_better_than_random() -> None:
+    def values(name: str) -> list[list[float]]:
+        searches = [simulate(build_space({}), name, seed, trials=60)[-1] for seed in range(4)]
+        return [[loss(trial.hparams) for trial in trials] for trials in searches]
+
+    tpe, random = values("tpe"), values("random")
+    assert mean(min(found) for found in tpe) < mean(min(found) for found in random)
+    assert mean(mean(found[30:]) for found in tpe) < 0.5 * mean(mean(found[30:]) for found in random)

@@ -1,0 +1,593 @@
+"""The loop: the same study, however often it is interrupted, and what it leaves behind."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+from tunecli import checkpoint
+from tunecli import data as data_room
+from tunecli import search as search_room
+from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
+from tunecli.search import Ended, Event, Opened, Progress, search, set_aside
+from tunecli.store import Store, hold, read, writer
+from tunecli.study import Study
+from tunecli.trial import State, Trial
+
+Question = Callable[..., Study]
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def run(study: Study, folder: Path, **options: Any) -> list[Event]:
+    return list(search(study, folder, **options))
+
+
+def ending(study: Study, folder: Path, **options: Any) -> Ended:
+    last = run(study, folder, **options)[-1]
+    assert isinstance(last, Ended)
+    return last
+
+
+def trials(folder: Path) -> tuple[Trial, ...]:
+    return read(folder / "study.db").trials
+
+
+def answer(folder: Path) -> tuple[list[Trial], dict[int, str], list[str]]:
+    """All that a study has to show: trials but for their seconds, the hashes of the kept weights, and their folders."""
+    record = read(folder / "study.db")
+    timeless = [
+        replace(trial, seconds=0.0, curve=tuple(replace(own, seconds=0.0) for own in trial.curve))
+        for trial in record.trials
+    ]
+    return timeless, dict(record.kept), sorted(own.name for own in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module", params=[3, 8], ids=["one by one", "in blocks"])
+def finished(request: pytest.FixtureRequest, question: Question, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A study that was searched in one go, and the folder of its results; to be looked at, never written."""
+    study, folder = question(window=request.param), tmp_path_factory.mktemp("finished") / "tiny"
+    assert ending(study, folder).how == "done"
+    return study, folder
+
+
+# What a search finds
+
+
+def test_one_seed_gives_one_search_and_another_seed_another(
+    finished: tuple[Study, Path], question: Question, tmp_path: Path
+) -> None:
+    study, folder = finished
+    run(study, tmp_path / "again")
+    assert answer(tmp_path / "again") == answer(folder)
+    run(replace(study, seed=1), tmp_path / "other")
+    others = trials(tmp_path / "other")
+    assert all(one.hparams != other.hparams for one, other in zip(trials(folder), others, strict=True))
+
+
+def test_every_trial_ends_with_the_first_best_value_of_its_curve(finished: tuple[Study, Path]) -> None:
+    study, folder = finished
+    found = trials(folder)
+    assert [trial.number for trial in found] == list(range(study.search.trials))
+    assert {trial.state for trial in found} == {State.COMPLETE, State.PRUNED}
+    for trial in found:
+        metrics = [own.metric for own in trial.curve]
+        assert trial.value == max(metrics)
+        assert trial.best_tick == metrics.index(max(metrics)) + 1
+        assert [own.fidelity for own in trial.curve] == list(range(1, len(metrics) + 1))
+        assert trial.end_tick == trial.start_tick + len(metrics) - 1
+        assert (trial.state is State.COMPLETE) == (len(metrics) == study.train.epochs)
+        assert (trial.reason is not None) == (trial.state is State.PRUNED)
+
+
+def test_a_window_of_trials_is_in_flight_and_a_freed_slot_is_refilled_in_the_next_tick(
+    finished: tuple[Study, Path],
+) -> None:
+    study, folder = finished
+    found = trials(folder)
+    for tick in range(1, max(trial.end_tick or 0 for trial in found) + 1):
+        in_flight = [t for t in found if t.start_tick <= tick <= (t.end_tick or 0)]
+        not_yet = [t for t in found if t.start_tick > tick]
+        assert len(in_flight) == study.window or not not_yet
+        assert len(in_flight) <= study.window
+
+
+def test_events_tell_what_is_stored(question: Question, tmp_path: Path) -> None:
+    first, *progress, last = run(question(), tmp_path)
+    assert isinstance(first, Opened)
+    assert (first.metric, first.direction, first.done, first.device) == ("accuracy", "maximize", 0, "cpu")
+    assert first.weights == 4 * 8 + 8 + 8 * 3 + 3
+    assert all(isinstance(event, Progress) for event in progress)
+    assert isinstance(last, Ended)
+    found = trials(tmp_path)
+    assert last.progress.counts[State.COMPLETE] == sum(trial.state is State.COMPLETE for trial in found)
+    assert last.progress.counts[State.RUNNING] == 0
+    assert last.progress.tick == max(trial.end_tick or 0 for trial in found)
+    # The best by Optuna's own account; ties go to the lower number.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    theirs = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="tiny")
+    assert last.progress.best is not None
+    assert last.progress.best.value == theirs.best_value
+    assert last.progress.best.number == min(
+        trial.number for trial in found if trial.state is State.COMPLETE and trial.value == theirs.best_value
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_window_of_one_prunes_as_optuna_does(question: Question, tmp_path: Path, metric: str) -> None:
+    study = question(window=1, train={"metric": metric, "epochs": 5})
+    run(study, tmp_path)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    direction = "maximize" if metric == "accuracy" else "minimize"
+    theirs = optuna.create_study(direction=direction, pruner=pruner)
+    found = trials(tmp_path)
+    assert {trial.state for trial in found} == {State.COMPLETE, State.PRUNED}
+    for ours in found:
+        trial = theirs.ask()
+        for own in ours.curve:
+            trial.report(own.metric, own.fidelity)
+            pruned = own.fidelity < 5 and trial.should_prune()
+            assert pruned == (ours.state is State.PRUNED and own.fidelity == ours.fidelity)
+        theirs.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def test_no_pruner_prunes_none(question: Question, tmp_path: Path) -> None:
+    run(question(pruner="none", trials=4), tmp_path)
+    assert {trial.state for trial in trials(tmp_path)} == {State.COMPLETE}
+
+
+# Checkpoints
+
+
+def plain_accuracy(weights: dict[str, torch.Tensor], study: Study) -> float:
+    """The validation accuracy of these weights in a network written down here."""
+    model = nn.Sequential()
+    for name, layer in (("flatten", nn.Flatten()), ("layer1", nn.Linear(4, 8)), ("relu1", nn.ReLU())):
+        model.add_module(name, layer)
+    model.add_module("head", nn.Linear(8, 3))
+    model.load_state_dict(weights, strict=True)
+    validation = data_room.load("iris", {}, base=study.base, seed=study.seed).validation
+    with torch.no_grad():
+        hits = model(validation.inputs).argmax(1) == validation.targets
+    return int(hits.sum()) / len(hits)
+
+
+def test_the_best_complete_trials_are_kept_and_are_worth_what_was_measured(finished: tuple[Study, Path]) -> None:
+    study, folder = finished
+    complete = [trial for trial in trials(folder) if trial.state is State.COMPLETE]
+    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[: study.search.keep]
+    assert len(best) == study.search.keep < len(complete)
+    _, kept, folders = answer(folder)
+    assert kept.keys() == {trial.number for trial in best}
+    assert folders == sorted(f"trial-{trial.number}" for trial in best)
+    for trial in best:
+        weights, manifest = checkpoint.load(folder / "checkpoints" / f"trial-{trial.number}")
+        assert plain_accuracy(weights, study) == trial.value
+        assert (manifest["trial"], manifest["value"], manifest["fidelity"]) == (
+            trial.number,
+            trial.value,
+            trial.best_tick,
+        )
+        assert manifest["sha256"] == kept[trial.number]
+        assert manifest["hparams"] == json.loads(json.dumps(dict(trial.hparams)))
+
+
+# Interruptions
+
+
+def until_done(attempt: Callable[[int], bool], most: int = 200) -> int:
+    """Attempts 0, 1, 2... until one says that the study is done; how many it took."""
+    for number in range(most):
+        if attempt(number):
+            return number + 1
+    raise AssertionError(f"not done after {most} attempts")
+
+
+@pytest.mark.parametrize("pause", [search_room.PAUSE_SECONDS, 0.0005], ids=["after ticks", "within ticks"])
+def test_a_search_that_is_stopped_often_is_the_search_that_never_was(
+    finished: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    study, folder = finished
+    monkeypatch.setattr(search_room, "PAUSE_SECONDS", pause)
+
+    def attempt(number: int) -> bool:
+        calls = iter(range(10_000))
+        ended = ending(study, tmp_path, stop=lambda: next(calls) >= number * (1 if pause > 0.01 else 3))
+        assert ended.how in ("stopped", "done")
+        return ended.how == "done"
+
+    assert until_done(attempt) > 3
+    assert answer(tmp_path) == answer(folder)
+
+
+def test_a_search_whose_reader_goes_away_often_is_the_same_search(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+
+    def attempt(number: int) -> bool:
+        events = search(study, tmp_path)
+        for _, event in zip(range(number + 1), events, strict=False):
+            if isinstance(event, Ended):
+                return True
+        events.close()  # type: ignore[attr-defined]  # a generator's own
+        return False
+
+    assert until_done(attempt) > 3
+    assert answer(tmp_path) == answer(folder)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("group_seconds", [0.0, 0.02])
+def test_a_crash_around_any_write_changes_nothing(
+    finished: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, group_seconds: float
+) -> None:
+    """Each attempt crashes one write later than the one before: a commit, a checkpoint, a checkpoint's removal."""
+    study, folder = finished
+    monkeypatch.setattr(writer, "GROUP_SECONDS", group_seconds)
+    left = [0]
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **keys: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0 and when == "before":
+                raise Crash
+            result = real(*args, **keys)
+            if left[0] < 0:
+                raise Crash
+            return result
+
+        return write
+
+    monkeypatch.setattr(Store, "flush", wrap(Store.flush))
+    monkeypatch.setattr(checkpoint, "save", wrap(checkpoint.save))
+    monkeypatch.setattr(checkpoint, "remove", wrap(checkpoint.remove))
+
+    def attempt(number: int) -> bool:
+        left[0] = number
+        try:
+            return ending(study, tmp_path).how == "done"
+        except Crash:
+            return False
+
+    assert until_done(attempt) > 3
+    assert answer(tmp_path) == answer(folder)
+
+
+SEARCH = """
+from pathlib import Path
+from tunecli.search import search
+from tunecli.study import read_study
+for _ in search(read_study(Path(file)), Path(folder)):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def process() -> Callable[[Path, Path], Any]:
+    """Makes a process that searches; torch is loaded once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    rooms = ("search", "engine", "engine.task", "sampler", "data.prepare", "data.bundled", "models.bundled")
+    context.set_forkserver_preload([f"tunecli.{room}" for room in rooms])
+    return lambda file, folder: context.Process(target=exec, args=(SEARCH, {"file": str(file), "folder": str(folder)}))
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
+    finished: tuple[Study, Path], tmp_path: Path, process: Callable[[Path, Path], Any], round_: int
+) -> None:
+    study, folder = finished
+    moments = random.Random(f"{round_} {study.window}")
+    file = tmp_path / "tiny.toml"
+    file.write_text(study.toml())
+
+    def attempt(number: int) -> bool:
+        child = process(file, tmp_path / "tiny")
+        child.start()
+        child.join(moments.uniform(0.0, 0.6) if number < 8 else None)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        return child.exitcode == 0
+
+    until_done(attempt)
+    assert answer(tmp_path / "tiny") == answer(folder)
+
+
+def test_a_time_limit_ends_at_a_tick_and_a_later_call_goes_on(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    hows = []
+
+    def attempt(number: int) -> bool:
+        hows.append(ending(study, tmp_path, timeout_seconds=0.01 * 2**number).how)
+        found = trials(tmp_path)
+        # Whole ticks only: whatever is in flight has arrived at the same one.
+        assert len({t.start_tick + t.fidelity - 1 for t in found if t.state is State.RUNNING}) <= 1
+        return hows[-1] == "done"
+
+    assert until_done(attempt) > 1
+    assert set(hows[:-1]) == {"timeout"}
+    assert answer(tmp_path) == answer(folder)
+
+
+def test_no_time_at_all_is_no_tick(question: Question, tmp_path: Path) -> None:
+    assert ending(question(), tmp_path, timeout_seconds=0).how == "timeout"
+    assert trials(tmp_path) == ()
+
+
+# Going on
+
+
+def test_more_trials_go_on_from_those_there(question: Question, tmp_path: Path) -> None:
+    run(question(trials=8), tmp_path)
+    before = trials(tmp_path)
+    first, *_ = events = run(question(trials=12), tmp_path)
+    assert isinstance(first, Opened)
+    assert first.done == 8
+    after = trials(tmp_path)
+    assert after[:8] == before
+    assert [trial.number for trial in after] == list(range(12))
+    assert all(trial.state.ended for trial in after)
+    assert min(trial.start_tick for trial in after[8:]) == max(trial.end_tick or 0 for trial in before) + 1
+    complete = [trial for trial in after if trial.state is State.COMPLETE]
+    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:2]
+    assert answer(tmp_path)[1].keys() == {trial.number for trial in best}
+    assert isinstance(events[-1], Ended)
+
+
+def test_a_finished_study_does_nothing_and_loads_nothing(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    (tmp_path / "tiny.toml").write_text(study.toml())
+    before = (tmp_path / "tiny" / "study.db").read_bytes()
+    script = """
+        import sys
+        from pathlib import Path
+        from tunecli.search import search
+        from tunecli.study import read_study
+        (event,) = search(read_study(Path("tiny.toml")), Path("tiny"))
+        print(event.how, event.progress.best.number, "torch" in sys.modules, "optuna" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    best = max(
+        (trial for trial in trials(folder) if trial.state is State.COMPLETE),
+        key=lambda trial: (trial.value or 0.0, -trial.number),
+    )
+    assert done.stdout.split() == ["done", str(best.number), "False", "False"]
+    assert (tmp_path / "tiny" / "study.db").read_bytes() == before
+
+
+def test_a_study_that_another_process_holds_is_left_alone(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    with hold(tmp_path / "tiny"), pytest.raises(StorageError, match=f"process {os.getpid()}"):
+        run(replace(study, search=study.search.model_copy(update={"trials": 99})), tmp_path / "tiny")
+
+
+OTHER_QUESTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "metric": ({"train": {"metric": "f1"}}, ["train.metric", "accuracy", "f1"]),
+    "epochs": ({"train": {"epochs": 5}}, ["train.epochs", "4", "5"]),
+    "data": ({"data": {"source": "wine"}}, ["data.source", "iris", "wine"]),
+    "split": ({"data": {"source": "iris", "split": [6, 2, 2]}}, ["data.split", "[8.0, 1.0, 1.0]", "[6.0, 2.0, 2.0]"]),
+    "model": ({"model": {"source": "linear"}}, ["model.source", "mlp", "linear", "model.hidden"]),
+    "model keys": ({"model": {"source": "mlp", "hidden": [9]}}, ["model.hidden", "[8]", "[9]"]),
+    "window": ({"window": 4}, ["search.window", "3", "4"]),
+    "seed": ({"seed": 1}, ["seed", "0", "1"]),
+    "space": ({"space": {"l1": 0.5}}, ["space.l1", "not set", "0.5"]),
+    "sampler": ({"sampler": "random"}, ["search.sampler", "tpe", "random"]),
+    "pruner": ({"pruner": "none"}, ["search.pruner", "asha", "none"]),
+    "several": ({"seed": 7, "train": {"metric": "loss"}}, ["seed", "7", "train.metric", "loss"]),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), OTHER_QUESTIONS.values(), ids=OTHER_QUESTIONS)
+def test_another_question_is_refused_and_the_study_left_as_it_is(
+    question: Question, tmp_path: Path, half: Path, change: dict[str, Any], named: list[str]
+) -> None:
+    folder = shutil.copytree(half, tmp_path / "tiny")
+    before = (folder / "study.db").read_bytes(), (folder / "study.toml").read_bytes()
+    with pytest.raises(InputError, match="another question") as caught:
+        run(question(**change), folder)
+    for word in named:
+        assert word in caught.value.message
+    assert "--fresh" in (caught.value.hint or "")
+    assert ((folder / "study.db").read_bytes(), (folder / "study.toml").read_bytes()) == before
+    if "seed" not in change:
+        assert "seed" not in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def half(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study in the middle of which a signal came."""
+    folder = tmp_path_factory.mktemp("half") / "tiny"
+    calls = iter(range(100))
+    assert ending(question(), folder, stop=lambda: next(calls) > 5).how == "stopped"
+    assert any(trial.state is State.RUNNING for trial in trials(folder))
+    return folder
+
+
+def test_what_is_free_to_change_is_no_other_question(question: Question, half: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(half, tmp_path / "tiny")
+    assert ending(question(trials=11, keep=3), folder).how == "done"
+    # A window left out is the one that the study has, whatever the default for that many trials is.
+    other = question(trials=12)
+    assert ending(replace(other, search=other.search.model_copy(update={"window": None})), folder).how == "done"
+    assert read(folder / "study.db").document["search"]["window"] == 3
+
+
+def table(path: Path, shift: float = 0.0) -> None:
+    rows = [f"{x},{(x * 7) % 5},{'ab'[x % 2]}" for x in range(60)]
+    rows[30] = f"{30 + shift},{(30 * 7) % 5},a"
+    path.write_text("\n".join(["x,z,y", *rows]) + "\n")
+
+
+def test_other_data_under_the_same_name_are_refused(question: Question, tmp_path: Path) -> None:
+    table(tmp_path / "t.csv")
+    study = question(base=tmp_path, data={"source": "t.csv", "target": "y"}, trials=4)
+    calls = iter(range(100))
+    run(study, tmp_path / "tiny", stop=lambda: next(calls) > 3)
+    before = (tmp_path / "tiny" / "study.db").read_bytes()
+    table(tmp_path / "t.csv", shift=0.5)
+    with pytest.raises(InputError, match=r"data\.source") as caught:
+        run(study, tmp_path / "tiny")
+    assert caught.value.hint
+    assert (tmp_path / "tiny" / "study.db").read_bytes() == before
+    table(tmp_path / "t.csv")
+    assert ending(study, tmp_path / "tiny").how == "done"
+
+
+def test_a_study_set_aside_stays_readable(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    assert set_aside(tmp_path / "tiny") is None
+    shutil.copytree(folder, tmp_path / "tiny")
+    aside = set_aside(tmp_path / "tiny")
+    assert aside is not None
+    assert aside.parent == tmp_path
+    assert aside.name.startswith("tiny-")
+    assert not (tmp_path / "tiny").exists()
+    assert answer(aside) == answer(folder)
+    run(replace(study, seed=3), tmp_path / "tiny")
+    assert trials(tmp_path / "tiny")[0].hparams != trials(aside)[0].hparams
+    assert answer(aside) == answer(folder)
+
+
+# What goes wrong
+
+
+def test_a_trial_that_diverges_fails_alone(question: Question, tmp_path: Path) -> None:
+    space = {"optimizer": "sgd", "momentum": 0.0, "l1": 0, "l2": 0, "learning_rate": [0.1, 1e30]}
+    for window in (3, 8):
+        folder = tmp_path / str(window)
+        ended = ending(question(space=space, window=window), folder)
+        found = trials(folder)
+        wild = [trial for trial in found if trial.hparams["learning_rate"] == 1e30]
+        assert 0 < len(wild) < len(found)
+        for trial in wild:
+            assert trial.state is State.FAILED
+            assert trial.reason is not None
+            assert trial.reason.startswith("diverged: ")
+            assert (trial.value, trial.best_tick) == (None, None)
+            assert trial.curve[-1].failure == trial.reason
+            assert trial.end_tick == trial.start_tick + trial.fidelity - 1
+        tame = [trial for trial in found if trial not in wild]
+        assert {trial.state for trial in tame} <= {State.COMPLETE, State.PRUNED}
+        assert ended.how == "done"
+        assert ended.progress.best in tame
+        assert answer(folder)[1].keys() <= {trial.number for trial in tame}
+        theirs = optuna.load_study(storage=f"sqlite:///{folder}/study.db", study_name="tiny").trials
+        assert [t.number for t in theirs if t.state is optuna.trial.TrialState.FAIL] == [t.number for t in wild]
+
+
+def test_a_study_of_failures_ends_without_a_best(question: Question, tmp_path: Path) -> None:
+    space = {"optimizer": "sgd", "momentum": 0.0, "l1": 0, "l2": 0, "learning_rate": 1e30}
+    ended = ending(question(space=space, trials=4), tmp_path)
+    assert ended.how == "done"
+    assert ended.progress.best is None
+    assert ended.progress.counts[State.FAILED] == 4
+    assert read(tmp_path / "study.db").kept == {}
+
+
+MODEL = """
+from pathlib import Path
+from torch import nn
+
+def make(width, depth=1):
+    if width == 3:
+        raise ValueError("three is no width")
+    if width == 5 and Path(__file__).with_name("broken").exists():
+        raise RuntimeError("broken since")
+    inputs = 7 if width == 6 else 4
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 3))
+"""
+
+
+@pytest.fixture
+def own(question: Question, tmp_path: Path) -> Question:
+    """Questions about a user's own model, with some widths of it."""
+    (tmp_path / "own.py").write_text(MODEL)
+
+    def make(*widths: int, **keys: Any) -> Study:
+        space = {"optimizer": "sgd", "model": {"width": list(widths)}}
+        return question(base=tmp_path, model={"source": "own.py:make"}, space=space, **keys)
+
+    return make
+
+
+@pytest.mark.parametrize("window", [3, 8])
+@pytest.mark.parametrize(
+    ("widths", "faulty", "says"),
+    [
+        ((4, 3, 8), 3, "ValueError: three is no width"),
+        ((3, 4, 8), 3, "ValueError: three is no width"),
+        ((4, 6, 8), 6, "cannot read samples of shape (4,)"),
+        ((6, 4, 8), 6, "cannot read samples of shape (4,)"),
+    ],
+)
+def test_a_model_that_fails_for_one_choice_fails_those_trials_alone(
+    own: Question, tmp_path: Path, window: int, widths: tuple[int, ...], faulty: int, says: str
+) -> None:
+    ended = ending(own(*widths, window=window, sampler="random"), tmp_path / "tiny")
+    found = trials(tmp_path / "tiny")
+    failed = [trial for trial in found if trial.state is State.FAILED]
+    assert failed
+    assert failed == [trial for trial in found if trial.hparams["model.width"] == faulty]
+    for trial in failed:
+        assert says in (trial.reason or "")
+        assert trial.curve == ()
+        assert trial.end_tick == trial.start_tick - 1
+    assert ended.how == "done"
+    assert ended.progress.best is not None
+
+
+@pytest.mark.parametrize(("width", "error"), [(3, SourceError), (6, ModelError)])
+def test_a_model_that_never_works_leaves_no_study_behind(
+    own: Question, tmp_path: Path, width: int, error: type[InputError]
+) -> None:
+    with pytest.raises(error) as caught:
+        run(own(width), tmp_path / "tiny")
+    assert caught.value.message
+    # So that the mended question is no other one.
+    assert ending(own(8, trials=2), tmp_path / "tiny").how == "done"
+
+
+def test_a_model_that_no_longer_works_fails_the_trials_in_flight(own: Question, tmp_path: Path) -> None:
+    study = own(4, 5, sampler="random", pruner="none")
+    calls = iter(range(100))
+    run(study, tmp_path / "tiny", stop=lambda: next(calls) > 4)
+    before = trials(tmp_path / "tiny")
+    hit = [t.number for t in before if t.state is State.RUNNING and t.hparams["model.width"] == 5 and t.curve]
+    assert hit
+    (tmp_path / "broken").touch()
+    assert ending(study, tmp_path / "tiny").how == "done"
+    for number in hit:
+        trial = trials(tmp_path / "tiny")[number]
+        assert trial.state is State.FAILED
+        assert "broken since" in (trial.reason or "")
+        assert (trial.value, trial.best_tick, trial.curve) == (None, None, before[number].curve)
+        assert trial.end_tick is not None
+        # Its end cannot lie before what it showed: later proposals were made without it.
+        assert trial.end_tick >= trial.start_tick + trial.fidelity - 1
+
+
+def test_an_unknown_device_is_a_usage_error(question: Question, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nonsense") as caught:
+        run(question(), tmp_path / "tiny", device="nonsense")
+    assert "cpu" in (caught.value.hint or "")
+    assert not (tmp_path / "tiny" / "study.db").exists()

@@ -1,0 +1,201 @@
+"""The optimizers on (K, P) equal torch.optim's row by row, whatever the rows beside them do."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tunecli.engine.gradients import Layout
+from tunecli.engine.schedule import rate_factors
+from tunecli.engine.update import RULES, State, plan_updates, update
+from tunecli.space import OPTIMIZERS
+
+STEPS, WEIGHTS = 50, 11
+ABOVE = 2
+"""Rows of the state above the ones that are trained: they belong to somebody else."""
+
+momenta = st.just(0.0) | st.floats(0.01, 0.99)
+penalties = st.just(0.0) | st.floats(1e-6, 1e-2)
+
+
+@st.composite
+def points(draw: st.DrawFn, rule: str) -> dict[str, Any]:
+    """Hparams of one run, as the space gives them: only what the optimizer reads."""
+    point = {"learning_rate": draw(st.floats(1e-4, 0.3)), "l1": draw(penalties), "l2": draw(penalties)}
+    if rule in ("sgd", "rmsprop"):
+        point["momentum"] = draw(momenta)
+    if rule == "sgd" and point["momentum"]:
+        # torch allows the one or the other.
+        point |= draw(st.fixed_dictionaries({"nesterov": st.booleans()}) | st.builds(dict, dampening=st.floats(0, 1)))
+    if rule in ("adam", "adamw", "nadam"):
+        point |= {"beta1": draw(st.floats(0, 0.99)), "beta2": draw(st.floats(0.5, 0.9999))}
+    return point
+
+
+def torch_optimizer(rule: str, parameters: Any, point: dict[str, Any]) -> torch.optim.Optimizer:
+    keys: dict[str, Any] = {"lr": point["learning_rate"], "weight_decay": point.get("l2", 0.0)}
+    keys |= {name: point[name] for name in ("momentum", "nesterov", "dampening") if name in point}
+    if "beta1" in point:
+        keys["betas"] = (point["beta1"], point["beta2"])
+    optimizers: dict[str, Any] = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+    }
+    found: torch.optim.Optimizer = optimizers[rule](parameters, **keys)
+    return found
+
+
+def stretches(due: Tensor) -> list[slice]:
+    """The neighbouring rows that are due, from due (K,)."""
+    found, low = [], 0
+    for is_due, rows in groupby(due.tolist()):
+        high = low + len(list(rows))
+        found += [slice(low, high)] if is_due else []
+        low = high
+    return found
+
+
+def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator) -> State:
+    """Fresh rows, and ABOVE them rows in the middle of their own training."""
+    weights, first, second = torch.randn(3, rows + ABOVE, WEIGHTS, generator=generator, dtype=dtype)
+    first[ABOVE:], second[ABOVE:] = 0, 0
+    return State(weights, first, second)
+
+
+def train(
+    rule: str, points: list[dict[str, Any]], state: State, sums: Tensor, samples: Tensor, rates: Tensor, due: Tensor
+) -> None:
+    """Drive the rows below ABOVE by gradient sums (S, K, P) over samples (S, K), where due (S, K), in two ticks."""
+    numbers = due.cumsum(0)
+    gradient = torch.zeros_like(state.weights)
+    for tick in torch.arange(len(sums)).chunk(2):
+        plan = plan_updates(rule, points, numbers[tick], rates[tick], samples[tick], state.weights.dtype)
+        for step, number in enumerate(tick.tolist()):
+            before = state.weights.clone(), state.first.clone(), state.second.clone()
+            gradient[ABOVE:] = sums[number]
+            parts = stretches(due[number])
+            update(state, gradient, [plan(step, s, slice(s.start + ABOVE, s.stop + ABOVE)) for s in parts])
+            idle = torch.cat([torch.ones(ABOVE, dtype=torch.bool), ~due[number]])
+            for old, new in zip(before, (state.weights, state.first, state.second), strict=True):
+                assert torch.equal(old[idle], new[idle]), "a row that is not due comes back as it was"
+
+
+def test_every_optimizer_of_the_space_has_a_rule() -> None:
+    assert set(RULES) == set(OPTIMIZERS)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """torch keeps NAdam's product of momenta in the default dtype: in float32 it is good for 1e-8 alone."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(1, 4))
+def test_a_row_is_trained_as_by_torch_at_its_own_pace(rule: str, data: st.DataObject, seed: int, rows: int) -> None:
+    own = [data.draw(points(rule)) for _ in range(rows)]
+    generator = torch.Generator().manual_seed(seed)
+    state = make_state(rows, torch.float64, generator)
+    initial = state.weights[ABOVE:].clone()
+    mean = torch.randn(STEPS, rows, WEIGHTS, generator=generator, dtype=torch.float64)
+    samples = torch.randint(1, 300, (STEPS, rows), generator=generator)
+    rates = torch.rand(STEPS, rows, generator=generator, dtype=torch.float64)
+    due = torch.rand(STEPS, rows, generator=generator) < data.draw(st.sampled_from([0.3, 1.0]))
+    train(rule, own, state, mean * samples[..., None], samples, rates, due)
+    for row, point in enumerate(own):
+        weight = nn.Parameter(initial[row].clone())
+        optimizer = torch_optimizer(rule, [weight], point)
+        for step in range(STEPS):
+            if due[step, row]:
+                optimizer.param_groups[0]["lr"] = point["learning_rate"] * float(rates[step, row])
+                weight.grad = mean[step, row] + point["l1"] * weight.detach().sign()
+                optimizer.step()
+        torch.testing.assert_close(state.weights[row + ABOVE], weight.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(2, 40))
+def test_the_bits_of_a_row_do_not_depend_on_its_place(
+    rule: str, dtype: torch.dtype, data: st.DataObject, seed: int, rows: int
+) -> None:
+    """In the middle of a long run: bias corrections are powers with large exponents."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(rows, 6, generator=generator).tolist()
+    names = ("learning_rate", "momentum", "beta1", "beta2", "l1", "l2")
+    own: list[dict[str, Any]] = [dict(zip(names, values, strict=True)) for values in uniform]
+    done = torch.randint(0, 5000, (rows,), generator=generator)
+    steps = 3
+    numbers = done + torch.arange(1, steps + 1)[:, None]  # (S, K)
+    rates = rate_factors(["cosine"] * rows, numbers, done * 2 + steps)
+    samples = torch.randint(1, 300, (steps, rows), generator=generator)
+    gradients = torch.randn(steps, rows, WEIGHTS, generator=generator, dtype=dtype)
+    start = make_state(rows, dtype, generator)
+
+    def trained(picked: list[int]) -> Tensor:
+        places = torch.tensor([place + ABOVE for place in picked])
+        state = State(start.weights[places], start.first[places], start.second[places].abs())
+        plan = plan_updates(
+            rule, [own[i] for i in picked], numbers[:, picked], rates[:, picked], samples[:, picked], dtype
+        )
+        every = slice(0, len(picked))
+        for step in range(steps):
+            update(state, gradients[step, picked], [plan(step, every, every)])
+        return torch.stack([state.weights, state.first, state.second], dim=1)  # (K, 3, P)
+
+    crowd = data.draw(st.permutations(range(rows)))
+    alone = torch.cat([trained([row]) for row in crowd])
+    assert torch.equal(trained(crowd), alone)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_spared_weights_do_not_decay(rule: str) -> None:
+    """`decay_biases = false`: l1 and l2 hold for matrices, not for biases and norms."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    layout = Layout.of(module)
+    weights = layout.row(module).repeat(2, 1) + 0.5
+    decay = layout.decay_mask(weights.device, weights.dtype)
+    state = State(weights.clone(), torch.zeros_like(weights), torch.zeros_like(weights), decay)
+    ones = torch.ones(1, 2, dtype=torch.int64)
+    plan = plan_updates(rule, [{"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}] * 2, ones, ones, ones, torch.float32)
+    update(state, torch.zeros_like(weights), [plan(0, slice(0, 2), slice(0, 2))])
+    before, after = layout.views(weights), layout.views(state.weights)
+    for name in layout.names:
+        spared = name.endswith("bias") or name.startswith("1.")
+        assert torch.equal(before[name], after[name]) == spared, name
+
+
+@settings(max_examples=15, deadline=None)
+@given(totals=st.lists(st.integers(1, 120), min_size=1, max_size=4))
+def test_a_cosine_schedule_equals_torchs(totals: list[int]) -> None:
+    numbers = torch.arange(1, max(totals) + 1)[:, None].expand(-1, len(totals))
+    factors = rate_factors(["cosine"] * len(totals), numbers, torch.tensor(totals))
+    for column, total in enumerate(totals):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
+        for number in range(total):
+            assert float(factors[number, column]) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-12)
+            optimizer.step()
+            scheduler.step()
+
+
+def test_a_constant_schedule_beside_a_cosine_one_stays_one() -> None:
+    numbers = torch.arange(1, 11)[:, None].expand(-1, 2)
+    factors = rate_factors(["constant", "cosine"], numbers, torch.tensor([10, 10]))
+    assert factors[:, 0].tolist() == [1.0] * 10
+    assert factors[0, 1] == 1
+    assert factors[5, 1] == pytest.approx(0.5)

@@ -1,0 +1,271 @@
+"""The training itself: a trial chosen, its model made ready, trained on beside the same model from scratch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunecli import checkpoint
+from tunecli import data as data_room
+from tunecli.data import Data, Samples
+from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
+from tunecli.engine.batches import batch_length
+from tunecli.engine.task import build_model, evaluate, loss_of, make_task
+from tunecli.errors import CheckpointError, InputError, NoUsableTrial, UsageError
+from tunecli.finetune import Epoch, Finetuned, Request
+from tunecli.finetune.weights import (
+    freeze,
+    has_other_head,
+    head_name,
+    load_weights,
+    read_weights,
+    replace_head,
+    save_state_dict,
+    trained_layers,
+)
+from tunecli.metrics import LOSSES, METRICS
+from tunecli.space import parse_value
+from tunecli.store import Record, Store, read
+from tunecli.study import Study, load_data, read_study
+from tunecli.trial import Hparams, Run, Trial, Value, best_trial, better, derive_seed
+
+PAUSE_SECONDS = 0.1
+"""How long the engine works before signals are looked at."""
+
+
+class Training:
+    """One fine-tuning of one trial."""
+
+    def __init__(self, folder: Path, request: Request) -> None:
+        self.folder, self.request = folder, request
+        self.record = read(folder / "study.db")
+        self.study = read_study(folder / "study.toml")
+        self.trial = choose_trial(self.record, request.trial)
+        self.start, self.manifest = _starting_weights(folder, self.record, self.trial, request)
+        self.data = _load_data(self.study, self.record, self.manifest, request)
+        self.hparams = _hparams(self.trial, request)
+        self.new_head = list(self.data.classes) != self.manifest["classes"]
+        self.fitted_study = _fit_study(self.study, self.data)
+        self.task = make_task(self.fitted_study, self.data)
+        section = self.study.finetune
+        by_default = self.study.train.epochs if request.new_task else max(1, self.study.train.epochs // 3)
+        self.epochs = request.epochs or section.epochs or by_default
+        patterns = request.layers or (tuple(section.layers) if section.layers else ("all",))
+        self.trained = trained_layers(self._fresh(0), patterns)
+        if request.checkpoint is not None and not self.new_head:
+            # Weights of the user's own for other classes: all but the head are theirs.
+            self.new_head = has_other_head(self._fresh(0), self.start)
+
+    def events(self, stop: Callable[[], bool]) -> Iterator[Epoch | Finetuned]:
+        joined = _join(self.data.train, self.data.validation)
+        run = Run(
+            self.trial.number,
+            derive_seed(self.study.seed, self.trial.number, "finetune"),
+            self.hparams,
+            self.epochs,
+            schedule="cosine",
+        )
+        test = self.data.test
+        before = evaluate(self.task, self._prepared(run), test)
+        found: list[dict[str, Tensor]] = []
+        for of, build in (
+            ("fine-tuning", self._prepared),
+            ("from scratch", lambda own: self._fresh(own.seed("weights"))),
+        ):
+            task = replace(self.task, train=joined, validation=None, build=build)
+            weights = yield from _train(task, run, of, self.request.device, stop)
+            if weights is None:
+                return
+            found.append(weights)
+        after, scratch = (evaluate(self.task, self._loaded(weights), test) for weights in found)
+        batch = batch_length(self.hparams["batch_size"], len(joined))
+        result = Finetuned(
+            study=self.study.name,
+            trial=self.trial.number,
+            data=self.data.name,
+            metric=self.task.metric.name,
+            direction=self.task.metric.direction,
+            before=before,
+            after=after,
+            scratch=scratch,
+            updates=self.epochs * -(-len(joined) // batch),
+            updates_before=0 if self.request.checkpoint else int(self.manifest["updates"]),
+            epochs=self.epochs,
+            samples=len(joined),
+            learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
+            trained=self.trained,
+            new_head=self.new_head,
+            reading=1 + sum(own.values.get("data") == self.data.name for own in self.record.readings),
+            used=not better(before, after, self.task.metric.direction),
+            checkpoint=_next_folder(self.folder / "finetuned"),
+            saved=self.request.save,
+        )
+        self._write(result, found[0])
+        yield result
+
+    def _write(self, result: Finetuned, weights: Mapping[str, Tensor]) -> None:
+        """The checkpoint, then the record of the reading; only then the result is told."""
+        read_now = {"data": result.data, "metric": result.metric, "split": "test"}
+        read_now |= {"before": result.before, "after": result.after, "scratch": result.scratch}
+        manifest = {
+            **self.manifest,
+            "source": str(self.request.checkpoint or f"trial-{self.trial.number}"),
+            "hparams": dict(self.hparams),
+            "classes": list(self.data.classes),
+            "features": list(self.data.features),
+            "task": self.data.task,
+            "preprocessing": dict(self.data.preprocessing),
+            "metric": result.metric,
+            "value": result.after,
+            "split": "test",
+            "finetuned": read_now,
+            "used": result.used,
+        }
+        checkpoint.save(result.checkpoint, weights, manifest)
+        if self.request.save is not None:
+            save_state_dict(self.request.save, weights)
+        store = Store(self.folder / "study.db", self.study.space)
+        store.read_split("test", "finetune", self.trial.number, read_now)
+        store.flush()
+        store.close()
+
+    def _fresh(self, seed: int) -> nn.Module:
+        """The model with new weights, and with a new head where the classes are other ones."""
+        module = build_model(self.study, self._original(), self.trial.hparams, seed)
+        if self.new_head:
+            replace_head(module, self._outputs(), seed)
+        return module
+
+    def _outputs(self) -> int:
+        return loss_of(self.fitted_study, self.data).outputs(len(self.data.classes))
+
+    def _original(self) -> Data:
+        """The data's shape with the classes that the checkpoint was trained on, which its model was built for."""
+        return replace(self.data, classes=tuple(self.manifest["classes"]), task=self.manifest["task"])
+
+    def _prepared(self, run: Run) -> nn.Module:
+        """The model with the starting weights, frozen but for what trains."""
+        module = self._fresh(run.seed("head"))
+        head = f"{head_name(module)}."
+        kept = {name: tensor for name, tensor in self.start.items() if not (self.new_head and name.startswith(head))}
+        load_weights(module, kept, allow_missing=self.new_head, where=self.request.checkpoint)
+        freeze(module, self.trained)
+        return module
+
+    def _loaded(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        module = self._fresh(0)
+        module.load_state_dict(dict(weights))
+        return module
+
+
+def choose_trial(record: Record, number: int | None) -> Trial:
+    """The best complete trial, or trial `number`. Raises NoUsableTrial or InputError where it has no checkpoint."""
+    if number is None:
+        best = best_trial(list(record.trials), record.direction)
+        if best is None:
+            raise NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
+        return best
+    if number >= len(record.trials):
+        raise InputError(
+            f"{record.name} has no trial {number}: it has {len(record.trials)} trials, counted from 0",
+            hint=f"tunecli report {record.name} lists the best",
+        )
+    if number not in record.kept:
+        kept = ", ".join(str(own) for own in sorted(record.kept)) or "none"
+        raise InputError(f"trial {number} has no checkpoint; kept are those of {kept}", hint="choose one of these")
+    return record.trials[number]
+
+
+def _train(
+    task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
+) -> Generator[Epoch, None, dict[str, Tensor] | None]:
+    """Train one run to its end; returns its weights, or None where a signal came first."""
+    weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
+    engine = LocalEngine(task, choose_plan(weights, window=1), resolve_device(device))
+    engine.start(run)
+    while not stop():
+        for measured in engine.advance(time.monotonic() + PAUSE_SECONDS):
+            yield Epoch(of, measured.fidelity, run.epochs, measured.train_loss)
+            if measured.failure is not None:
+                raise NoUsableTrial(f"{of} {measured.failure}", hint="try a smaller rate: --set learning_rate=...")
+            if measured.fidelity == run.epochs:
+                return engine.weights(run)
+    return None
+
+
+def _starting_weights(
+    folder: Path, record: Record, trial: Trial, request: Request
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    place = folder / "checkpoints" / f"trial-{trial.number}"
+    if request.checkpoint is not None:
+        return read_weights(request.checkpoint), checkpoint.load_manifest(place)
+    weights, manifest = checkpoint.load(place)
+    if record.kept.get(trial.number) != manifest["sha256"]:
+        raise CheckpointError(f"damaged checkpoint: {place} is not the one that the study recorded")
+    return weights, manifest
+
+
+def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], request: Request) -> Data:
+    if request.data is None:
+        data = load_data(study)
+        if data.fingerprint() != record.data_hash:
+            raise InputError(
+                f"{data.name} holds other samples than when the study was searched",
+                hint="restore them, or name them as --data",
+            )
+        return data
+    data = data_room.load(
+        request.data,
+        request.data_keys or {},
+        base=Path.cwd(),
+        seed=study.seed,
+        split=tuple(study.data.split),
+        target=request.target or study.data.target,
+        fitted=manifest["preprocessing"],
+    )
+    if list(data.features) != list(manifest["features"]):
+        raise InputError(
+            f"{data.name} has samples of shape {data.features}, the checkpoint was trained on "
+            f"{tuple(manifest['features'])}",
+            hint="a model can be trained on with samples of the same features only",
+        )
+    return data
+
+
+def _fit_study(study: Study, data: Data) -> Study:
+    """The study with loss and metric left to their defaults where the new data are of another kind."""
+    loss, metric = study.train.loss, study.train.metric
+    if loss is not None and (
+        LOSSES[loss].task != data.task or (loss == "binary_cross_entropy" and len(data.classes) != 2)
+    ):
+        loss = None
+    if metric is not None and METRICS[metric].task not in (None, data.task):
+        metric = None
+    return replace(study, train=study.train.model_copy(update={"loss": loss, "metric": metric}))
+
+
+def _hparams(trial: Trial, request: Request) -> Hparams:
+    """The trial's hparams with the given ones laid over; a tenth of the learning rate on the study's own task."""
+    hparams: dict[str, Value] = dict(trial.hparams)
+    if not request.new_task:
+        hparams["learning_rate"] = float(hparams["learning_rate"]) / 10  # type: ignore[arg-type]  # a number by the space
+    for name, raw in (request.hparams or {}).items():
+        if name.startswith("model."):
+            raise UsageError(f"{name} cannot change: the checkpoint's model has the shape it has")
+        hparams[name] = parse_value(name, raw)
+    return hparams
+
+
+def _join(first: Samples, second: Samples) -> Samples:
+    return Samples(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
+
+
+def _next_folder(parent: Path) -> Path:
+    taken = [int(own.name) for own in parent.glob("*") if own.name.isdigit()]
+    return parent / str(max(taken, default=0) + 1)

@@ -1,15 +1,12 @@
 """The loop: the same study, however often it is interrupted, and what it leaves behind."""
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,45 +265,59 @@ def test_a_crash_around_any_write_changes_nothing(
     assert answer(tmp_path) == answer(folder)
 
 
-SEARCH = """
+KILLER = """
+import os, random, signal, sys, time
 from pathlib import Path
+# Loaded once, for all the processes to come.
+import alembic.command, safetensors.torch, sqlalchemy.orm, sympy
+from tunecli import data, engine, models, sampler
+from tunecli.data import bundled, prepare
+from tunecli.engine import task
 from tunecli.search import search
 from tunecli.study import read_study
-for _ in search(read_study(Path(file)), Path(folder)):
-    pass
+
+def attempt(folder, seconds):
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        for _ in search(read_study(Path("tiny.toml")), folder):
+            pass
+        os._exit(0)
+    os.setpgid(child, child)
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > until:
+            os.killpg(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.001)
+
+began = time.monotonic()
+assert attempt(Path("whole"), 600) == 0
+seconds = time.monotonic() - began
+for number in sys.argv[1:]:
+    moments = random.Random(number)
+    for left in range(6, -1, -1):
+        status = attempt(Path("round" + number), moments.uniform(0, seconds) if left else 600)
+        if status == 0:
+            break
+        assert status == signal.SIGKILL, status
+    assert status == 0
 """
 
 
-@pytest.fixture(scope="module")
-def process() -> Callable[[Path, Path], Any]:
-    """Makes a process that searches; torch is loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    rooms = ("search", "engine", "engine.task", "sampler", "data.prepare", "data.bundled", "models.bundled")
-    context.set_forkserver_preload([f"tunecli.{room}" for room in rooms])
-    return lambda file, folder: context.Process(target=exec, args=(SEARCH, {"file": str(file), "folder": str(folder)}))
-
-
-@pytest.mark.parametrize("round_", range(3))
 def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
-    finished: tuple[Study, Path], tmp_path: Path, process: Callable[[Path, Path], Any], round_: int
+    finished: tuple[Study, Path], tmp_path: Path
 ) -> None:
     study, folder = finished
-    moments = random.Random(f"{round_} {study.window}")
-    file = tmp_path / "tiny.toml"
-    file.write_text(study.toml())
-
-    def attempt(number: int) -> bool:
-        child = process(file, tmp_path / "tiny")
-        child.start()
-        child.join(moments.uniform(0.0, 0.6) if number < 8 else None)
-        if child.exitcode is None:
-            child.kill()
-            child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-        return child.exitcode == 0
-
-    until_done(attempt)
-    assert answer(tmp_path / "tiny") == answer(folder)
+    (tmp_path / "tiny.toml").write_text(study.toml())
+    rounds = ("1", "2") if study.window == 3 else ("3",)
+    done = subprocess.run([sys.executable, "-c", KILLER, *rounds], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("whole", *(f"round{number}" for number in rounds)):
+        assert answer(tmp_path / name) == answer(folder)
 
 
 def test_a_time_limit_ends_at_a_tick_and_a_later_call_goes_on(finished: tuple[Study, Path], tmp_path: Path) -> None:

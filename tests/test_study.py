@@ -15,14 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunecli.errors import DataError, InputError, StudyFileError, UsageError
+from tunecli.home import bundled_names, bundled_study, find_folder, find_study
 from tunecli.space import OPTIMIZERS, Choice, Float, Int
 from tunecli.study import (
     Study,
-    bundled_names,
-    bundled_study,
     differences,
-    find_folder,
-    find_study,
     make_study,
     read_study,
     study_of_table,

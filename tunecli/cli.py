@@ -79,9 +79,9 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
+    from tunecli.home import find_study
     from tunecli.search import search as events
     from tunecli.search import set_aside
-    from tunecli.study import find_study
 
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target}
@@ -112,8 +112,8 @@ def report(
     output: Annotated[Format, typer.Option("--format", help="text, json, csv or markdown.")] = Format.TEXT,
 ) -> None:
     """Explain a study: what won, and how it learned."""
+    from tunecli.home import find_folder
     from tunecli.report import formats, tables
-    from tunecli.study import find_folder
 
     summary = _summary(find_folder(study, home))
     if output is Format.JSON:
@@ -156,7 +156,7 @@ def finetune(
     from tunecli import live
     from tunecli.finetune import Request
     from tunecli.finetune import finetune as epochs_of
-    from tunecli.study import find_folder
+    from tunecli.home import find_folder
 
     if best == (trial is not None):
         raise UsageError("choose the trial to go on from", hint="--best, or --trial N")

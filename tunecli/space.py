@@ -225,7 +225,7 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
     for name, raw in _flatten(overrides).items():
         try:
             if not name.startswith("model.") and name != "optimizer" and name not in _CONDITIONS:
-                hint = did_you_mean(name, ["optimizer", *_CONDITIONS, "model.KEY"])
+                hint = _nearest(name)
                 raise SpaceError(f"unknown hyperparameter {name!r}: {hint}")
             given[name] = _parse(name, raw)
         except SpaceError as error:
@@ -251,12 +251,25 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
 def parse_value(hparam: str, raw: Any) -> Value:
     """One value of an hparam, given by hand. Raises SpaceError with the rule and the value got."""
     if hparam != "optimizer" and hparam not in _CONDITIONS:
-        hint = did_you_mean(hparam, ["optimizer", *_CONDITIONS])
-        raise SpaceError(f"unknown hyperparameter {hparam!r}", hint=hint)
+        raise SpaceError(f"unknown hyperparameter {hparam!r}", hint=_nearest(hparam))
     try:
         return _value(hparam, raw)
     except SpaceError as error:
         raise SpaceError(f"{hparam}: {error.message}") from error
+
+
+def _nearest(name: str) -> str | None:
+    """A hint for an unknown name; other tools' words for ours are known."""
+    elsewhere = {
+        "lr": "learning_rate",
+        "weight_decay": "l2",
+        "wd": "l2",
+        "bs": "batch_size",
+        "nesterov_momentum": "nesterov",
+    }
+    if name in elsewhere:
+        return f"it is called {elsewhere[name]!r} here"
+    return did_you_mean(name, ["optimizer", *_CONDITIONS, "model.KEY"])
 
 
 def _own(hparam: str, value: Range | Value) -> Dimension:

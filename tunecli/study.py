@@ -18,14 +18,11 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tunecli import data, metrics, models
-from tunecli.errors import DataError, InputError, SpaceError, StudyFileError, TunecliError, UsageError, did_you_mean
+from tunecli.errors import DataError, SpaceError, StudyFileError, TunecliError, UsageError, did_you_mean
 from tunecli.source import is_function, source_file
 from tunecli.space import PRUNERS, SAMPLERS, Space, build_space
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
-"""Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
-
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -220,80 +217,20 @@ def load_data(study: Study) -> data.Data:
     )
 
 
-def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
-    """The study that a user means: a file, a table, a name, or the latest in the home (else the bundled digits)."""
-    if argument is None:
-        latest = latest_folder(home)
-        if latest is not None:
-            return read_study(latest / "study.toml", overrides, replaced)
-        argument = "digits"
-    path = Path(argument).expanduser()
-    if path.suffix == ".toml":
-        return read_study(path, overrides, replaced)
-    if path.suffix.lower() in data.TABLE_SUFFIXES:
-        return study_of_table(path, overrides, replaced)
-    for candidate in (home / f"{argument}.toml", bundled_study(argument), home / argument / "study.toml"):
-        if candidate is not None and NAME.fullmatch(argument) and candidate.is_file():
-            return read_study(candidate, overrides, replaced)
-    names = {
-        *bundled_names(),
-        *(own.stem for own in home.glob("*.toml")),
-        *(own.parent.name for own in _databases(home)),
-    }
-    raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
-
-
-def find_folder(argument: str | None, home: Path) -> Path:
-    """Where the results of a study lie: of a file, a name, or the latest. Raises InputError where there are none."""
-    if argument is None:
-        latest = latest_folder(home)
-        if latest is None:
-            raise InputError(f"no study in {home} yet", hint="`tunecli search` begins one")
-        return latest
-    path = Path(argument).expanduser()
-    name = read_study(path).name if path.suffix == ".toml" else argument
-    if path.suffix.lower() in data.TABLE_SUFFIXES:
-        name = table_name(path)
-    if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
-    if not (home / name / "study.db").exists():
-        names = [own.parent.name for own in _databases(home)]
-        hint = did_you_mean(name, names) if names else f"`tunecli search {argument}` begins it"
-        raise InputError(f"no study {name!r} in {home} yet", hint=hint)
-    return home / name
-
-
-def latest_folder(home: Path) -> Path | None:
-    """The study that a search wrote to last."""
-    databases = sorted(_databases(home), key=lambda path: path.stat().st_mtime)
-    return databases[-1].parent if databases else None
-
-
-def _databases(home: Path) -> list[Path]:
-    return [path for path in home.glob("*/study.db") if (path.parent / "study.toml").exists()]
-
-
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Where a question contradicts the one that a study was begun with, a line each; more trials do not."""
-    free = {"search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
+    free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
     before, now = _leaves(stored), _leaves(asked)
+
+    def shown(leaves: Mapping[str, Any], key: str) -> str:
+        return json.dumps(leaves[key]) if key in leaves else "not set"
+
     return [
-        f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
+        f"{key}: {shown(before, key)} -> {shown(now, key)}"
         for key in sorted(before.keys() | now.keys())
-        if key not in free and before.get(key) != now.get(key)
+        # Compared as values, so that 0 and 0.0 ask the same question.
+        if key not in free and (key not in before or key not in now or before[key] != now[key])
     ]
-
-
-def bundled_study(name: str) -> Path | None:
-    """The study file that ships under this name."""
-    for folder in BUNDLED_FOLDERS:
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    return None
-
-
-def bundled_names() -> list[str]:
-    return sorted({path.stem for folder in BUNDLED_FOLDERS for path in folder.glob("*.toml")})
 
 
 def _faulty(where: str, faults: list[str]) -> StudyFileError:
@@ -426,14 +363,17 @@ def parse_override(override: str) -> tuple[str, Any]:
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return key, text
+        pass
+    if text.startswith("[") and text.endswith("]"):
+        return key, [parse_override(f"item={item}")[1] for item in text[1:-1].split(",") if item.strip()]
+    return key, text
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
             found |= _leaves(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = json.dumps(value)
+            found[f"{prefix}{key}"] = value
     return found

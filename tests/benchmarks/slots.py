@@ -3,8 +3,8 @@
     python -m tests.benchmarks.slots
 
 Both sides train the same 32 recipes (the default space, sampled once) and evaluate on validation after the epoch; they
-take turns in one process, A B A B, on one thread each. "single" is the engine with one run after another in a module of
-its own, "torch" a plain loop with torch.optim on data in memory, "slots" the plan that a study with a window of 32 gets.
+take turns in one process, A B A B, on one thread each. "single" is the engine with one run after another in a module
+of its own, "torch" a plain loop with torch.optim on data in memory, "slots" the plan that a study with a window of 32 gets.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
     sides = {"slots": slots(task, runs, plan), "single": slots(task, runs, LOOPED), "torch": plain(task, runs)}
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for name, epoch in sides.items():
+    for epoch in sides.values():
         epoch()
     for _ in range(ROUNDS):
         for name, epoch in sides.items():

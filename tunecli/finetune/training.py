@@ -101,7 +101,7 @@ class Training:
             learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
             trained=self.trained,
             new_head=self.new_head,
-            reading=1 + sum(own.values.get("data") == self.data.name for own in self.record.readings),
+            reading=1 + sum(own.values.get("samples") == self.data.fingerprint() for own in self.record.readings),
             used=not better(before, after, self.task.metric.direction),
             checkpoint=_next_folder(self.folder / "finetuned"),
             saved=self.request.save,
@@ -111,7 +111,12 @@ class Training:
 
     def _write(self, result: Finetuned, weights: Mapping[str, Tensor]) -> None:
         """The checkpoint, then the record of the reading; only then the result is told."""
-        read_now = {"data": result.data, "metric": result.metric, "split": "test"}
+        read_now: dict[str, Any] = {
+            "data": result.data,
+            "samples": self.data.fingerprint(),
+            "metric": result.metric,
+            "split": "test",
+        }
         read_now |= {"before": result.before, "after": result.after, "scratch": result.scratch}
         manifest = {
             **self.manifest,

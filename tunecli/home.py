@@ -1,0 +1,79 @@
+"""Where studies lie: the study that a user means, by file, table or name, and the folder of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunecli import data
+from tunecli.errors import InputError, did_you_mean
+from tunecli.study import NAME, Study, read_study, study_of_table, table_name
+
+BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
+"""Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
+
+
+def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
+    """The study that a user means: a file, a table, a name, or the latest in the home (else the bundled digits)."""
+    if argument is None:
+        latest = latest_folder(home)
+        if latest is not None:
+            return read_study(latest / "study.toml", overrides, replaced)
+        argument = "digits"
+    path = Path(argument).expanduser()
+    if path.suffix == ".toml":
+        return read_study(path, overrides, replaced)
+    if path.suffix.lower() in data.TABLE_SUFFIXES:
+        return study_of_table(path, overrides, replaced)
+    for candidate in (home / f"{argument}.toml", bundled_study(argument), home / argument / "study.toml"):
+        if candidate is not None and NAME.fullmatch(argument) and candidate.is_file():
+            return read_study(candidate, overrides, replaced)
+    names = {
+        *bundled_names(),
+        *(own.stem for own in home.glob("*.toml")),
+        *(own.parent.name for own in _databases(home)),
+    }
+    raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
+
+
+def find_folder(argument: str | None, home: Path) -> Path:
+    """Where the results of a study lie: of a file, a name, or the latest. Raises InputError where there are none."""
+    if argument is None:
+        latest = latest_folder(home)
+        if latest is None:
+            raise InputError(f"no study in {home} yet", hint="`tunecli search` begins one")
+        return latest
+    path = Path(argument).expanduser()
+    name = read_study(path).name if path.suffix == ".toml" else argument
+    if path.suffix.lower() in data.TABLE_SUFFIXES:
+        name = table_name(path)
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
+    if not (home / name / "study.db").exists():
+        names = [own.parent.name for own in _databases(home)]
+        hint = did_you_mean(name, names) if names else f"`tunecli search {argument}` begins it"
+        raise InputError(f"no study {name!r} in {home} yet", hint=hint)
+    return home / name
+
+
+def latest_folder(home: Path) -> Path | None:
+    """The study that a search wrote to last."""
+    databases = sorted(_databases(home), key=lambda path: path.stat().st_mtime)
+    return databases[-1].parent if databases else None
+
+
+def _databases(home: Path) -> list[Path]:
+    return [path for path in home.glob("*/study.db") if (path.parent / "study.toml").exists()]
+
+
+def bundled_study(name: str) -> Path | None:
+    """The study file that ships under this name."""
+    for folder in BUNDLED_FOLDERS:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    return None
+
+
+def bundled_names() -> list[str]:
+    return sorted({path.stem for folder in BUNDLED_FOLDERS for path in folder.glob("*.toml")})

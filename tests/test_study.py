@@ -606,8 +606,8 @@ def test_a_study_that_is_not_there_is_an_input_error(
 
 def test_a_study_file_is_checked_without_torch_or_optuna() -> None:
     code = (
-        "import sys, tunecli.study as s\n"
-        "[s.read_study(s.bundled_study(name)) for name in s.bundled_names()]\n"
+        "import sys, tunecli.home as h, tunecli.study as s\n"
+        "[s.read_study(h.bundled_study(name)) for name in h.bundled_names()]\n"
         "print(*{'torch', 'optuna', 'pandas', 'sklearn'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.slots
 
 Both sides train the same 32 recipes (the default space, sampled once) and evaluate on validation after the epoch; they
-take turns in one process, A B A B, on one thread each. "single" is the engine with one run after another in a module
-of its own, "torch" a plain loop with torch.optim on data in memory, "slots" the plan that a study with a window of 32 gets.
+take turns in one process, A B A B, on one thread each. "slots" is the plan that a study with a window of 32 gets,
+"single" the engine with one run after another in a module of its own, "torch" a plain loop with torch.optim on data in
+memory.
 """
 
 from __future__ import annotations

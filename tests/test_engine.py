@@ -284,15 +284,22 @@ def test_a_run_is_bitwise_the_same_alone_and_beside_any_neighbours(make_engine: 
         }
 
 
-@pytest.mark.parametrize("slot", [1, 2, 3, 5, 15, 31])
-def test_a_run_is_bitwise_the_same_in_any_slot(slot: int) -> None:
-    """Neighbours of the same optimizer and batch size stand in the order of their numbers."""
-    task = make_task(mlp(activation="gelu"))
+@pytest.mark.parametrize(
+    ("plan", "slot"),
+    [("vmap, blocks of 32", 1), ("vmap, blocks of 32", 14), ("vmap, blocks of 32", 31)]
+    + [("vmap, blocks of 8", slot) for slot in (1, 2, 5, 7)],
+)
+def test_a_run_is_bitwise_the_same_in_any_slot(plan: str, slot: int) -> None:
+    """Neighbours of the same optimizer and batch size stand in the order of their numbers, and fill their block.
+
+    torch's silu rounds otherwise for the elements of a tensor that no longer fill a vector.
+    """
+    task = make_task(mlp(activation="silu"))
     same = {"optimizer": "adam", "batch_size": 7}
-    run, neighbours = make_run(100, **same), range(100 - slot, 132 - slot)
-    alone = outcomes(LocalEngine(task, BLOCKS_OF_32), [run])
-    crowd = outcomes(LocalEngine(task, BLOCKS_OF_32), [make_run(trial, **same) for trial in neighbours])
-    assert crowd[100] == alone[100]
+    rows = PLANS[plan].block_rows
+    alone = outcomes(LocalEngine(task, PLANS[plan]), [make_run(100, **same)])
+    crowd = [make_run(trial, **same) for trial in range(100 - slot, 100 - slot + rows)]
+    assert outcomes(LocalEngine(task, PLANS[plan]), crowd)[100] == alone[100]
 
 
 @settings(max_examples=12, deadline=None)
@@ -338,11 +345,11 @@ def test_a_run_does_not_see_others_come_and_go(make_engine: MakeEngine) -> None:
     assert outcome(engine, late[2], curves[late[2].trial]) == alone[late[2].trial][late[2].trial]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1e-4])
-def test_a_run_that_diverges_fails_and_its_neighbours_do_not_notice(make_engine: MakeEngine, penalty: float) -> None:
+@pytest.mark.parametrize("size", [16, "full"])
+def test_a_run_that_diverges_fails_and_its_neighbours_do_not_notice(make_engine: MakeEngine, size: int | str) -> None:
     task = make_task(mlp(activation="relu"))
-    wild = make_run(3, optimizer="sgd", learning_rate=1e30, batch_size=16, schedule="constant", l1=penalty, l2=penalty)
-    tame = [make_run(trial, optimizer="sgd", batch_size=16) for trial in (1, 2, 4, 5)]
+    wild = make_run(3, optimizer="sgd", learning_rate=1e30, batch_size=size, schedule="constant")
+    tame = [make_run(trial, optimizer="sgd", batch_size=own) for trial, own in ((1, 16), (2, 1), (4, 7), (5, 16))]
     calm = outcomes(make_engine(task), tame)
     crowd = outcomes(make_engine(task), [*tame[:2], wild, *tame[2:]])
     assert {run.trial: crowd[run.trial] for run in tame} == calm
@@ -352,6 +359,25 @@ def test_a_run_that_diverges_fails_and_its_neighbours_do_not_notice(make_engine:
     assert curve[-1].failure is not None
     assert curve[-1].failure.startswith("diverged: ")
     assert all(tensor.isfinite().all() for tensor in engine.weights(wild).values())
+
+
+class Closed(nn.Module):
+    """A gate that is shut for good: its weights are trained, and infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(FEATURES, CLASSES), nn.Parameter(torch.full((CLASSES,), -torch.inf))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs) + self.gate.relu()
+        return outputs
+
+
+def test_a_run_without_penalties_does_not_feel_those_of_its_neighbours(make_engine: MakeEngine) -> None:
+    task = make_task(Closed)
+    run = make_run(3, optimizer="sgd", batch_size=16, l1=0.0, l2=0.0)
+    crowd = [make_run(trial, optimizer="sgd", batch_size=16) for trial in range(3)] + [run]
+    assert outcomes(make_engine(task), crowd)[3] == outcomes(make_engine(task), [run])[3]
 
 
 def test_ways_agree_to_rounding() -> None:
@@ -558,6 +584,20 @@ def test_dropout_is_drawn_per_run(make_engine: MakeEngine) -> None:
     assert {trial: crowd[trial] for trial in alone} == alone
     without = outcomes(make_engine(make_task(lambda: nn.Sequential(*list(dropout())[:1], *list(dropout())[2:]))), runs)
     assert without[0] != crowd[0]
+
+
+def test_dropout_is_drawn_anew_for_each_batch_and_epoch(make_engine: MakeEngine) -> None:
+    """Equal samples and a learning rate of zero: what dropout draws is all that can change the training loss."""
+
+    def losses(samples: int) -> list[float]:
+        equal = Samples(torch.ones(samples, FEATURES), torch.zeros(samples, dtype=torch.int64))
+        run = make_run(0, optimizer="sgd", learning_rate=0.0, batch_size=16)
+        (curve,) = train(make_engine(make_task(dropout, train=equal)), [run], 2)
+        return [own.train_loss for own in curve]
+
+    one, two = losses(16), losses(32)
+    assert one[0] != one[1]
+    assert one[0] != two[0]
 
 
 # The weights that a run gives are those of its best tick.

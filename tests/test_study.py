@@ -612,3 +612,12 @@ def test_a_study_file_is_checked_without_torch_or_optuna() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "", "")
+
+
+def test_a_table_whose_study_was_begun_needs_no_target_again(tmp_path: Path) -> None:
+    table, home = tmp_path / "t.csv", tmp_path / "studies"
+    table.write_text("a,y\n1,0\n2,1\n")
+    begun = find_study(str(table), home, [], {"data.target": "y"})
+    (home / "t").mkdir(parents=True)
+    (home / "t" / "study.toml").write_text(begun.toml())
+    assert not differences(begun.document(), find_study(str(table), home, [], {}).document())

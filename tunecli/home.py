@@ -25,6 +25,10 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
     if path.suffix == ".toml":
         return read_study(path, overrides, replaced)
     if path.suffix.lower() in data.TABLE_SUFFIXES:
+        begun = home / table_name(path) / "study.toml"
+        if replaced.get("data.target") is None and begun.is_file():
+            # Begun with a target once: the file alone goes on with it.
+            return read_study(begun, overrides, replaced)
         return study_of_table(path, overrides, replaced)
     for candidate in (home / f"{argument}.toml", bundled_study(argument), home / argument / "study.toml"):
         if candidate is not None and NAME.fullmatch(argument) and candidate.is_file():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tunecli.search import search
 from tunecli.study import Study, make_study
 
 Question = Callable[..., Study]
@@ -36,8 +37,16 @@ def question() -> Question:
             "model": model or {"source": "mlp", "hidden": [8]},
             "train": {"epochs": 4, "metric": "accuracy"} | (train or {}),
             "space": {"batch_size": [32, "full"]} | (space or {}),
-            "search": {"trials": 10, "window": 3, "keep": 2, "reduction_factor": 2} | search,
+            "search": {"trials": 10, "window": 3, "keep": 2, "min_ticks": 1, "reduction_factor": 2} | search,
         }
         return make_study(document, base.resolve(), name, where="a test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def searched(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one finished study, `tiny`; to be copied before anything is written to it."""
+    home = tmp_path_factory.mktemp("searched") / "studies"
+    list(search(question(), home / "tiny"))
+    return home

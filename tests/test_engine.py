@@ -84,6 +84,10 @@ def mlp(hidden: int = 33, activation: str = "tanh", features: int = FEATURES, ou
     )
 
 
+def mish() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 33), nn.Mish(), nn.Linear(33, CLASSES))
+
+
 def make_run(trial: int, *, epochs: int = 4, schedule: str = "cosine", **hparams: Any) -> Run:
     """A run whose optimizer, batch size and the rest differ from those of its neighbours, where not given."""
     uniform = torch.rand(8, generator=torch.Generator().manual_seed(trial)).tolist()
@@ -109,6 +113,12 @@ def shown(measurement: Measurement) -> tuple[Any, ...]:
     return own.fidelity, *map(repr, losses), own.failure
 
 
+def start(engine: Engine, runs: list[Run]) -> Engine:
+    for run in runs:
+        engine.start(run)
+    return engine
+
+
 def tick(engine: Engine, runs: list[Run]) -> list[Measurement]:
     """One tick of all runs in flight, in the order of `runs`."""
     found: dict[int, Measurement] = {}
@@ -119,8 +129,7 @@ def tick(engine: Engine, runs: list[Run]) -> list[Measurement]:
 
 def train(engine: Engine, runs: list[Run], ticks: int) -> list[list[Measurement]]:
     """Start the runs and train all of them; the measurements of each run."""
-    for run in runs:
-        engine.start(run)
+    start(engine, runs)
     found = [tick(engine, runs) for _ in range(ticks)]
     return [list(own) for own in zip(*found, strict=True)]
 
@@ -213,20 +222,21 @@ def assert_equals_plain_loop(make_engine: MakeEngine, task: Task, runs: list[Run
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine, schedule: str) -> None:
+def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine) -> None:
+    """101 samples: the last batch of 100 is a single one, that of 7 is three, that of 16 is five."""
     sizes = (1, 7, 16, 100, "full", 23)
-    optimizers = OPTIMIZERS if schedule == "constant" else reversed(OPTIMIZERS)
     runs = [
-        make_run(trial, optimizer=optimizer, batch_size=size, schedule=schedule)
-        for trial, (size, optimizer) in enumerate(zip(sizes, optimizers, strict=True))
+        make_run(trial, optimizer=optimizer, batch_size=size, schedule=("constant", "cosine")[trial % 2])
+        for trial, (size, optimizer) in enumerate(zip(sizes, OPTIMIZERS, strict=True))
     ]
-    assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=133), runs, ticks=2)
+    assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=101), runs, ticks=2)
 
 
 def test_a_run_without_decay_of_biases_equals_a_plain_loop(make_engine: MakeEngine) -> None:
     task = make_task(dtype=torch.float64, decay_biases=False)
-    assert_equals_plain_loop(make_engine, task, [make_run(trial, l1=1e-3, l2=1e-2) for trial in range(6)], ticks=2)
+    assert_equals_plain_loop(
+        make_engine, task, [make_run(trial, batch_size=16, l1=1e-3, l2=1e-2) for trial in range(6)]
+    )
 
 
 class Flat(nn.Module):
@@ -254,12 +264,6 @@ def test_a_regression_is_scored_in_the_units_of_its_target(make_engine: MakeEngi
     assert set(engine.weights(runs[0])) == {"layer.weight", "layer.bias", "head.weight", "head.bias"}
 
 
-def start(engine: Engine, runs: list[Run]) -> Engine:
-    for run in runs:
-        engine.start(run)
-    return engine
-
-
 def test_two_classes_can_share_one_output(make_engine: MakeEngine) -> None:
     train_, validation = (draw_samples(45, seed, torch.float64) for seed in (0, 1))
     more: dict[str, Any] = {"loss": LOSSES["binary_cross_entropy"], "classes": 2}
@@ -274,14 +278,14 @@ def test_two_classes_can_share_one_output(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "tanh"])
 def test_a_run_is_bitwise_the_same_alone_and_beside_any_neighbours(make_engine: MakeEngine, activation: str) -> None:
-    task = make_task(mlp(activation=activation))
+    task = make_task(mlp(activation=activation), samples=39)
     runs = [make_run(trial) for trial in range(32)]
-    alone = {run.trial: outcomes(make_engine(task), [run])[run.trial] for run in runs[2:7]}
-    for neighbours in (runs[:2] + runs[2:3], runs[5:7], runs[:7], runs):
+    alone = {trial: outcomes(make_engine(task), [runs[trial]])[trial] for trial in (3, 4, 6)}
+    for neighbours in (runs[3:5], runs[:7], runs):
         crowd = outcomes(make_engine(task), neighbours)
-        assert {trial: crowd[trial] for trial in alone.keys() & crowd.keys()} == {
-            trial: own for trial, own in alone.items() if trial in crowd
-        }
+        both = alone.keys() & crowd.keys()
+        assert len(both) > 1
+        assert {trial: crowd[trial] for trial in both} == {trial: alone[trial] for trial in both}
 
 
 @pytest.mark.parametrize(
@@ -292,9 +296,9 @@ def test_a_run_is_bitwise_the_same_alone_and_beside_any_neighbours(make_engine: 
 def test_a_run_is_bitwise_the_same_in_any_slot(plan: str, slot: int) -> None:
     """Neighbours of the same optimizer and batch size stand in the order of their numbers, and fill their block.
 
-    torch's silu rounds otherwise for the elements of a tensor that no longer fill a vector.
+    torch's mish rounds otherwise for the elements of a tensor that no longer fill a vector.
     """
-    task = make_task(mlp(activation="silu"))
+    task = make_task(mish)
     same = {"optimizer": "adam", "batch_size": 7}
     rows = PLANS[plan].block_rows
     alone = outcomes(LocalEngine(task, PLANS[plan]), [make_run(100, **same)])
@@ -302,12 +306,12 @@ def test_a_run_is_bitwise_the_same_in_any_slot(plan: str, slot: int) -> None:
     assert outcomes(LocalEngine(task, PLANS[plan]), crowd)[100] == alone[100]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     plan=st.sampled_from([own for own in PLANS.values() if own.way == "vmap"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     activation=st.sampled_from(["relu", "tanh", "gelu", "silu"]),
-    shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(CLASSES, 12), st.integers(10, 90)),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(CLASSES, 12), st.integers(10, 50)),
     runs=st.lists(st.integers(0, 500), min_size=2, max_size=10, unique=True),
 )
 def test_a_run_is_bitwise_the_same_for_any_shape_of_model_and_data(
@@ -323,26 +327,26 @@ def test_a_run_is_bitwise_the_same_for_any_shape_of_model_and_data(
 
 def test_a_run_does_not_see_others_come_and_go(make_engine: MakeEngine) -> None:
     task = make_task()
-    early, leaving, late = ([make_run(t) for t in range(low, low + 4)] for low in (0, 4, 8))
-    alone = {run.trial: outcomes(make_engine(task), [run], ticks=3) for run in (early[1], late[2])}
-    engine = start(make_engine(task), [*early, *leaving])
-    curves = {run.trial: [own] for run, own in zip(early, tick(engine, [*early, *leaving]), strict=False)}
-    for run in leaving:
-        engine.free(run)
-    for step in range(3):
-        flying = early if step == 0 else [*early, *late]
-        if step == 1:
-            start(engine, late)
-        for run, own in zip(flying, tick(engine, flying), strict=True):
-            curves.setdefault(run.trial, []).append(own)
-        if step == 1:
-            assert outcome(engine, early[1], curves[1]) == alone[1][1]
-            engine.free(early[0])
-            early = early[1:]
-    start(engine, [make_run(0)])
-    flying = [make_run(0), *early, *late]
-    curves[late[2].trial].append(tick(engine, flying)[flying.index(late[2])])
-    assert outcome(engine, late[2], curves[late[2].trial]) == alone[late[2].trial][late[2].trial]
+    runs = [make_run(trial) for trial in range(12)]
+    staying, late = runs[1], runs[10]
+    alone = outcomes(make_engine(task), [staying], ticks=3) | outcomes(make_engine(task), [late], ticks=3)
+    engine = make_engine(task)
+    curves: dict[int, list[Measurement]] = {staying.trial: [], late.trial: []}
+    crowds = [runs[:8], runs[:4], [*runs[1:4], *runs[8:]], [runs[0], *runs[8:]], [runs[4], *runs[9:]]]
+    flying: list[Run] = []
+    for crowd in crowds:
+        for run in flying:
+            if run not in crowd:
+                engine.free(run)
+        start(engine, [run for run in crowd if run not in flying])
+        flying = crowd
+        for own in tick(engine, flying):
+            if own.trial in curves:
+                curves[own.trial].append(own)
+        for run in (staying, late):
+            if run in flying and len(curves[run.trial]) == 3:
+                assert outcome(engine, run, curves[run.trial]) == alone[run.trial]
+    assert all(len(curve) == 3 for curve in curves.values())
 
 
 @pytest.mark.parametrize("size", [16, "full"])
@@ -406,7 +410,7 @@ def test_the_seed_of_a_study_gives_another_training(make_engine: MakeEngine) -> 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[str]:
     calls: list[str] = []
-    original = target if isinstance(target, str) else getattr(target, name)
+    original = getattr(target, name)
 
     def counted(*args: Any) -> Any:
         calls.append(name)
@@ -442,7 +446,7 @@ def test_batch_sizes_share_the_steps_of_a_block(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_interrupted_tick_goes_on_where_it_stopped(make_engine: MakeEngine) -> None:
-    task, runs = make_task(samples=133), [make_run(trial) for trial in range(6)]
+    task, runs = make_task(), [make_run(trial) for trial in range(6)]
     expected = outcomes(make_engine(task), runs)
     engine = start(make_engine(task), runs)
     curves: dict[int, list[Measurement]] = {run.trial: [] for run in runs}
@@ -452,7 +456,7 @@ def test_an_interrupted_tick_goes_on_where_it_stopped(make_engine: MakeEngine) -
         while any(len(curve) < ticks for curve in curves.values()):
             for own in engine.advance(time.monotonic() + pause):
                 curves[own.trial].append(own)
-            pause *= 1.2
+            pause *= 1.1
     assert {run.trial: outcome(engine, run, curves[run.trial]) for run in runs} == expected
 
 

@@ -20,7 +20,8 @@ from tunecli import checkpoint
 from tunecli import data as data_room
 from tunecli import search as search_room
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
-from tunecli.search import Ended, Event, Opened, Progress, search, set_aside
+from tunecli.search import Differed, Ended, Event, Opened, Progress, search, set_aside
+from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
 from tunecli.study import Study
 from tunecli.trial import State, Trial
@@ -267,6 +268,9 @@ def test_a_crash_around_any_write_changes_nothing(
         try:
             return ending(study, tmp_path).how == "done"
         except Crash:
+            left[0] = 99
+            for kept, sha256 in read(tmp_path / "study.db").kept.items():
+                assert checkpoint.load(tmp_path / "checkpoints" / f"trial-{kept}")[1]["sha256"] == sha256
             return False
 
     assert until_done(attempt) > 3
@@ -535,13 +539,19 @@ MODEL = """
 from pathlib import Path
 from torch import nn
 
-def make(width, depth=1):
+def make(width):
     if width == 3:
         raise ValueError("three is no width")
     if width == 5 and Path(__file__).with_name("broken").exists():
         raise RuntimeError("broken since")
     inputs = 7 if width == 6 else 4
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 3))
+    model = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 3))
+    if Path(__file__).with_name("other").exists():
+        nn.init.normal_(model[0].weight)
+    if width == 1:
+        nn.init.zeros_(model[2].weight)
+        nn.init.zeros_(model[2].bias)
+    return model
 """
 
 
@@ -610,6 +620,36 @@ def test_a_model_that_no_longer_works_fails_the_trials_in_flight(own: Question, 
         assert trial.end_tick is not None
         # Its end cannot lie before what it showed: later proposals were made without it.
         assert trial.end_tick >= trial.start_tick + trial.fidelity - 1
+
+
+def test_a_model_that_learns_otherwise_than_it_did_is_told_and_what_is_stored_stays(
+    own: Question, tmp_path: Path
+) -> None:
+    study = own(4, 8, pruner="none")
+    calls = iter(range(100))
+    run(study, tmp_path / "tiny", stop=lambda: next(calls) > 4)
+    before = {trial.number: trial for trial in trials(tmp_path / "tiny") if trial.state is State.RUNNING}
+    (tmp_path / "other").touch()
+    told = [event for event in run(study, tmp_path / "tiny") if isinstance(event, Differed)]
+    assert told
+    for event in told:
+        assert event.stored == before[event.trial].curve[event.fidelity - 1].metric
+    for trial in trials(tmp_path / "tiny"):
+        assert trial.state is State.COMPLETE
+        assert trial.number not in before or trial.curve[: before[trial.number].fidelity] == before[trial.number].curve
+
+
+def test_of_equal_trials_the_lower_numbers_are_kept(own: Question, tmp_path: Path) -> None:
+    """Nothing is learned, so that all trials and all ticks are equal."""
+    study = own(1, pruner="none", trials=6)
+    space = {"optimizer": "sgd", "learning_rate": 0.0, "l1": 0.0, "l2": 0.0, "model": {"width": 1}}
+    still = build_space(space)
+    ended = ending(replace(study, space=still, space_keys=space), tmp_path / "tiny")
+    found = trials(tmp_path / "tiny")
+    assert len({trial.value for trial in found}) == 1
+    assert {trial.best_tick for trial in found} == {1}
+    assert answer(tmp_path / "tiny")[1].keys() == {0, 1}
+    assert ended.progress.best == found[0]
 
 
 def test_an_unknown_device_is_a_usage_error(question: Question, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_row_is_trained_as_by_torch_at_its_own_pace(rule: str, data: st.DataOb
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(2, 40))
 def test_the_bits_of_a_row_do_not_depend_on_its_place(
     rule: str, dtype: torch.dtype, data: st.DataObject, seed: int, rows: int

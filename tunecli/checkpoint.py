@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 
+DAMAGED_HINT = "run the search again with --fresh, or choose another trial with --trial N"
+
 
 def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
     """Write a checkpoint to `folder` in one step and return the SHA-256 of its weights.
@@ -61,11 +63,11 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = (source / WEIGHTS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {source / WEIGHTS}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {source / WEIGHTS}: {error.strerror}", hint=DAMAGED_HINT) from error
     if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
         raise CheckpointError(
             f"damaged checkpoint: {source / WEIGHTS} is not what was written",
-            hint="run the search again, or choose another trial with --trial N",
+            hint=DAMAGED_HINT,
         )
     return from_bytes(data), manifest
 
@@ -78,9 +80,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {folder}", hint="`tunecli report` lists the trials") from error
     except ValueError as error:
-        raise CheckpointError(f"damaged checkpoint: {path} is no JSON") from error
+        raise CheckpointError(f"damaged checkpoint: {path} is no JSON", hint=DAMAGED_HINT) from error
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"damaged checkpoint: {path} holds no manifest")
+        raise CheckpointError(f"damaged checkpoint: {path} holds no manifest", hint=DAMAGED_HINT)
     return manifest
 
 

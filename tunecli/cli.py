@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="tunecli",
     help="Tune the training of a PyTorch model: search for the best recipe, explain it, train the best on.",
-    no_args_is_help=True,
+    epilog="--debug, with any command, shows the traceback behind an error.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,14 +32,14 @@ INTERRUPTED = 130
 
 StudyArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[STUDY]", help="A study file, a study's name, or a table (.csv). Left out: the latest."),
+    typer.Argument(metavar="STUDY", help="A study file, a study's name, or a table (.csv). Left out: the latest."),
 ]
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file, e.g. train.epochs=5."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 HOME = Path("studies")
 
 _Usage: type[Exception] = typer.BadParameter.__mro__[1]
@@ -86,11 +86,12 @@ def search(
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target}
     question = find_study(study, home, settings or [], replaced)
-    folder, console = home / question.name, _console(stderr=True)
+    folder, console = home / question.name, live.progress_console()
+    timeout_seconds = _seconds(timeout)
     if fresh and (aside := set_aside(folder)):
         console.print(f"the earlier study is now {aside}", soft_wrap=True)
     with live.Interrupt().listening() as interrupt:
-        found = events(question, folder, device=device, timeout_seconds=_seconds(timeout), stop=interrupt)
+        found = events(question, folder, device=device, timeout_seconds=timeout_seconds, stop=interrupt)
         ended = live.show(found, console)
     summary = _summary(folder)
     if ended.how == "stopped":
@@ -100,7 +101,8 @@ def search(
     live.say_next(ended, question.name, _home(home), _again(), console)
     if summary.best is None and ended.how == "done":
         raise NoUsableTrial(
-            f"none of the {summary.ended} trials is complete", hint=f"tunecli report {question.name} tells why"
+            f"none of the {summary.ended} trials is complete",
+            hint=f"tunecli report {question.name}{_home(home)} tells why",
         )
 
 
@@ -161,6 +163,9 @@ def finetune(
     if best == (trial is not None):
         raise UsageError("choose the trial to go on from", hint="--best, or --trial N")
     hparams, data_keys = _split_settings(settings or [])
+    if data is None and (target is not None or data_keys):
+        given = "--target" if target is not None else f"--set data.{next(iter(data_keys))}"
+        raise UsageError(f"{given} is about new data, and none are given", hint="name them with --data SOURCE")
     request = Request(
         trial=trial,
         data=data,
@@ -173,11 +178,12 @@ def finetune(
         hparams=hparams,
         device=device,
     )
+    console = live.progress_console()
     with live.Interrupt().listening() as interrupt:
         found = epochs_of(find_folder(study, home), request, interrupt)
-        result = live.show_finetune(found, _console(stderr=True))
+        result = live.show_finetune(found, console)
     if result is None:
-        live.say_unchanged(_again(), _console(stderr=True))
+        live.say_unchanged(_again(), console)
         raise typer.Exit(interrupt.exit_code)
     if output is TextOrJson.JSON:
         print(live.finetune_json(result))
@@ -190,7 +196,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is known
     except TunecliError as error:
         code = _complain(error, debug)
     except _Usage as error:
@@ -198,17 +205,18 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted; nothing acknowledged is lost, the same command goes on", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is wrong, and Python must not complain at exit.
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone (`| head`), of which rich and typer make a SystemExit: nothing is wrong,
+        # and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code or 0)
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _summary(folder: Path) -> Summary:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunecli.finetune import Epoch, Finetuned
+from tunecli.report.formats import strict_json
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
 from tunecli.search import Differed, Ended, Event, Opened, Progress
@@ -29,6 +31,19 @@ from tunecli.trial import State
 
 LINE_SECONDS = 5.0
 """How often a search that nobody watches says where it is."""
+
+
+class _Unread(Console):
+    """A console whose reader may go: then the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def progress_console() -> Console:
+    """What goes to stderr. Without markup: `--set space.optimizer=[sgd,adam]` is printed as it was typed."""
+    return _Unread(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class Interrupt:
@@ -138,15 +153,10 @@ def say_unchanged(again: str, console: Console) -> None:
 def print_finetuned(result: Finetuned, console: Console) -> None:
     """What fine-tuning came to, the most important first."""
     name, moved = result.metric, result.after - result.before
-    if not result.used:
-        console.print(
-            Text(f"{name} fell by {abs(moved):.4f}: the starting checkpoint stays the one in use", style="yellow")
-        )
-    verb = "rose" if moved > 0 else "fell" if moved < 0 else "stayed"
-    change = f"{verb} by {abs(moved):.4f}" if moved else "stayed the same"
-    if result.used:
-        style = "bold green" if moved else "bold"
-        console.print(Text(f"{name} {change} on the test split of {result.data}", style=style))
+    change = f"{'rose' if moved > 0 else 'fell'} by {abs(moved):.4f}" if moved else "stayed the same"
+    kept = "" if result.used else ": the starting checkpoint stays the one in use"
+    style = "yellow" if not result.used else "bold green" if moved else "bold"
+    console.print(Text(f"{name} {change} on the test split of {result.data}{kept}", style=style), soft_wrap=True)
     console.print(f"  (test, {ordinal(result.reading)} reading)")
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("")
@@ -160,7 +170,8 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
     console.print(
-        f"trained {trained}{head}: {result.epochs} epochs on {result.samples:,} samples, "
+        f"trained {trained}{head}: {result.epochs} epoch{'s' if result.epochs > 1 else ''} on "
+        f"{result.samples:,} samples, "
         f"learning rate {result.learning_rate:.3g} falling to 0 (cosine)",
         soft_wrap=True,
     )
@@ -172,7 +183,7 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
 def finetune_json(result: Finetuned) -> str:
     """The result as one JSON document."""
     document = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()}
-    return json.dumps({**document, "split": "test"}, indent=2)
+    return strict_json({**document, "split": "test"})
 
 
 def ordinal(number: int) -> str:

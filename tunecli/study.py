@@ -65,8 +65,8 @@ class SearchSection(_Section):
     pruner: Literal["asha", "none"] = "asha"
     window: Positive | None = None
     keep: Positive = 5
-    min_ticks: Positive = 1
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    min_ticks: Positive = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
 
 
 class FinetuneSection(_Section):

@@ -138,7 +138,7 @@ def _spared(change: Tensor, decay: Tensor | None) -> Tensor:
 def _power(of: Tensor, number: Tensor) -> Tensor:
     """`of ** number` for whole numbers, by squaring: torch's pow rounds by an element's place in its vector."""
     left = number.long()
-    found = torch.ones(torch.broadcast_shapes(of.shape, left.shape), dtype=of.dtype, device=of.device)
+    found = torch.ones_like(of * left)
     for _ in range(int(left.max()).bit_length()):
         found = torch.where(left % 2 == 1, found * of, found)
         of, left = of * of, left // 2

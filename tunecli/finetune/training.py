@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
@@ -43,6 +44,9 @@ class Training:
     """One fine-tuning of one trial."""
 
     def __init__(self, folder: Path, request: Request) -> None:
+        if request.save is not None and not request.save.absolute().parent.is_dir():
+            # Said now: training would be in vain.
+            raise UsageError(f"cannot write {request.save}: its folder does not exist", hint="choose another --save")
         self.folder, self.request = folder, request
         self.record = read(folder / "study.db")
         self.study = read_study(folder / "study.toml")
@@ -102,7 +106,7 @@ class Training:
             trained=self.trained,
             new_head=self.new_head,
             reading=1 + sum(own.values.get("samples") == self.data.fingerprint() for own in self.record.readings),
-            used=not better(before, after, self.task.metric.direction),
+            used=math.isfinite(after) and not better(before, after, self.task.metric.direction),
             checkpoint=_next_folder(self.folder / "finetuned"),
             saved=self.request.save,
         )
@@ -121,6 +125,7 @@ class Training:
         manifest = {
             **self.manifest,
             "source": str(self.request.checkpoint or f"trial-{self.trial.number}"),
+            "updates": result.updates_before + result.updates,
             "hparams": dict(self.hparams),
             "classes": list(self.data.classes),
             "features": list(self.data.features),
@@ -133,12 +138,12 @@ class Training:
             "used": result.used,
         }
         checkpoint.save(result.checkpoint, weights, manifest)
-        if self.request.save is not None:
-            save_state_dict(self.request.save, weights)
         store = Store(self.folder / "study.db", self.study.space)
         store.read_split("test", "finetune", self.trial.number, read_now)
         store.flush()
         store.close()
+        if self.request.save is not None:
+            save_state_dict(self.request.save, weights)
 
     def _fresh(self, seed: int) -> nn.Module:
         """The model with new weights, and with a new head where the classes are other ones."""
@@ -157,9 +162,8 @@ class Training:
     def _prepared(self, run: Run) -> nn.Module:
         """The model with the starting weights, frozen but for what trains."""
         module = self._fresh(run.seed("head"))
-        head = f"{head_name(module)}."
-        kept = {name: tensor for name, tensor in self.start.items() if not (self.new_head and name.startswith(head))}
-        load_weights(module, kept, allow_missing=self.new_head, where=self.request.checkpoint)
+        fresh = head_name(module) if self.new_head else None
+        load_weights(module, self.start, fresh=fresh, where=self.request.checkpoint)
         freeze(module, self.trained)
         return module
 
@@ -212,7 +216,9 @@ def _starting_weights(
         return read_weights(request.checkpoint), checkpoint.load_manifest(place)
     weights, manifest = checkpoint.load(place)
     if record.kept.get(trial.number) != manifest["sha256"]:
-        raise CheckpointError(f"damaged checkpoint: {place} is not the one that the study recorded")
+        raise CheckpointError(
+            f"damaged checkpoint: {place} is not the one that the study recorded", hint=checkpoint.DAMAGED_HINT
+        )
     return weights, manifest
 
 

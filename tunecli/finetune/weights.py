@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from tunecli.errors import CheckpointError, InputError, StorageError, UsageError
 from tunecli.trial import derive_seed
 
+_SAVE_HINT = "save it with torch.save(model.state_dict(), FILE)"
+
 
 def head_name(module: nn.Module) -> str:
     """The name of the last module that has weights of its own."""
@@ -22,23 +26,31 @@ def head_name(module: nn.Module) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict saved by torch.save or as safetensors; nothing in the file is executed."""
     if not path.is_file():
-        raise CheckpointError(f"no such file: {path}")
+        raise CheckpointError(f"no such file: {path}", hint=_SAVE_HINT)
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message says how to have the code run all the same.
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is no file of tensors alone, and code in a file is never run",
+            hint=_SAVE_HINT,
+        ) from error
     except Exception as error:  # torch and safetensors raise many kinds for a file that is not theirs
         raise CheckpointError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]}",
-            hint="save it with torch.save(model.state_dict(), FILE)",
+            f"{path} cannot be read as weights: {(str(error) or type(error).__name__).splitlines()[0]}", hint=_SAVE_HINT
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds no state dict", hint="save it with torch.save(model.state_dict(), FILE)")
+        raise CheckpointError(f"{path} holds no state dict", hint=_SAVE_HINT)
     return dict(found)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, allow_missing: bool, where: Path | None) -> None:
-    own = module.state_dict()
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, fresh: str | None, where: Path | None) -> None:
+    """Load `weights` into the module; those of its layer `fresh` stay as they are. Raises CheckpointError."""
+    own = {name: tensor for name, tensor in module.state_dict().items() if not _is_fresh(name, fresh)}
+    weights = {name: tensor for name, tensor in weights.items() if not _is_fresh(name, fresh)}
     unknown = [name for name in weights if name not in own]
-    missing = [] if allow_missing else [name for name in own if name not in weights]
+    missing = [name for name in own if name not in weights]
     other = [
         f"{name} is {tuple(weights[name].shape)}, the model's {tuple(own[name].shape)}"
         for name in weights
@@ -51,7 +63,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, allow_miss
             f"{where or 'the checkpoint'} does not fit the model: {'; '.join(faults[:3])}{more}",
             hint="the model must be the one whose weights were saved",
         )
-    module.load_state_dict(dict(weights), strict=not allow_missing)
+    module.load_state_dict(dict(weights), strict=fresh is None)
+
+
+def _is_fresh(name: str, fresh: str | None) -> bool:
+    return fresh is not None and _is_within(name, fresh)
 
 
 def trained_layers(module: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,20 +97,21 @@ def freeze(module: nn.Module, trained: Sequence[str]) -> None:
     """Let only the layers `trained` learn. A frozen norm keeps its running statistics, in training mode too."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(any(_is_within(name, layer) for layer in trained))
+    everything = all(parameter.requires_grad for parameter in module.parameters())
     for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in part.parameters()):
+        learns = everything or any(parameter.requires_grad for parameter in part.parameters())
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not learns:
             part.eval()
             # Module.train() walks over all parts; this one stays where it is.
             part.train = lambda mode=True, own=part: own  # type: ignore[method-assign,misc]
 
 
 def has_other_head(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether the weights of the last layer have another shape than the module's."""
+    """Whether the weights' last layer is the module's but for the number of its outputs."""
     head = head_name(module)
-    own = module.state_dict()
-    return any(
-        name.startswith(f"{head}.") and name in weights and weights[name].shape != tensor.shape
-        for name, tensor in own.items()
+    pairs = [(weights[n], own) for n, own in module.state_dict().items() if _is_within(n, head) and n in weights]
+    return any(found.shape != own.shape for found, own in pairs) and all(
+        found.shape[1:] == own.shape[1:] for found, own in pairs
     )
 
 

@@ -12,8 +12,13 @@ from tunecli.report.summary import Summary, as_document, short, short_hparams, t
 
 
 def as_json(summary: Summary) -> str:
+    """The study as one JSON document."""
+    return strict_json(as_document(summary))
+
+
+def strict_json(document: dict[str, Any]) -> str:
     """One JSON document; a NaN or an infinity, which JSON has no word for, is null."""
-    return json.dumps(_plain(as_document(summary)), indent=2, allow_nan=False)
+    return json.dumps(_plain(document), indent=2, allow_nan=False)
 
 
 def as_csv(summary: Summary) -> str:
@@ -46,6 +51,6 @@ def as_markdown(summary: Summary, top: int) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -128,7 +128,9 @@ def short(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.3g}"
+        text = f"{value:.3g}"
+        # A beta of 0.9999 is no 1.
+        return f"{value:.5g}" if text == "1" and value < 1 else text
     if isinstance(value, tuple | list):
         return "[" + ", ".join(short(item) for item in value) + "]"
     return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
@@ -73,24 +74,28 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
 
 def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("trial", justify="right")
-    table.add_column(summary.metric, justify="right")
-    table.add_column("epochs", justify="right")
-    table.add_column("seconds", justify="right")
     main = [name for name in _MAIN if any(name in trial.hparams for trial in shown)]
-    for name in main:
-        table.add_column({"learning_rate": "rate", "batch_size": "batch"}.get(name, name), overflow="fold")
-    table.add_column("other hparams", overflow="fold", ratio=1)
-    for trial in shown:
-        style = "green" if summary.best is not None and trial.value == summary.best.value else ""
-        table.add_row(
+    numbers = ["trial", summary.metric, "epochs", "seconds"]
+    heads = [*numbers, *({"learning_rate": "rate", "batch_size": "batch"}.get(name, name) for name in main)]
+    rows = [
+        [
             str(trial.number),
-            Text(f"{trial.value:.4f}", style=style),
+            f"{trial.value:.4f}",
             str(trial.fidelity),
             f"{trial.seconds:.1f}",
             *(short(trial.hparams.get(name, "")) for name in main),
-            Text(wrap(short_hparams(trial.hparams, leave_out=main), max(24, width - 58)), style="dim"),
-        )
+        ]
+        for trial in shown
+    ]
+    for head in heads:
+        table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
+    table.add_column("other hparams", overflow="fold", ratio=1)
+    # What the other columns leave, two spaces before each column but the first: wrapped here, by hparam, not by word.
+    left = width - sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True))
+    for trial, cells in zip(shown, rows, strict=True):
+        style = "green" if summary.best is not None and trial.value == summary.best.value else ""
+        others = wrap(short_hparams(trial.hparams, leave_out=main), left)
+        table.add_row(cells[0], Text(cells[1], style=style), *map(Text, cells[2:]), Text(others, style="dim"))
     return table
 
 
@@ -109,7 +114,8 @@ def _failures(summary: Summary) -> Iterator[Text]:
     reasons: dict[str, list[int]] = {}
     for trial in summary.trials:
         if trial.state is State.FAILED:
-            reasons.setdefault((trial.reason or "unknown").partition(" after ")[0], []).append(trial.number)
+            reason = re.sub(r" after \d+ ticks?$", "", trial.reason or "unknown")
+            reasons.setdefault(reason, []).append(trial.number)
     if reasons:
         yield Text("\nFailed", style="bold")
     for reason, numbers in sorted(reasons.items(), key=lambda item: -len(item[1])):
@@ -119,7 +125,7 @@ def _failures(summary: Summary) -> Iterator[Text]:
 
 def duration(seconds: float) -> str:
     """A length of time in the two units that matter."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -1,0 +1,649 @@
+"""The command line: what a user types, what comes back on which stream, and the exit code.
+
+Most tests call `main` in this process; those about signals, pipes and imports start a process of their own.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from tunecli import live
+from tunecli.cli import _seconds, main
+from tunecli.errors import UsageError
+from tunecli.store import hold, read
+from tunecli.trial import State
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "80"}
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """stdout, which is one JSON document and nothing else."""
+
+        def refuse(constant: str) -> None:
+            raise ValueError(constant)
+
+        found: dict[str, Any] = json.loads(self.out, parse_constant=refuse)
+        return found
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def tunecli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Type a command in an empty folder, 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["tunecli", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err or "--debug" in arguments
+        assert isinstance(caught.value.code, int)
+        return Done(caught.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def home(searched: Path, tmp_path: Path) -> Path:
+    """The home of that folder, with the study `tiny`, to write to."""
+    return shutil.copytree(searched, tmp_path / "studies")
+
+
+def process(*arguments: str, cwd: Path, **options: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tunecli", *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, text=True, **streams)  # type: ignore[no-any-return]
+
+
+def complaint(done: Done) -> tuple[str, str]:
+    """The message and the hint of an error, which is all that stderr ends with."""
+    match = re.search(r"^error: (.+?)\nhint: (.+)\n\Z", done.err, re.MULTILINE | re.DOTALL)
+    assert match is not None, done.err
+    return match[1], match[2]
+
+
+FLOWERS = """
+import torch
+from sklearn.datasets import load_iris
+
+def load():
+    flowers = load_iris()
+    return flowers.data, flowers.target
+
+def make_model(width):
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 3)
+    )
+"""
+
+STUDY = """
+[data]
+source = "flowers.py:load"
+
+[model]
+source = "flowers.py:make_model"
+width = 32
+
+[train]
+epochs = 3
+metric = "accuracy"
+
+[space]
+optimizer     = ["sgd", "adamw"]
+learning_rate = { low = 1e-4, high = 1.0, log = true }
+batch_size    = [16, 64, "full"]
+l1            = 0
+model.width   = [4, 8]
+
+[search]
+trials = 6
+"""
+
+
+def write_flowers(folder: Path) -> None:
+    (folder / "flowers.py").write_text(FLOWERS)
+    (folder / "flowers.toml").write_text(STUDY)
+
+
+# The whole way
+
+
+def test_from_an_empty_folder_to_a_model_of_ones_own(tunecli: Command, tmp_path: Path) -> None:
+    write_flowers(tmp_path)
+    done = tunecli("search", "flowers.toml")
+    assert done.code == 0
+    assert re.match(r"Best: trial \d+, accuracy \d\.\d{4} on validation", done.out)
+    assert "data   flowers: 150 samples of 4, 3 classes" in done.err
+    assert "6 of 6 done" in done.err
+    assert done.err.endswith("next:\n  tunecli report flowers\n  tunecli finetune flowers --best\n")
+    # Nothing but results and what Python itself leaves.
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "flowers.py",
+        "flowers.toml",
+        "studies",
+    ]
+
+    report = tunecli("report", "flowers")
+    assert report.code == 0
+    assert report.err == ""
+    assert report.out.startswith("flowers  accuracy on validation, higher is better\n6 of 6 trials: ")
+
+    done = tunecli("finetune", "flowers", "--best", "--save", "model.pth")
+    assert done.code == 0
+    assert re.match(r"accuracy (rose by|fell by|stayed the same).* on the test split of flowers", done.out)
+    assert "(test, 1st reading)" in done.out
+    for words in ("before (trial", "after", "from scratch", "checkpoint: studies/flowers/finetuned/1"):
+        assert words in done.out
+    assert "fine-tuning: epoch 1 of 1" in done.err
+    again = tunecli("finetune", "flowers", "--best")
+    assert "(test, 2nd reading)" in again.out
+
+    # The weights are the user's, without tunecli.
+    scope: dict[str, Any] = {}
+    exec(FLOWERS, scope)
+    best = tunecli("report", "flowers", "--format", "json").document["best"]
+    model = scope["make_model"](best["hparams"]["model.width"])
+    model.load_state_dict(torch.load("model.pth", weights_only=True), strict=True)
+
+
+def write_table(path: Path) -> None:
+    rows = [f"{x},{'ab'[x % 2]},{(x * 7) % 11},{'yes' if x % 3 else 'no'}" for x in range(90)]
+    path.write_text("\n".join(["x,kind,z,answer", *rows]) + "\n")
+
+
+def test_a_table_needs_no_more_than_its_target(tunecli: Command, tmp_path: Path) -> None:
+    write_table(tmp_path / "my answers.csv")
+    quick = ("--trials", "3", "--set", "train.epochs=2", "--set", "model.hidden=[4]")
+    message, hint = complaint(tunecli("search", "my answers.csv", *quick))
+    assert "which column" in message
+    assert "--target" in hint
+    assert not (tmp_path / "studies" / "my-answers" / "study.db").exists()
+    message, hint = complaint(tunecli("search", "my answers.csv", "--target", "anwser", *quick))
+    assert "'anwser'" in message
+    assert "'answer'" in hint
+    done = tunecli("search", "my answers.csv", "--target", "answer", *quick)
+    assert done.code == 0
+    assert "mlp, hidden [4]" in done.err
+    for name in ("my-answers", "my answers.csv"):
+        assert tunecli("report", name, "--format", "json").document["study"] == "my-answers"
+    assert tunecli("finetune", "--best").code == 0
+
+
+def test_a_bundled_study_runs_from_an_empty_folder(tunecli: Command, tmp_path: Path) -> None:
+    # Without a name, where there is no study yet, it is the digits.
+    done = tunecli("search", "--timeout", "0s")
+    assert done.code == 0
+    assert "digits: 1,797 samples of 64, 10 classes" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+    assert tunecli("search", "breast_cancer", "--trials", "2", "--set", "train.epochs=1").code == 0
+    assert tunecli("report", "breast_cancer", "--format", "json").document["counts"]["complete"] >= 1
+
+
+# What is asked for reaches the study
+
+
+def test_options_reach_the_study(tunecli: Command, tmp_path: Path) -> None:
+    write_flowers(tmp_path)
+    options = ["--seed", "7", "--trials", "4", "--window", "2", "--sampler", "random", "--pruner", "none"]
+    settings = ["--set", "space.learning_rate.high=0.1", "--set", "train.epochs=2", "--set", "space.optimizer=[sgd]"]
+    done = tunecli("search", "flowers.toml", "--home", "elsewhere", *options, *settings)
+    assert done.code == 0
+    assert "tunecli report flowers --home elsewhere" in done.err
+    record = read(tmp_path / "elsewhere" / "flowers" / "study.db")
+    assert record.document["seed"] == 7
+    section = record.document["search"]
+    assert (section["trials"], section["window"], section["sampler"], section["pruner"]) == (4, 2, "random", "none")
+    assert len(record.trials) == 4
+    for trial in record.trials:
+        assert trial.hparams["optimizer"] == "sgd"
+        assert 1e-4 <= float(trial.hparams["learning_rate"]) <= 0.1  # type: ignore[arg-type]
+        assert (trial.state, trial.fidelity) == (State.COMPLETE, 2)
+    # Two in flight: the third begins after the first ends.
+    assert [trial.start_tick for trial in record.trials] == [1, 1, 3, 3]
+    same = tunecli("search", "flowers.toml", "--home", "other", *options, *settings)
+    assert same.out == done.out
+    assert not (tmp_path / "studies").exists()
+
+
+def test_the_total_can_grow_and_what_is_done_is_not_done_again(tunecli: Command, home: Path) -> None:
+    done = tunecli("search", "tiny")
+    assert done.code == 0
+    assert "all 10 trials were done already" in done.err
+    assert done.out.startswith("Best: trial ")
+    before = read(home / "tiny" / "study.db").trials
+    done = tunecli("search", "tiny", "--trials", "12")
+    assert "10 of 12 done, 2 to go" in done.err
+    after = read(home / "tiny" / "study.db").trials
+    assert (after[:10], len(after)) == (before, 12)
+
+
+def test_another_question_is_refused(tunecli: Command, home: Path) -> None:
+    done = tunecli("search", "tiny", "--seed", "1")
+    message, hint = complaint(done)
+    assert done.code == 3
+    assert "seed: 0 -> 1" in message
+    assert "--fresh" in hint
+
+
+def test_fresh_sets_the_old_study_aside(tunecli: Command, home: Path) -> None:
+    before = (home / "tiny" / "study.db").read_bytes()
+    # What is wrong with the command line is said before anything is moved.
+    assert tunecli("search", "tiny", "--fresh", "--timeout", "soon").code == 2
+    assert [path.name for path in home.iterdir()] == ["tiny"]
+    done = tunecli("search", "tiny", "--fresh", "--seed", "1", "--trials", "3")
+    assert done.code == 0
+    (aside,) = (path for path in home.iterdir() if path.name != "tiny")
+    assert f"the earlier study is now studies/{aside.name}" in done.err
+    assert (aside / "study.db").read_bytes() == before
+    assert len(read(home / "tiny" / "study.db").trials) == 3
+
+
+def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: Path) -> None:
+    shutil.copytree(home / "tiny", home / "older")
+    os.utime(home / "older" / "study.db", (1, 1))
+    assert tunecli("report", "--format", "json").document["study"] == "tiny"
+    assert tunecli("search").code == 0
+    os.utime(home / "tiny" / "study.db", (0, 0))
+    (home / "older" / "study.db").unlink()
+    shutil.copytree(home / "tiny", home / "empty", ignore=shutil.ignore_patterns("study.toml"))
+    assert tunecli("finetune", "--best", "--format", "json").document["study"] == "tiny"
+
+
+# What comes back
+
+
+def test_json_is_one_document_and_nothing_else(tunecli: Command, home: Path) -> None:
+    search = tunecli("search", "tiny", "--trials", "11", "--format", "json")
+    report = tunecli("report", "tiny", "--format", "json", "--top", "1")
+    assert report.err == ""
+    assert search.document == report.document
+    document = report.document
+    assert document.keys() >= {"study", "metric", "direction", "counts", "best", "trials"}
+    assert len(document["trials"]) == 11
+    assert sum(document["counts"].values()) == 11
+    found = tunecli("finetune", "tiny", "--best", "--format", "json").document
+    assert found.keys() >= {"metric", "before", "after", "scratch", "checkpoint"}
+    assert (found["metric"], found["split"], found["reading"]) == ("accuracy", "test", 1)
+    assert Path(found["checkpoint"], "weights.safetensors").is_file()
+
+
+def test_every_value_is_the_one_that_optuna_reads(tunecli: Command, home: Path) -> None:
+    ours = tunecli("report", "--format", "json").document
+    theirs = optuna.load_study(storage=f"sqlite:///{home}/tiny/study.db", study_name="tiny")
+    assert len(ours["trials"]) == len(theirs.trials)
+    for own, other in zip(ours["trials"], theirs.trials, strict=True):
+        assert own["number"] == other.number
+        assert own["value"] == other.value
+        assert own["state"] == other.state.name.lower()
+        assert own["fidelity"] == len(other.intermediate_values)
+        assert own["hparams"]["optimizer"] == other.params["optimizer"]
+        assert own["hparams"]["learning_rate"] in other.params.values()
+        assert own["hparams"]["batch_size"] == other.params["batch_size"]
+    best = max((own for own in ours["trials"] if own["state"] == "complete"), key=lambda own: own["value"])
+    assert ours["best"] == best
+    assert ours["best"]["value"] == theirs.best_value or theirs.best_trial.state.name == "PRUNED"
+
+
+def test_the_formats_tell_the_same(tunecli: Command, home: Path) -> None:
+    document = tunecli("report", "tiny", "--format", "json").document
+    rows = list(csv.DictReader(io.StringIO(tunecli("report", "tiny", "--format", "csv").out)))
+    assert [float(row["value"]) for row in rows] == [own["value"] for own in document["trials"]]
+    assert [row["state"] for row in rows] == [own["state"] for own in document["trials"]]
+    best = document["best"]["number"]
+    markdown = tunecli("report", "tiny", "--format", "markdown", "--top", "1").out
+    assert markdown.splitlines()[-1].startswith(f"| {best} | ")
+    text = tunecli("report", "tiny", "--top", "1").out
+    assert f"Best: trial {best}, accuracy {document['best']['value']:.4f}" in text
+
+
+def test_where_the_metric_fell_the_first_line_says_so(tunecli: Command, home: Path) -> None:
+    better = ["--set", "optimizer=adam", "--set", "learning_rate=0.05", "--set", "l1=0", "--set", "l2=0"]
+    good = tunecli("finetune", "--best", *better, "--epochs", "8", "--format", "json").document
+    start = f"{good['checkpoint']}/weights.safetensors"
+    worse = ["--checkpoint", start, *better, "--set", "learning_rate=30"]
+    done = tunecli("finetune", "--best", *worse)
+    assert done.code == 0
+    first = done.out.splitlines()[0]
+    assert re.fullmatch(
+        r"accuracy fell by \d\.\d{4} on the test split of iris: the starting checkpoint stays the one in use", first
+    )
+    assert tunecli("finetune", "--best", *worse, "--format", "json").document["used"] is False
+
+
+def test_where_less_is_better_a_worse_metric_rose(
+    tunecli: Command, tmp_path: Path, question: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_flowers(tmp_path)
+    quick = ["--set", "train.metric=loss", "--trials", "2", "--set", "space.optimizer=sgd"]
+    assert tunecli("search", "flowers.toml", *quick).code == 0
+    done = tunecli("finetune", "--best", "--set", "learning_rate=50", "--set", "l2=0", "--set", "momentum=0")
+    assert done.code == 0
+    assert re.match(r"loss rose by [\d.]+ on the test split of flowers: the starting checkpoint stays", done.out)
+
+
+def test_a_pipe_gets_no_escape_codes(tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for no_color in (False, True):
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", "1")
+        for arguments in (
+            ("report",),
+            ("search", "tiny", "--trials", "11"),
+            ("finetune", "--best"),
+            ("search", "--help"),
+            ("search", "--bad"),
+        ):
+            done = tunecli(*arguments)
+            assert "\x1b" not in done.out + done.err
+
+
+def test_what_was_typed_is_printed_as_it_was(tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_flowers(tmp_path)
+    typed = ["search", "flowers.toml", "--set", "space.optimizer=[sgd]", "--home", "[old] :smile:", "--timeout", "0s"]
+    done = tunecli(*typed)
+    assert done.code == 0
+    assert "the time is up: 0 of 6 trials done" in done.err
+    assert "tunecli search flowers.toml --set 'space.optimizer=[sgd]' --home '[old] :smile:' --timeout 0s" in done.err
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", ["search", "report", "finetune"])
+def test_help_fits_a_terminal_and_names_every_option(tunecli: Command, command: str) -> None:
+    done = tunecli(command, "--help")
+    assert done.code == 0
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    assert f"Usage: tunecli {command} [OPTIONS] [STUDY]" in done.out
+    for option in OPTIONS[command]:
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", done.out), option
+    assert "…" not in done.out
+    assert tunecli(command, "-h").out == done.out
+
+
+OPTIONS = {
+    "search": "--trials --timeout --seed --sampler --pruner --window --target --device --home --set --fresh --format",
+    "report": "--top --home --format",
+    "finetune": "--best --trial --data --target --layers --epochs --checkpoint --save --device --home --set --format",
+}
+OPTIONS = {command: names.split() for command, names in OPTIONS.items()}  # type: ignore[misc]
+
+
+def test_help_names_the_commands(tunecli: Command) -> None:
+    done = tunecli("--help")
+    assert done.code == 0
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    for word in (*OPTIONS, "--debug"):
+        assert word in done.out
+    # Nothing typed is a question, not a mistake.
+    assert tunecli() == done
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says", "hint"),
+    [
+        (("serach",), 2, "serach", "tunecli"),
+        (("search", "--trails", "3"), 2, "--trails", "tunecli search --help"),
+        (("search", "--trials", "many"), 2, "--trials", "tunecli search --help"),
+        (("search", "--trials", "0"), 2, "--trials", "tunecli search --help"),
+        (("search", "tiny", "--timeout", "soon"), 2, "'soon'", "10m"),
+        (("search", "tiny", "--trials", "11", "--device", "gpu"), 2, "'gpu'", "cuda"),
+        (("search", "tiny", "--set", "epochs"), 2, "'epochs'", "--set train.epochs=5"),
+        (("search", "tiny", "--set", "train.epoch=5"), 3, "did you mean 'epochs'", None),
+        (("search", "tiny", "--sampler", "tpee"), 3, "'tpee'", None),
+        (("search", "digtis"), 3, "'digtis'", "'digits'"),
+        (("search", "none.toml"), 3, "none.toml", None),
+        (("search", "none.csv", "--target", "y"), 3, "none.csv", "path"),
+        (("report", "tniy"), 3, "'tniy'", "'tiny'"),
+        (("report", "../tiny"), 3, "'../tiny'", "name"),
+        (("report", "tiny", "--home", "nowhere"), 3, "nowhere", "search"),
+        (("report", "--format", "yaml"), 2, "'yaml'", "tunecli report --help"),
+        (("finetune", "tiny"), 2, "choose the trial", "--best"),
+        (("finetune", "tiny", "--best", "--trial", "1"), 2, "choose the trial", "--best"),
+        (("finetune", "tiny", "--best", "--layers", "nope"), 2, "'nope'", "layer1, head"),
+        (("finetune", "tiny", "--best", "--set", "lr=1"), 3, "'lr'", "learning_rate"),
+        (("finetune", "tiny", "--best", "--set", "model.hidden=[9]"), 2, "model.hidden", None),
+        (("finetune", "tiny", "--best", "--target", "y"), 2, "--target", "--data"),
+        (("finetune", "tiny", "--best", "--set", "data.seed=1"), 2, "data.seed", "--data"),
+        (("finetune", "tiny", "--best", "--data", "nope.csv"), 3, "nope.csv", None),
+        (("finetune", "tiny", "--best", "--checkpoint", "nope.pth"), 3, "nope.pth", "torch.save"),
+        (("finetune", "tiny", "--best", "--save", "nowhere/model.pth"), 2, "nowhere", "--save"),
+        (("finetune", "tiny", "--trial", "99"), 3, "99", "report"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_a_message_and_a_hint(
+    tunecli: Command, home: Path, arguments: tuple[str, ...], code: int, says: str, hint: str | None
+) -> None:
+    before = (home / "tiny" / "study.db").read_bytes()
+    done = tunecli(*arguments)
+    assert done.code == code
+    assert done.out == ""
+    assert says in done.err
+    assert re.search(r"^error: \S", done.err, re.MULTILINE)
+    if hint is not None:
+        assert hint in complaint(done)[1]
+    assert (home / "tiny" / "study.db").read_bytes() == before
+
+
+def test_nothing_searched_yet(tunecli: Command) -> None:
+    for arguments in (("report",), ("finetune", "--best"), ("report", "digits")):
+        done = tunecli(*arguments)
+        assert done.code == 3
+        assert "tunecli search" in complaint(done)[1]
+
+
+def test_what_is_no_database_of_ours(tunecli: Command, home: Path) -> None:
+    (home / "tiny" / "study.db").write_text("text")
+    for arguments in (("report", "tiny"), ("search", "tiny"), ("finetune", "tiny", "--best")):
+        done = tunecli(*arguments)
+        assert done.code == 3
+        assert "study.db" in complaint(done)[0]
+
+
+def test_a_study_held_by_another_search(tunecli: Command, home: Path) -> None:
+    with hold(home / "tiny"):
+        for arguments in (("search", "tiny", "--trials", "11"), ("finetune", "--best"), ("search", "tiny", "--fresh")):
+            done = tunecli(*arguments)
+            assert done.code == 5
+            assert "held by another" in complaint(done)[0]
+        # Reading waits for nobody.
+        assert tunecli("report").code == 0
+
+
+def test_no_usable_trial(tunecli: Command, tmp_path: Path) -> None:
+    write_flowers(tmp_path)
+    wild = ["--set", "space.learning_rate=1e30", "--set", "space.optimizer=sgd", "--trials", "2", "--home", "h"]
+    done = tunecli("search", "flowers.toml", *wild)
+    assert done.code == 4
+    message, hint = complaint(done)
+    assert "none of the 2 trials is complete" in message
+    assert "tunecli report flowers --home h" in hint
+    done = tunecli("report", "flowers", "--home", "h")
+    assert done.code == 0
+    assert "2 x diverged" in done.out
+    done = tunecli("finetune", "flowers", "--best", "--home", "h")
+    assert done.code == 4
+    assert "no complete trial" in complaint(done)[0]
+
+
+def test_debug_shows_the_traceback(tunecli: Command, home: Path) -> None:
+    for arguments in (("--debug", "report", "tniy"), ("report", "tniy", "--debug")):
+        done = tunecli(*arguments)
+        assert done.code == 3
+        assert "Traceback (most recent call last)" in done.err
+        assert done.err.splitlines()[-1] == "hint: did you mean 'tiny'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("1.5", 1.5),
+        ("10m", 600.0),
+        ("0.5h", 1800.0),
+        ("1h30m", 5400.0),
+        ("1h30m10s", 5410.0),
+        (" 2m ", 120.0),
+        ("0", 0.0),
+        (None, None),
+    ],
+)
+def test_a_time_is_read_as_people_write_it(text: str | None, seconds: float | None) -> None:
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "10x", "m", "1d", "5s10m", "inf", "nan", "1e3"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(repr(text))):
+        _seconds(text)
+
+
+# Signals and pipes
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tunecli: Command, tmp_path: Path) -> None:
+    write_flowers(tmp_path)
+    arguments = ["search", "flowers.toml", "--trials", "60", "--set", "train.epochs=6"]
+    with process(*arguments, cwd=tmp_path) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("device"):
+                break
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    stopped = re.search(r"stopped: (\d+) of 60 trials done and recorded\nto go on:\n  tunecli (.+)\n\Z", err)
+    assert stopped is not None, err
+    assert stopped[2].split() == arguments
+    trials = read(tmp_path / "studies" / "flowers" / "study.db").trials
+    assert sum(trial.state.ended for trial in trials) == int(stopped[1]) < 60
+    done = tunecli(*arguments)
+    assert done.code == 0
+    document = tunecli("report", "--format", "json").document
+    assert len(document["trials"]) == 60
+    assert document["counts"]["running"] == 0
+    assert f"{stopped[1]} of 60 done" in done.err or stopped[1] == "0"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_search_at_once_and_it_goes_on(
+    tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    write_flowers(tmp_path)
+    monkeypatch.setattr(live._LineView, "update", lambda *ignored: signal.raise_signal(number))
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    done = tunecli("search", "flowers.toml", "--format", "json", "--fresh")
+    assert done.code == code
+    assert done.out == ""
+    assert "to go on:\n  tunecli search flowers.toml --format json\n" in done.err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_signal_stops_fine_tuning_before_anything_is_written(
+    tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (home / "tiny" / "study.db").read_bytes()
+    show = live.show_finetune
+
+    def first_epoch_then_signal(events: Any, console: Any) -> Any:
+        def watched() -> Any:
+            for event in events:
+                yield event
+                signal.raise_signal(signal.SIGTERM)
+
+        return show(watched(), console)
+
+    monkeypatch.setattr(live, "show_finetune", first_epoch_then_signal)
+    done = tunecli("finetune", "--best", "--epochs", "5")
+    assert (done.code, done.out) == (75, "")
+    assert "nothing was written" in done.err
+    assert "tunecli finetune --best --epochs 5" in done.err
+    assert (home / "tiny" / "study.db").read_bytes() == before
+    assert not (home / "tiny" / "finetuned").exists()
+
+
+@pytest.mark.parametrize("arguments", [("report",), ("report", "--format", "json"), ("--help",)])
+def test_a_reader_that_has_gone_is_no_error(home: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with process(*arguments, cwd=tmp_path, stdout=writing) as running:
+        os.close(writing)
+        _, err = running.communicate(timeout=60)
+    assert err == ""
+    assert running.returncode == 0
+
+
+def test_a_search_whose_progress_nobody_reads_goes_on(home: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with process("search", "tiny", "--trials", "12", cwd=tmp_path, stderr=writing) as running:
+        os.close(writing)
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert out.startswith("Best: trial ")
+    assert len(read(home / "tiny" / "study.db").trials) == 12
+
+
+# What is loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], {"torch", "optuna", "pandas", "sklearn", "numpy"}),
+        (["search", "--help"], {"torch", "optuna", "pandas", "sklearn"}),
+        (["report"], {"torch", "optuna", "pandas", "sklearn"}),
+        (["search", "tiny"], {"torch", "optuna", "pandas"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_not_needed_is_not_loaded(home: Path, tmp_path: Path, arguments: list[str], absent: set[str]) -> None:
+    script = f"""
+import sys
+from tunecli.cli import main
+sys.argv = ["tunecli", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    print("\\n", end.code, *sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    code, *modules = done.stdout.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    assert not absent & set(modules)

@@ -392,7 +392,6 @@ def test_a_new_table_is_prepared_as_the_checkpoint_knows_it(question: Question, 
         assert value == accuracy_score(new.test.targets, predicted(loaded(own, module), inputs))
 
 
-@pytest.mark.xfail(strict=True, reason="data.prepare standardizes a new target by its own mean and scale")
 def test_a_new_regression_target_is_met_in_the_checkpoints_unit(question: Question, tmp_path: Path) -> None:
     def price(level: float) -> Callable[[Any, Any], Any]:
         return lambda x, town: level + 30 * x + 50 * (town == "Bern")

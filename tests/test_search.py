@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from torch import nn
 
 from tunecli import checkpoint
 from tunecli import data as data_room
-from tunecli import search as search_room
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
 from tunecli.search import Differed, Ended, Event, Opened, Progress, search, set_aside
+from tunecli.search import loop as search_room
 from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
 from tunecli.study import Study
@@ -104,16 +104,41 @@ def test_every_trial_ends_with_the_first_best_value_of_its_curve(finished: tuple
         assert (trial.reason is not None) == (trial.state is State.PRUNED)
 
 
+def in_flight(found: Sequence[Trial], tick: int) -> list[Trial]:
+    return [trial for trial in found if trial.start_tick <= tick <= (trial.end_tick or 0)]
+
+
+def most_in_flight(found: Sequence[Trial]) -> int:
+    return max(len(in_flight(found, trial.start_tick)) for trial in found)
+
+
 def test_a_window_of_trials_is_in_flight_and_a_freed_slot_is_refilled_in_the_next_tick(
     finished: tuple[Study, Path],
 ) -> None:
     study, folder = finished
     found = trials(folder)
+    assert most_in_flight(found) == study.window
     for tick in range(1, max(trial.end_tick or 0 for trial in found) + 1):
-        in_flight = [t for t in found if t.start_tick <= tick <= (t.end_tick or 0)]
-        not_yet = [t for t in found if t.start_tick > tick]
-        assert len(in_flight) == study.window or not not_yet
-        assert len(in_flight) <= study.window
+        waiting = [trial for trial in found if trial.start_tick > tick]
+        assert len(in_flight(found, tick)) == study.window or not waiting
+
+
+def test_all_values_of_a_tick_count_before_any_trial_is_pruned(either: tuple[Study, Path]) -> None:
+    study, folder = either
+    found = trials(folder)
+    decided = 0
+    for trial in found:
+        for rung in (1, 2):
+            if trial.fidelity < rung:
+                continue
+            tick, own = trial.start_tick + rung - 1, trial.curve[rung - 1].metric
+            reached = [
+                t.curve[rung - 1].metric for t in found if t.fidelity >= rung and t.start_tick + rung - 1 <= tick
+            ]
+            best_half = sorted(reached, reverse=True)[: max(1, len(reached) // study.search.reduction_factor)]
+            assert (trial.state is State.PRUNED and trial.fidelity == rung) == (own < best_half[-1])
+            decided += own < best_half[-1]
+    assert decided == sum(trial.state is State.PRUNED for trial in found) > 0
 
 
 def test_events_tell_what_is_stored(question: Question, tmp_path: Path) -> None:
@@ -457,10 +482,10 @@ def half(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_free_to_change_is_no_other_question(question: Question, half: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(half, tmp_path / "tiny")
     assert ending(question(trials=11, keep=3), folder).how == "done"
-    # A window left out is the one that the study has, whatever the default for that many trials is.
-    other = question(trials=12)
+    # A window left out is the one that the study has, not the one that so many trials would get.
+    other = question(trials=18)
     assert ending(replace(other, search=other.search.model_copy(update={"window": None})), folder).how == "done"
-    assert read(folder / "study.db").document["search"]["window"] == 3
+    assert most_in_flight(trials(folder)) == 3
 
 
 def table(path: Path, shift: float = 0.0) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunecli import data
-from tunecli.errors import InputError, did_you_mean
+from tunecli import checkpoint, data
+from tunecli.errors import InputError, StorageError, did_you_mean
 from tunecli.study import NAME, Study, read_study, study_of_table, table_name
 
 BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
@@ -63,7 +63,8 @@ def find_folder(argument: str | None, home: Path) -> Path:
 
 def latest_folder(home: Path) -> Path | None:
     """The study that a search wrote to last."""
-    databases = sorted(_databases(home), key=lambda path: path.stat().st_mtime)
+    # A search marks the question, which nothing else writes: finetune writes to the database as well.
+    databases = sorted(_databases(home), key=lambda path: (path.parent / "study.toml").stat().st_mtime)
     return databases[-1].parent if databases else None
 
 
@@ -81,3 +82,28 @@ def bundled_study(name: str) -> Path | None:
 
 def bundled_names() -> list[str]:
     return sorted({path.stem for folder in BUNDLED_FOLDERS for path in folder.glob("*.toml")})
+
+
+def checkpoint_folder(folder: Path, trial: int) -> Path:
+    return folder / "checkpoints" / f"trial-{trial}"
+
+
+def write_question(folder: Path, study: Study) -> None:
+    """study.toml, the question as it was resolved; written before the database, so that none is without it."""
+    path = folder / "study.toml"
+    try:
+        unfinished = path.with_suffix(".toml.new")
+        unfinished.write_text(study.toml(), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"
+        ) from error
+
+
+def remove_unknown_checkpoints(folder: Path, kept: Iterable[int]) -> None:
+    """A kill can leave a checkpoint whose trial is not recorded as ended, which will be written again, or displaced."""
+    known = {checkpoint_folder(folder, number).name for number in kept}
+    for found in (folder / "checkpoints").glob("trial-*"):
+        if found.name.removesuffix(".old") not in known:
+            checkpoint.remove(found)

@@ -97,12 +97,18 @@ def _prepare_table(
     mean, scale = 0.0, 1.0
     if task == "regression":
         # Targets of any unit meet the same default learning rates; metrics are printed in the target's own.
-        mean, scale = float(codes[parts[0]].mean()), float(codes[parts[0]].std()) or 1.0
+        # The same column met again keeps the unit that a checkpoint was trained in.
+        unit = (fitted or {}).get("target", {})
+        if unit.get("name") == str(raw.target.name):
+            mean, scale = unit["mean"], unit["scale"]
+        else:
+            mean, scale = float(codes[parts[0]].mean()), float(codes[parts[0]].std()) or 1.0
         standardized = np.clip((codes - mean) / scale, -table.LARGEST, table.LARGEST)
         targets = torch.from_numpy(standardized.astype(np.float32))
     else:
         targets = torch.from_numpy(codes)
     train, validation, test = (Samples(inputs[part], targets[part]) for part in parts)
+    target = {"name": str(raw.target.name), "mean": mean, "scale": scale}
     return Data(
         name=raw.name,
         task=task,
@@ -110,7 +116,7 @@ def _prepare_table(
         validation=validation,
         test=test,
         classes=labels,
-        preprocessing={"kind": "table", "columns": columns, "target": {"mean": mean, "scale": scale}},
+        preprocessing={"kind": "table", "columns": columns, "target": target},
         target_scale=scale,
         notices=(*told, *notices),
     )

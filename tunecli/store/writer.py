@@ -90,6 +90,10 @@ class Store:
         except SQLAlchemyError as error:
             raise unwritable(path, error) from error
 
+    def restate(self, document: Mapping[str, Any]) -> None:
+        """The question as it is asked now: more trials, say."""
+        self._pending["question"].append({"own": self._study_id, "document": json.dumps(document)})
+
     def start(self, trial: Trial) -> None:
         """A trial is in flight from now on."""
         trial_id, self._next_id = self._next_id, self._next_id + 1
@@ -206,6 +210,7 @@ class Store:
         optuna = self._tables
         trials = optuna["trials"]
         return {
+            "question": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "trial": insert(trials),
             "param": insert(optuna["trial_params"]),
             "own trial": insert(TRIALS),

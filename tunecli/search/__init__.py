@@ -1,0 +1,86 @@
+"""The only loop: ask, fill slots, advance, record, decide, tell. Yields events; prints nothing.
+
+torch and Optuna are loaded after the study's lock is held: a search that cannot begin says so at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from tunecli.errors import InputError, StorageError
+from tunecli.home import remove_unknown_checkpoints
+from tunecli.search.events import Differed, Ended, Event, Opened, Progress, progress
+from tunecli.store import Record, hold, is_unfinished, read
+from tunecli.study import Study, differences
+
+__all__ = ["Differed", "Ended", "Event", "Opened", "Progress", "search", "set_aside"]
+
+
+def search(
+    study: Study,
+    folder: Path,
+    *,
+    device: str = "auto",
+    timeout_seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Search until the study's trials are done, `stop()` says so, or the time is up; then everything is written.
+
+    The same call goes on where an earlier one ended, however it ended. Raises StorageError where another process
+    holds the study, InputError where the study in `folder` was begun with another question.
+    """
+    with hold(folder):
+        record = open_record(study, folder)
+        if record is not None:
+            study = study.with_window(int(record.document["search"]["window"]))
+            if sum(trial.state.ended for trial in record.trials) >= study.search.trials:
+                remove_unknown_checkpoints(folder, record.kept)
+                yield Ended("done", progress(study, record.trials, record.direction, 0, 0, 0.0))
+                return
+        else:
+            study = study.with_window(study.window)
+        from tunecli.search.loop import Loop
+
+        loop = Loop(study, folder, record, device)
+        try:
+            yield from loop.events(timeout_seconds, stop)
+        finally:
+            loop.close()
+
+
+def open_record(study: Study, folder: Path) -> Record | None:
+    """What the folder holds of this study, or None where it is new. Raises InputError where it is another question."""
+    path = folder / "study.db"
+    if is_unfinished(path):
+        return None
+    record = read(path)
+    changes = differences(record.document, study.document())
+    stored_window = record.document["search"].get("window")
+    if study.search.window not in (None, stored_window):
+        changes.append(f"search.window: {stored_window} -> {study.search.window}")
+    if changes:
+        raise contradiction(folder, changes)
+    return record
+
+
+def contradiction(folder: Path, changes: list[str]) -> InputError:
+    lines = "\n".join(f"  {change}" for change in changes)
+    return InputError(
+        f"the study in {folder} was begun with another question:\n{lines}",
+        hint="give this one another name (--set name=NEW), or begin anew with --fresh, which sets the old one aside",
+    )
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Give an earlier study a name of its own, so that a new one can begin; returns its new folder. Deletes nothing."""
+    if not (folder / "study.db").exists():
+        return None
+    with hold(folder):
+        aside = folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            raise StorageError(f"cannot rename {folder}: {error.strerror}", hint="mend its permissions") from error
+    return aside

@@ -1,0 +1,269 @@
+"""The live study: its trials, and the rooms that the loop joins."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import torch
+
+from tunecli import __version__
+from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_device
+from tunecli.engine.task import make_task
+from tunecli.errors import StorageError, TunecliError
+from tunecli.home import write_question
+from tunecli.pruner import Asha, rungs
+from tunecli.sampler import Proposer
+from tunecli.search import contradiction
+from tunecli.search.events import Differed, Ended, Event, Opened, Progress, progress
+from tunecli.search.shelf import Shelf
+from tunecli.space import Choice, Range
+from tunecli.store import Record, Store, create_study
+from tunecli.study import Study, load_data
+from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value, first_best
+
+PAUSE_SECONDS = 0.1
+"""How long the engine works before the loop looks at signals and lets its events be shown."""
+
+
+class Loop:
+    """One search, from where the record ends to where it stops."""
+
+    def __init__(self, study: Study, folder: Path, record: Record | None, device: str) -> None:
+        self.study, self.folder, self.device = study, folder, resolve_device(device)
+        self.data = load_data(study)
+        self.task = make_task(study, self.data)
+        self.direction = self.task.metric.direction
+        if record is not None and record.data_hash != self.data.fingerprint():
+            raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
+        self._make_engine(Plan(**record.plan) if record is not None else None)
+        if record is None:
+            # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
+            self._create()
+        self.trials: list[Trial] = list(record.trials) if record else []
+        self.store = Store(folder / "study.db", study.space)
+        if record is not None:
+            # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
+            write_question(folder, study)
+            self.store.restate(study.document())
+        kept = [self.trials[number] for number in record.kept] if record else []
+        self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
+        self.proposer: Proposer = Proposer(study.space, study.search.sampler, self.direction, study.seed)
+        for trial in self.trials:
+            self.proposer.add(trial)
+        self.pruner = self._make_pruner()
+        self.tick = max((_last_tick(trial) for trial in self.trials), default=0)
+        self._ended_now, self._began = 0, time.monotonic()
+
+    def _make_engine(self, stored: Plan | None) -> None:
+        """The engine, and what the first model of the space that works says about it; raises where none works."""
+        faults: list[TunecliError] = []
+        for hparams in _examples(self.study):
+            run = self._run(0, hparams)
+            try:
+                module = self.task.build(run)
+                self.weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                self.plan = stored or choose_plan(self.weights, self.study.window)
+                self.engine: Engine = LocalEngine(self.task, self.plan, self.device)
+                self.looped_because = self.engine.traits(run).looped_because
+                return
+            except TunecliError as error:
+                faults.append(error)
+        raise faults[0]
+
+    def close(self) -> None:
+        self.store.close()
+
+    def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
+        done = sum(trial.state.ended for trial in self.trials)
+        yield Opened(
+            study=self.study,
+            folder=self.folder,
+            data=self.data,
+            weights=self.weights,
+            metric=self.task.metric.name,
+            direction=self.direction,
+            device=self.device,
+            plan=self.plan,
+            looped_because=self.looped_because,
+            done=done,
+        )
+        until = None if timeout_seconds is None else self._began + timeout_seconds
+        how = "done"
+        yield from self._catch_up(stop)
+        while not stop():
+            if until is not None and time.monotonic() >= until:
+                how = "timeout"
+                break
+            self._fill()
+            if not self._in_flight():
+                break
+            measured = yield from self._advance(stop)
+            if measured is None:
+                break
+            self.tick += 1
+            self._decide(measured)
+            self._commit()
+            yield self.progress()
+        if stop():
+            how = "stopped"
+        self.store.flush()
+        self.shelf.clear_away()
+        yield Ended(how, self.progress())
+
+    def progress(self) -> Progress:
+        seconds = time.monotonic() - self._began
+        return progress(self.study, self.trials, self.direction, self.tick, self._ended_now, seconds)
+
+    def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
+        """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
+        expected = len(self._in_flight())
+        measured: list[Measurement] = []
+        while len(measured) < expected:
+            if stop():
+                return None
+            measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+            if len(measured) < expected:
+                # A long tick: what has begun can be seen by readers meanwhile.
+                self.store.commit()
+                yield self.progress()
+        return sorted(measured, key=lambda measurement: measurement.trial)
+
+    def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
+        waiting = sorted(self._in_flight(), key=lambda trial: -trial.fidelity)
+        for left in range(waiting[0].fidelity if waiting else 0, 0, -1):
+            while waiting and waiting[0].fidelity == left:
+                self._start(waiting.pop(0))
+            running = [trial for trial in self._in_flight() if trial.fidelity >= left]
+            measured: list[Measurement] = []
+            while len(measured) < len(running):
+                if stop():
+                    return
+                measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+                yield self.progress()
+            for own in measured:
+                stored = self.trials[own.trial].curve[own.fidelity - 1]
+                if stored.metric != own.metric or stored.train_loss != own.train_loss:
+                    yield Differed(own.trial, own.fidelity, stored.metric, own.metric)
+        for trial in waiting:
+            self._start(trial)
+
+    def _fill(self) -> None:
+        """Give every free slot the next trial."""
+        while len(self._in_flight()) < self.study.window and len(self.trials) < self.study.search.trials:
+            number = len(self.trials)
+            hparams = self.proposer.propose(number, self.tick + 1)
+            trial = Trial(number, State.RUNNING, hparams, start_tick=self.tick + 1)
+            self.trials.append(trial)
+            self.store.start(trial)
+            self._start(trial)
+
+    def _start(self, trial: Trial) -> None:
+        try:
+            self.engine.start(self._run(trial.number, trial.hparams))
+        except StorageError:
+            raise
+        except TunecliError as error:
+            # It ended before the tick in which it would have trained.
+            ended = replace(trial, state=State.FAILED, value=None, best_tick=None, reason=error.message)
+            self._end(replace(ended, end_tick=self.tick))
+
+    def _decide(self, measured: list[Measurement]) -> None:
+        self.store.record(measured)
+        for own in measured:
+            self.trials[own.trial] = _extended(self.trials[own.trial], own, self.direction)
+            if self.pruner is not None:
+                self.pruner.record(own)
+        for own in measured:
+            trial = self.trials[own.trial]
+            reason = self.pruner.reason_to_prune(own) if self.pruner is not None and own.failure is None else None
+            if own.failure is not None:
+                ended = replace(trial, state=State.FAILED, value=None, best_tick=None, reason=own.failure)
+            elif own.fidelity >= self.study.train.epochs:
+                ended = replace(trial, state=State.COMPLETE)
+            elif reason is not None:
+                ended = replace(trial, state=State.PRUNED, reason=reason)
+            else:
+                continue
+            self._end(replace(ended, end_tick=self.tick))
+            self.engine.free(self._run(trial.number, trial.hparams))
+
+    def _end(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        self._ended_now += 1
+        if trial.state is State.COMPLETE and self.shelf.has_room_for(trial):
+            self.shelf.put(trial, self.engine.weights(self._run(trial.number, trial.hparams)), self.store)
+        self.store.end(trial)
+        self.proposer.end(trial)
+
+    def _commit(self) -> None:
+        if self.store.commit():
+            self.shelf.clear_away()
+
+    def _in_flight(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state is State.RUNNING]
+
+    def _run(self, number: int, hparams: Hparams) -> Run:
+        return Run(number, self.study.seed, hparams, self.study.train.epochs)
+
+    def _make_pruner(self) -> Asha | None:
+        if self.study.search.pruner == "none":
+            return None
+        options = self.study.search
+        fidelities = rungs(options.min_ticks, options.reduction_factor, self.study.train.epochs)
+        return Asha(fidelities, options.reduction_factor, self.direction, self.trials)
+
+    def _create(self) -> None:
+        write_question(self.folder, self.study)
+        create_study(
+            self.folder / "study.db",
+            name=self.study.name,
+            metric=self.task.metric.name,
+            direction=self.direction,
+            document=self.study.document(),
+            plan=self.plan.as_dict(),
+            data_hash=self.data.fingerprint(),
+            environment=environment(self.device),
+        )
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a result may depend on beside the question."""
+    return {
+        "tunecli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "optuna": optuna.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+    }
+
+
+def _examples(study: Study) -> Iterator[Hparams]:
+    """Points of the space, always the same, by which the model is tried before the first trial.
+
+    The first has the first value of every choice; the others are there because a model may refuse that one alone.
+    """
+    choices = [d.range.values for d in study.space.dimensions if isinstance(d.range, Choice)]
+    for place in range(max((len(values) for values in choices), default=1)):
+
+        def ask(name: str, range_: Range, place: int = place) -> Value:
+            return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
+
+        yield study.space.suggest(ask)
+
+
+def _last_tick(trial: Trial) -> int:
+    return trial.end_tick if trial.end_tick is not None else trial.start_tick + trial.fidelity - 1
+
+
+def _extended(trial: Trial, own: Measurement, direction: str) -> Trial:
+    """The trial with one more tick seen."""
+    trial = replace(trial, curve=(*trial.curve, own), seconds=trial.seconds + own.seconds)
+    best = first_best(trial.curve, direction)
+    return trial if best is None else replace(trial, value=best.metric, best_tick=best.fidelity)

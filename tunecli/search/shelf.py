@@ -1,0 +1,82 @@
+"""The shelf: the checkpoints of the best trials, and what stands in their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tunecli import __version__, checkpoint
+from tunecli.data import Data
+from tunecli.engine.batches import batch_length
+from tunecli.engine.task import model_keys
+from tunecli.home import checkpoint_folder, remove_unknown_checkpoints
+from tunecli.metrics import Metric
+from tunecli.store import Store
+from tunecli.study import Study
+from tunecli.trial import Trial
+
+
+class Shelf:
+    """Keeps the checkpoints of the best complete trials, as many as the study asks for; ties to the lower number.
+
+    A checkpoint is on disk before the commit that records its trial, and goes after the one that drops it.
+    """
+
+    def __init__(self, folder: Path, study: Study, data: Data, metric: Metric, kept: Iterable[Trial]) -> None:
+        self._folder, self._study, self._data, self._metric = folder, study, data, metric.name
+        self._sign = -1.0 if metric.direction == "maximize" else 1.0
+        self._kept = {trial.number: trial for trial in kept}
+        self._stale: set[int] = set()
+        remove_unknown_checkpoints(folder, self._kept)
+
+    def has_room_for(self, trial: Trial) -> bool:
+        """Whether a trial that is complete now is among the best."""
+        return trial in self._ranked(trial)[: self._study.search.keep]
+
+    def put(self, trial: Trial, weights: Mapping[str, Tensor], store: Store) -> None:
+        """Write a trial's checkpoint and record it; the one that it displaces goes with the next commit."""
+        manifest = make_manifest(self._study, self._data, trial, self._metric)
+        store.keep(trial, checkpoint.save(checkpoint_folder(self._folder, trial.number), weights, manifest))
+        ranked = self._ranked(trial)
+        self._kept[trial.number] = trial
+        for displaced in ranked[self._study.search.keep :]:
+            del self._kept[displaced.number]
+            store.drop(displaced.number)
+            self._stale.add(displaced.number)
+
+    def clear_away(self) -> None:
+        """Delete what was displaced; call it once that is committed."""
+        for number in self._stale:
+            checkpoint.remove(checkpoint_folder(self._folder, number))
+        self._stale.clear()
+
+    def _ranked(self, trial: Trial) -> list[Trial]:
+        def rank(own: Trial) -> tuple[float, int]:
+            return (self._sign * own.value if own.value is not None else float("inf"), own.number)
+
+        return sorted([*self._kept.values(), trial], key=rank)
+
+
+def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[str, Any]:
+    """All that is needed to predict from raw input, and where the weights come from."""
+    samples = len(data.train)
+    batches = -(-samples // batch_length(trial.hparams["batch_size"], samples))
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "fidelity": trial.best_tick,
+        "updates": (trial.best_tick or 0) * batches,
+        "metric": metric,
+        "value": trial.value,
+        "split": "validation",
+        "hparams": dict(trial.hparams),
+        "model": {"source": study.model.source, "keys": model_keys(study, trial.hparams), "base": str(study.base)},
+        "task": data.task,
+        "classes": list(data.classes),
+        "features": list(data.features),
+        "preprocessing": dict(data.preprocessing),
+        "tunecli": __version__,
+    }

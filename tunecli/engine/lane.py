@@ -195,14 +195,16 @@ class Block:
         )
 
     def train(self, deadline: float) -> bool:
-        """Go on with this tick; False where the deadline came first."""
+        """Go on with this tick, by one micro-step at least; False where the deadline came first."""
         began = time.monotonic()
         now = began
         steps = len(self._due)
-        while self._step < steps and now < deadline:
+        while self._step < steps:
             self._micro_step(self._step)
             self._step += 1
             now = time.monotonic()
+            if now >= deadline:
+                break
         self._seconds += now - began
         return self._step >= steps
 

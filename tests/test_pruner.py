@@ -101,7 +101,8 @@ def test_side_by_side_trials_are_pruned_as_defined_in_whatever_order_a_tick_arri
     asha = Asha(fidelities, factor, direction, [])
     reached: dict[int, list[float]] = {fidelity: [] for fidelity in fidelities}
     seen: dict[int, list[Measurement]] = {}
-    flight, waiting = [], list(range(len(curves)))
+    flight: list[int] = []
+    waiting = list(range(len(curves)))
     while flight or waiting:
         while waiting and len(flight) < window:
             flight.append(waiting.pop(0))

@@ -23,7 +23,7 @@ from tunecli.search import Differed, Ended, Event, Opened, Progress, search, set
 from tunecli.search import loop as search_room
 from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
-from tunecli.study import Study
+from tunecli.study import Study, read_study
 from tunecli.trial import State, Trial
 
 Question = Callable[..., Study]
@@ -392,9 +392,12 @@ def test_no_time_at_all_is_no_tick(question: Question, tmp_path: Path) -> None:
 def test_more_trials_go_on_from_those_there(question: Question, tmp_path: Path) -> None:
     run(question(trials=8), tmp_path)
     before = trials(tmp_path)
-    first, *_ = events = run(question(trials=12), tmp_path)
+    first, *_ = run(question(trials=12), tmp_path)
     assert isinstance(first, Opened)
     assert first.done == 8
+    # Whoever asks without a number from now on means these.
+    assert read(tmp_path / "study.db").document["search"]["trials"] == 12
+    assert read_study(tmp_path / "study.toml").search.trials == 12
     after = trials(tmp_path)
     assert after[:8] == before
     assert [trial.number for trial in after] == list(range(12))
@@ -403,7 +406,6 @@ def test_more_trials_go_on_from_those_there(question: Question, tmp_path: Path) 
     complete = [trial for trial in after if trial.state is State.COMPLETE]
     best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:2]
     assert answer(tmp_path)[1].keys() == {trial.number for trial in best}
-    assert isinstance(events[-1], Ended)
 
 
 def test_a_finished_study_does_nothing_and_loads_nothing(finished: tuple[Study, Path], tmp_path: Path) -> None:

@@ -64,10 +64,11 @@ def cnn(
         layers["image"] = nn.Unflatten(1, (1, height, width))
     for number, deeper in enumerate(_widths("channels", channels), start=1):
         layers[f"conv{number}"] = nn.Conv2d(depth, deeper, kernel_size=3, padding=1)
-        layers[f"relu{number}"] = nn.ReLU()
         if min(height, width) >= 2:
+            # Before the ReLU, which gives the same and then has a quarter of the work.
             layers[f"pool{number}"] = nn.MaxPool2d(2)
             height, width = height // 2, width // 2
+        layers[f"relu{number}"] = nn.ReLU()
         depth = deeper
     layers["flatten"] = nn.Flatten()
     if not _is_width(hidden):

@@ -715,3 +715,41 @@ def test_a_model_that_does_not_fit_the_data_is_refused_with_a_hint(
         engine.start(make_run(0))
     assert expected in caught.value.message
     assert caught.value.hint
+
+
+class Refusing(nn.Module):
+    """Stops in the middle of its first epoch, after the few forward passes by which a model is tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.left = 40
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.left -= self.training
+        if self.left < 0:
+            raise ValueError("enough")
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+def test_a_model_that_raises_while_it_trains_fails_its_own_run_and_no_other() -> None:
+    def build(run: Run) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed("weights"))
+            return Refusing() if run.trial == 1 else nn.Linear(FEATURES, CLASSES)
+
+    runs = [make_run(number, batch_size=1, **{"model.kind": str(number)}) for number in range(2)]
+    alone = tick(start(LocalEngine(make_task(build=build), LOOPED), runs[:1]), runs[:1])
+    beside = tick(start(LocalEngine(make_task(build=build), LOOPED), runs), runs)
+    assert shown(beside[0]) == shown(alone[0])
+    assert (beside[1].failure or "").startswith("the model raised ValueError: enough")
+
+
+def test_a_last_batch_of_one_sample_joins_the_one_before_where_samples_mix() -> None:
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES))
+
+    run = make_run(0, batch_size=20)
+    engine = start(LocalEngine(make_task(normed, samples=61), LOOPED), [run])
+    assert tick(engine, [run])[0].failure is None

@@ -91,7 +91,7 @@ def by_definition(value: float, reached: Sequence[float], factor: int, direction
     return value >= last if direction == "maximize" else value <= last
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(searches(), st.integers(2, 6), st.randoms(use_true_random=False))
 def test_side_by_side_trials_are_pruned_as_defined_in_whatever_order_a_tick_arrives(
     drawn: tuple[int, int, int, str, list[list[float]]], window: int, order: random.Random

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,11 +44,17 @@ def micro_length(batch_size: Value, samples: int, cap: int | None) -> int:
 
 
 @lru_cache(maxsize=256)
-def epoch_batches(samples: int, batch: int, micro: int) -> Batches:
-    """The micro-steps of one epoch over `samples` samples in batches of `batch`, the last short one included."""
+def epoch_batches(samples: int, batch: int, micro: int | None, *, join_lone: bool = False) -> Batches:
+    """The micro-steps of one epoch over `samples` samples in batches of `batch`, the last short one included.
+
+    `micro` None reads whole batches. With `join_lone` a last batch of one sample joins the one before it.
+    """
+    bounds = [*range(0, samples, batch), samples]
+    if join_lone and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+        del bounds[-2]
+    micro = micro or max(high - low for low, high in pairwise(bounds))
     starts: list[tuple[int, int, bool, int]] = []
-    for begin in range(0, samples, batch):
-        end = min(begin + batch, samples)
+    for begin, end in pairwise(bounds):
         for low in range(begin, end, micro):
             high = min(low + micro, end)
             starts.append((low, high, high == end, end - begin))

@@ -6,6 +6,7 @@ size, so that the rows whose batches end together lie side by side: an update wo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tunecli.engine.gradients import Layout, Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import Task
 from tunecli.engine.update import Due, State, plan_updates, update
+from tunecli.source import describe
 from tunecli.trial import Measurement, Run, better
 
 _EVALUATION_SAMPLES = 1024
@@ -75,9 +77,11 @@ class Lane:
         block_rows: int,
         micro: int | None,
         stochastic: bool,
+        mixes_samples: bool,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
-        self.layout, self.block_rows, self.micro, self.stochastic = layout, block_rows, micro, stochastic
+        self.layout, self.block_rows, self.micro = layout, block_rows, micro
+        self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
         self._blocks: list[Block] = []
         self._changed = True
@@ -137,7 +141,7 @@ class Block:
     """A fixed number of neighbouring rows, computed at once. Rows beyond its slots are empty and never updated."""
 
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
-        self._lane, self._slots, self._rows = lane, slots, rows
+        self._lane, self._slots = lane, slots
         state = lane.state
         self._state = State(state.weights[rows], state.first[rows], state.second[rows], state.decay)
         self._gradient = lane.gradient[rows]
@@ -150,7 +154,8 @@ class Block:
     def _epoch_batches(self, slot: Slot) -> Batches:
         samples = len(self._lane.train)
         batch = batch_length(slot.run.hparams["batch_size"], samples)
-        return epoch_batches(samples, batch, self._lane.micro or batch)
+        # A norm over the batch cannot be taken of a single sample.
+        return epoch_batches(samples, batch, self._lane.micro, join_lone=self._lane.mixes_samples)
 
     def begin(self) -> None:
         """Draw this epoch's order of samples for every row and lay out its updates."""
@@ -171,6 +176,7 @@ class Block:
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
         self._norm = torch.zeros(height, dtype=torch.float64, device=device)
         self._step, self._seconds = 0, 0.0
+        self._failure: str | None = None
         self._gradient.zero_()
 
     def _plan_updates(self, low: int, high: int, steps: int) -> Callable[[int, slice, slice], Due]:
@@ -200,13 +206,23 @@ class Block:
         now = began
         steps = len(self._due)
         while self._step < steps:
-            self._micro_step(self._step)
+            try:
+                self._micro_step(self._step)
+            except Exception as error:
+                self._fail(error)
+                break
             self._step += 1
             now = time.monotonic()
             if now >= deadline:
                 break
         self._seconds += now - began
-        return self._step >= steps
+        return self._step >= steps or self._failure is not None
+
+    def _fail(self, error: Exception) -> None:
+        """A model that raises fails its own run; rows that share a program have no error of their own."""
+        if self._lane.micro is not None:
+            raise error
+        self._failure = f"the model raised {describe(error)}"
 
     def _micro_step(self, step: int) -> None:
         train = self._lane.train
@@ -239,10 +255,13 @@ class Block:
         """Evaluate the rows on validation, keep the best weights and return a measurement of each slot."""
         began = time.monotonic()
         lane = self._lane
-        height = self._gradient.shape[0]
-        loss = metric = torch.full((height,), float("nan"))
-        if lane.validation is not None:
-            loss, metric = lane.task.score(self._outputs(lane.validation.inputs), lane.validation.targets)
+        nothing = torch.full_like(self._loss, float("nan"))
+        loss = metric = nothing
+        if lane.validation is not None and self._failure is None:
+            try:
+                loss, metric = lane.task.score(self._outputs(lane.validation.inputs), lane.validation.targets)
+            except Exception as error:
+                self._fail(error)
         train_loss = self._loss / len(lane.train)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
@@ -255,11 +274,14 @@ class Block:
     def _measurement(self, slot: Slot, values: list[float], seconds: float) -> Measurement:
         train_loss, loss, metric, norm = values
         lane = self._lane
-        failure = None
-        for name, value in (("training loss", train_loss), ("validation loss", loss), ("validation metric", metric)):
-            if not abs(value) < float("inf") and (lane.validation is not None or name == "training loss"):
-                failure = f"diverged: {name} is {value} after {slot.ticks} {'tick' if slot.ticks == 1 else 'ticks'}"
-                break
+        failure = self._failure
+        seen = {"training loss": train_loss}
+        if lane.validation is not None:
+            seen |= {"validation loss": loss, "validation metric": metric}
+        diverged = next((name for name, value in seen.items() if not math.isfinite(value)), None)
+        if failure is None and diverged is not None:
+            ticks = "1 tick" if slot.ticks == 1 else f"{slot.ticks} ticks"
+            failure = f"diverged: {diverged} is {seen[diverged]} after {ticks}"
         direction = lane.task.metric.direction
         if failure is None and (
             lane.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)

@@ -54,6 +54,7 @@ class LocalEngine:
                 block_rows=1 if looped else self._plan.block_rows,
                 micro=None if looped else micro,
                 stochastic=found.stochastic,
+                mixes_samples=found.mixes_samples,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
 

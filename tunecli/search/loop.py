@@ -92,9 +92,10 @@ class Loop:
             looped_because=self.looped_because,
             done=done,
         )
-        until = None if timeout_seconds is None else self._began + timeout_seconds
         how = "done"
         yield from self._catch_up(stop)
+        # What an earlier search had reached already is not paid for twice.
+        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not stop():
             if until is not None and time.monotonic() >= until:
                 how = "timeout"
@@ -109,7 +110,7 @@ class Loop:
             self._decide(measured)
             self._commit()
             yield self.progress()
-        if stop():
+        if stop() and (self._in_flight() or len(self.trials) < self.study.search.trials):
             how = "stopped"
         self.store.flush()
         self.shelf.clear_away()

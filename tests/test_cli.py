@@ -427,7 +427,7 @@ def test_help_names_the_commands(tunecli: Command) -> None:
         (("report", "tiny", "--home", "nowhere"), 3, "nowhere", "search"),
         (("report", "--format", "yaml"), 2, "'yaml'", "tunecli report --help"),
         (("finetune", "tiny"), 2, "choose the trial", "--best"),
-        (("finetune", "tiny", "--best", "--trial", "1"), 2, "choose the trial", "--best"),
+        (("finetune", "tiny", "--best", "--trial", "1"), 2, "both name the trial", "--best"),
         (("finetune", "tiny", "--best", "--layers", "nope"), 2, "'nope'", "layer1, head"),
         (("finetune", "tiny", "--best", "--set", "lr=1"), 3, "'lr'", "learning_rate"),
         (("finetune", "tiny", "--best", "--set", "model.hidden=[9]"), 2, "model.hidden", None),

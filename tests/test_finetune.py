@@ -723,3 +723,20 @@ def test_a_study_whose_code_is_gone_says_which_file(normed: Path, tmp_path: Path
     with pytest.raises(TunecliError, match=r"gone\.py") as caught:
         train_on(place / "own")
     assert caught.value.exit_code == 3
+
+
+def test_a_saved_head_for_the_new_classes_is_taken_with_its_checkpoint(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(searched / "tiny", folder)
+    (tmp_path / "two.py").write_text(
+        "from sklearn.datasets import load_iris\n"
+        "def load():\n"
+        "    flowers = load_iris()\n"
+        "    return flowers.data[50:], flowers.target[50:] - 1\n"
+    )
+    source = f"{tmp_path / 'two.py'}:load"
+    first = train_on(folder, data=source, save=tmp_path / "model.pth")
+    again = train_on(folder, data=source, checkpoint=tmp_path / "model.pth")
+    assert (first.new_head, again.new_head) == (True, False)
+    assert again.before == first.after
+    assert again.start == str(tmp_path / "model.pth")

@@ -23,7 +23,7 @@ from tunecli.search import Differed, Ended, Event, Opened, Progress, search, set
 from tunecli.search import loop as search_room
 from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
-from tunecli.study import Study, read_study
+from tunecli.study import Study, make_study, read_study
 from tunecli.trial import State, Trial
 
 Question = Callable[..., Study]
@@ -684,3 +684,46 @@ def test_an_unknown_device_is_a_usage_error(question: Question, tmp_path: Path) 
         run(question(), tmp_path / "tiny", device="nonsense")
     assert "cpu" in (caught.value.hint or "")
     assert not (tmp_path / "tiny" / "study.db").exists()
+
+
+# What a review found
+
+
+def test_another_file_of_the_same_name_is_not_the_study_that_was_searched(tmp_path: Path) -> None:
+    def table(folder: str, shift: int) -> Study:
+        (tmp_path / folder).mkdir()
+        rows = "".join(f"{place},{(place * shift) % 2}\n" for place in range(60))
+        (tmp_path / folder / "t.csv").write_text("x,y\n" + rows)
+        document = {"data": {"source": "t.csv", "target": "y"}, "train": {"epochs": 1}, "search": {"trials": 2}}
+        return make_study(document, tmp_path / folder, "t", where="t.csv")
+
+    first, second = table("a", 1), table("b", 3)
+    (tmp_path / "b" / "t.csv").write_text((tmp_path / "b" / "t.csv").read_text().replace("59,", "61,"))
+    assert ending(first, tmp_path / "t").how == "done"
+    with pytest.raises(InputError, match="other samples"):
+        run(second, tmp_path / "t")
+    assert ending(first, tmp_path / "t").progress.ended_now == 0
+    (tmp_path / "a" / "t.csv").write_text((tmp_path / "b" / "t.csv").read_text())
+    with pytest.raises(InputError, match="other samples"):
+        run(first, tmp_path / "t")
+
+
+def test_a_buffer_outside_the_state_dict_is_outside_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        textwrap.dedent("""
+        import torch
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("scale", torch.ones(4), persistent=False)
+                self.layer = torch.nn.Linear(4, 3)
+                self.dropout = torch.nn.Dropout(0.1)
+            def forward(self, x):
+                return self.layer(self.dropout(x * self.scale))
+        """)
+    )
+    document = {"data": {"source": "iris"}, "model": {"source": "own.py:Model"}, "train": {"epochs": 1}}
+    study = make_study(document | {"search": {"trials": 2}}, tmp_path, "own", where="own")
+    assert ending(study, tmp_path / "own").how == "done"
+    best = next((tmp_path / "own" / "checkpoints").iterdir())
+    assert set(checkpoint.load(best)[0]) == {"layer.weight", "layer.bias"}

@@ -136,7 +136,7 @@ def test_values_of_says_what_a_choice_can_be() -> None:
         ({"l1": {"low": 1.0, "high": 0.1}}, "l1: a range must have low below high, got 1 to 0.1"),
         ({"l1": {"low": 0, "high": 0.1, "log": True}}, "l1: a log range must stay above zero, got 0 to 0.1"),
         ({"model": {"width": {"low": 1.0, "high": float("inf")}}}, "a range must be finite, got 1 to inf"),
-        ({"l1": {"low": 1e-4}}, "l1: a range needs 'high'"),
+        ({"model": {"width": {"low": 4}}}, "model.width: a range needs 'high'"),
         ({"l1": {"low": 0, "hihg": 1, "high": 1}}, "unknown key 'hihg' in a range, which has low, high and log"),
         ({"l1": {"low": 0, "high": 1, "log": "yes"}}, "log must be true or false, got 'yes'"),
         ({"l1": {"low": True, "high": 2}}, "low must be a number, got True"),
@@ -248,3 +248,15 @@ def test_a_stored_point_of_another_space_is_refused() -> None:
         space.decode({name: value for name, value in internal.items() if name != "momentum"})
     with pytest.raises(SpaceError):
         space.decode(internal | {"batch_size": 2.0})
+
+
+def test_a_range_of_one_bound_takes_the_rest_from_the_default_range() -> None:
+    space = build_space({"learning_rate": {"high": 0.1}})
+    (rate,) = [d for d in space.dimensions if d.hparam == "learning_rate"]
+    assert (rate.name, rate.range) == ("learning_rate", Float(1e-5, 0.1, log=True))
+
+
+def test_the_order_of_keys_in_a_study_file_does_not_matter() -> None:
+    more = {"nesterov": [True, False], "dampening": {"low": 0.0, "high": 0.5}, "model": {"b": [1, 2], "a": [3, 4]}}
+    other = {"model": {"a": [3, 4], "b": [1, 2]}, "dampening": {"low": 0.0, "high": 0.5}, "nesterov": [True, False]}
+    assert build_space(more) == build_space(other)

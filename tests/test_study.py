@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -581,7 +582,10 @@ def test_a_study_is_found_by_path_name_or_being_the_latest(own: Path) -> None:
     (home / "begun").mkdir()
     (home / "begun" / "study.toml").write_text(read_study(own / "mine.toml").toml(), encoding="utf-8")
     (home / "begun" / "study.db").write_bytes(b"")
-    assert find_study(None, home, [], {}) == find_study("begun", home, [], {}) == read_study(own / "mine.toml")
+    # A copied folder is a study of its own, under its own name.
+    begun = replace(read_study(own / "mine.toml"), name="begun")
+    assert find_study(None, home, [], {}) == find_study("begun", home, [], {}) == begun
+    assert find_study("wine", home, [], {}).data.source == "wine"  # bundled data are a question of their own
     assert find_folder(None, home) == find_folder("begun", home) == home / "begun"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunecli.errors import NoUsableTrial, TunecliError, UsageError
+from tunecli.errors import NoUsableTrial, StorageError, TunecliError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,7 +161,8 @@ def finetune(
     from tunecli.home import find_folder
 
     if best == (trial is not None):
-        raise UsageError("choose the trial to go on from", hint="--best, or --trial N")
+        given = "--best and --trial both name the trial to go on from" if best else "choose the trial to go on from"
+        raise UsageError(given, hint="--best, or --trial N")
     hparams, data_keys = _split_settings(settings or [])
     if data is None and (target is not None or data_keys):
         given = "--target" if target is not None else f"--set data.{next(iter(data_keys))}"
@@ -210,6 +211,9 @@ def main() -> None:
         # and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint="free some space"), debug)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 

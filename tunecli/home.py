@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunecli import checkpoint, data
 from tunecli.errors import InputError, StorageError, did_you_mean
-from tunecli.study import NAME, Study, read_study, study_of_table, table_name
+from tunecli.study import NAME, Study, make_study, read_study, study_of_table, table_name
 
 BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
 """Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
@@ -19,26 +20,38 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
     if argument is None:
         latest = latest_folder(home)
         if latest is not None:
-            return read_study(latest / "study.toml", overrides, replaced)
+            return _begun(latest, overrides, replaced)
         argument = "digits"
     path = Path(argument).expanduser()
     if path.suffix == ".toml":
         return read_study(path, overrides, replaced)
     if path.suffix.lower() in data.TABLE_SUFFIXES:
-        begun = home / table_name(path) / "study.toml"
-        if replaced.get("data.target") is None and begun.is_file():
-            # Begun with a target once: the file alone goes on with it.
-            return read_study(begun, overrides, replaced)
+        begun = home / table_name(path)
+        if replaced.get("data.target") is None and (begun / "study.toml").is_file():
+            # The target was said when the study of this very file began.
+            first = read_study(begun / "study.toml")
+            if (first.base / first.data.source).resolve() == path.resolve():
+                replaced = {**replaced, "data.target": first.data.target}
         return study_of_table(path, overrides, replaced)
-    for candidate in (home / f"{argument}.toml", bundled_study(argument), home / argument / "study.toml"):
-        if candidate is not None and NAME.fullmatch(argument) and candidate.is_file():
-            return read_study(candidate, overrides, replaced)
+    if NAME.fullmatch(argument):
+        for candidate in (home / f"{argument}.toml", bundled_study(argument)):
+            if candidate is not None and candidate.is_file():
+                return read_study(candidate, overrides, replaced)
+        if (home / argument / "study.toml").is_file():
+            return _begun(home / argument, overrides, replaced)
+        if argument in data.BUNDLED:
+            return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
     names = {
         *bundled_names(),
         *(own.stem for own in home.glob("*.toml")),
         *(own.parent.name for own in _databases(home)),
     }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
+
+
+def _begun(folder: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
+    """The study in a folder, under the folder's name: a copy is a study of its own."""
+    return read_study(folder / "study.toml", overrides, {"name": folder.name, **replaced})
 
 
 def find_folder(argument: str | None, home: Path) -> Path:
@@ -93,7 +106,10 @@ def write_question(folder: Path, study: Study) -> None:
     path = folder / "study.toml"
     try:
         unfinished = path.with_suffix(".toml.new")
-        unfinished.write_text(study.toml(), encoding="utf-8")
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(study.toml())
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
         raise StorageError(

@@ -80,20 +80,23 @@ class Interrupt:
 def show(events: Iterable[Event], console: Console) -> Ended:
     """Show a search until it ends; returns how it did."""
     view = _BarView(console) if console.is_terminal else _LineView(console)
-    for event in events:
-        if isinstance(event, Opened):
-            console.print(opening(event, console.width), soft_wrap=True)
-            view.open(event)
-        elif isinstance(event, Differed):
-            view.note(
-                f"note: replaying trial {event.trial} gave {event.replayed:.6g} at epoch {event.fidelity}, "
-                f"{event.stored:.6g} is recorded and stays"
-            )
-        elif isinstance(event, Progress):
-            view.update(event)
-        else:
-            view.close(event)
-            return event
+    try:
+        for event in events:
+            if isinstance(event, Opened):
+                console.print(opening(event, console.width), soft_wrap=True)
+                view.open(event)
+            elif isinstance(event, Differed):
+                view.note(
+                    f"note: replaying trial {event.trial} gave {event.replayed:.6g} at epoch {event.fidelity}, "
+                    f"{event.stored:.6g} is recorded and stays"
+                )
+            elif isinstance(event, Progress):
+                view.update(event)
+            else:
+                view.close(event)
+                return event
+    finally:
+        console.show_cursor()  # an error must not leave a terminal without one
     raise AssertionError("a search ends with Ended")
 
 
@@ -163,9 +166,10 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
     table.add_column(f"{name}, test", justify="right")
     table.add_column("updates", justify="right")
     seen = f"{result.updates_before:,}"
-    table.add_row(f"before (trial {result.trial})", f"{result.before:.4f}", seen)
+    table.add_row(f"before ({result.start})", f"{result.before:.4f}", seen)
     table.add_row("after", f"{result.after:.4f}", f"{seen} + {result.updates:,}")
-    table.add_row("from scratch", f"{result.scratch:.4f}", f"{result.updates:,}")
+    scratch = f"{result.scratch:.4f}" if math.isfinite(result.scratch) else "diverged"
+    table.add_row("from scratch", scratch, f"{result.updates:,}")
     console.print(table)
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
@@ -175,7 +179,8 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
         f"learning rate {result.learning_rate:.3g} falling to 0 (cosine)",
         soft_wrap=True,
     )
-    console.print(f"checkpoint: {result.checkpoint}", soft_wrap=True)
+    unused = "" if result.used else " (not in use)"
+    console.print(f"checkpoint: {result.checkpoint}{unused}", soft_wrap=True)
     if result.saved is not None:
         console.print(f"state dict: {result.saved}", soft_wrap=True)
 
@@ -346,4 +351,4 @@ def _rate(progress: Progress) -> float:
 def _left(progress: Progress) -> str:
     """The time left at the pace so far; nothing where there is no pace yet, or nothing left."""
     missing, rate = progress.total - _ended(progress), _rate(progress)
-    return f"{duration(math.ceil(missing / rate))} left".replace(".0 s", " s") if missing and rate > 0 else ""
+    return f"{duration(math.ceil(missing / rate))} left".replace(".0 s", " s") if missing > 0 and rate > 0 else ""

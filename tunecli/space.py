@@ -242,7 +242,9 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
         elif all(default.hparam != done.hparam for done in dimensions):
             dimensions.append(_own(default.hparam, given[default.hparam]))
     known = {dimension.hparam for dimension in _DEFAULTS}
-    dimensions += [_own(name, value) for name, value in given.items() if name not in known]
+    # In an order of their own: the study file's is not the one in which it is recorded, and proposals follow it.
+    more = [name for name in _CONDITIONS if name in given] + sorted(name for name in given if name.startswith("model."))
+    dimensions += [_own(name, given[name]) for name in more if name not in known]
     optimizers = Space(tuple(dimensions)).values_of("optimizer")
     # A dimension that no optimizer of this study reads would only mislead a reader of the space.
     return Space(tuple(d for d in dimensions if any(d.applies(optimizer) for optimizer in optimizers)))
@@ -295,10 +297,20 @@ def _parse(name: str, raw: Any) -> Range | Value:
         raise SpaceError(message) from error
 
 
+def _default_bounds(name: str) -> dict[str, Any]:
+    """What a range that states one bound alone takes for the rest: the default range, over all optimizers."""
+    own = [d.range for d in _DEFAULTS if d.hparam == name and isinstance(d.range, Float)]
+    if not own:
+        return {}
+    return {"low": min(r.low for r in own), "high": max(r.high for r in own), "log": own[0].log}
+
+
 def _parse_range(name: str, raw: Mapping[str, Any]) -> Range:
     unknown = sorted(set(raw) - {"low", "high", "log"})
     if unknown:
         raise SpaceError(f"unknown key {unknown[0]!r} in a range, which has low, high and log")
+    if "low" not in raw or "high" not in raw:
+        raw = _default_bounds(name) | dict(raw)
     missing = [key for key in ("low", "high") if key not in raw]
     if missing:
         raise SpaceError(f"a range needs {missing[0]!r}")

@@ -18,13 +18,13 @@ def tunecli(*arguments):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def main(seeds=10):
+def main(seeds=10, epochs=5):
     gains = []
     print("seed  before  after  from scratch")
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as home:
             tunecli("search", str(HERE / "transfer.toml"), "--seed", str(seed), "--home", home)
-            more = ["--data", f"{HERE / 'halves.py'}:high_half", "--set", f"data.seed={seed}", "--epochs", "15"]
+            more = ["--data", f"{HERE / 'halves.py'}:high_half", "--set", f"data.seed={seed}", "--epochs", str(epochs)]
             found = tunecli("finetune", "transfer", "--best", "--home", home, *more)
         gains.append(found["after"] - found["scratch"])
         print(f"{seed:>4}  {found['before']:.4f}  {found['after']:.4f}  {found['scratch']:.4f}", flush=True)

@@ -198,6 +198,12 @@ def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | 
                 f"for training {tuple(samples[0].inputs.shape[1:])}",
                 hint="all three parts go through one model",
             )
+        if part.inputs.is_floating_point() and not bool(torch.isfinite(part.inputs).all()):
+            count = int((~torch.isfinite(part.inputs)).flatten(1).any(1).sum())
+            raise DataError(
+                f"{raw.name} returned a NaN or an infinity in the inputs of {count} samples for {name}",
+                hint="fill them in or drop these samples",
+            )
     train, validation, test = samples
     return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
 

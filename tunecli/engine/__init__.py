@@ -7,12 +7,13 @@ from typing import Protocol
 from torch import Tensor
 
 from tunecli.engine.device import resolve_device
+from tunecli.engine.gradients import Traits
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
 from tunecli.engine.task import Task
 from tunecli.trial import Measurement, Run
 
-__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "choose_plan", "resolve_device"]
+__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "Traits", "choose_plan", "resolve_device"]
 
 
 class Engine(Protocol):
@@ -20,6 +21,9 @@ class Engine(Protocol):
 
     def start(self, run: Run) -> None:
         """Give a run a slot; it trains from the next tick on."""
+
+    def traits(self, run: Run) -> Traits:
+        """What a run's model allows; raises ModelError where it does not fit the task."""
 
     def advance(self, deadline: float) -> list[Measurement]:
         """Train until runs have finished their tick or `time.monotonic()` has passed the deadline.

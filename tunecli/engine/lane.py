@@ -21,6 +21,7 @@ from tunecli.engine.gradients import Layout, Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import Task
 from tunecli.engine.update import Due, State, plan_updates, update
+from tunecli.errors import ModelError
 from tunecli.source import describe
 from tunecli.trial import Measurement, Run, better
 
@@ -221,7 +222,10 @@ class Block:
     def _fail(self, error: Exception) -> None:
         """A model that raises fails its own run; rows that share a program have no error of their own."""
         if self._lane.micro is not None:
-            raise error
+            raise ModelError(
+                f"{len(self._slots)} trials computed at once failed: {describe(error)}",
+                hint="a smaller --window computes fewer at once",
+            ) from error
         self._failure = f"the model raised {describe(error)}"
 
     def _micro_step(self, step: int) -> None:
@@ -289,7 +293,9 @@ class Block:
             slot.best_metric = metric
             lane.best[slot.row] = lane.state.weights[slot.row]
             if lane.micro is None:
-                slot.best_state = {name: buffer.clone() for name, buffer in slot.module.named_buffers()}
+                kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
+                buffers = slot.module.named_buffers()
+                slot.best_state = {name: buffer.clone() for name, buffer in buffers if name in kept}
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
     def _outputs(self, inputs: Tensor) -> Tensor:

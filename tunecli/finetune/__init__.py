@@ -51,8 +51,8 @@ class Epoch:
 class Finetuned:
     """What came of it: the metric on the test split before, after, and for the same model from scratch.
 
-    `updates` were made by both; `updates_before` is what the checkpoint had seen already. `used` says whether it is
-    not worse than before: else the starting checkpoint stays the one in use.
+    `start` names the weights begun with, which had seen `updates_before`; `updates` were made by both. `used` says
+    whether it is not worse than before: else the starting checkpoint stays the one in use.
     """
 
     study: str
@@ -70,6 +70,7 @@ class Finetuned:
     learning_rate: float
     trained: tuple[str, ...]
     new_head: bool
+    start: str
     reading: int
     used: bool
     checkpoint: Path

@@ -30,6 +30,7 @@ from tunecli.finetune.weights import (
     save_state_dict,
     trained_layers,
 )
+from tunecli.home import checkpoint_folder
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.space import parse_value
 from tunecli.store import Record, Store, read
@@ -62,9 +63,9 @@ class Training:
         self.epochs = request.epochs or section.epochs or by_default
         patterns = request.layers or (tuple(section.layers) if section.layers else ("all",))
         self.trained = trained_layers(self._fresh(0), patterns)
-        if request.checkpoint is not None and not self.new_head:
-            # Weights of the user's own for other classes: all but the head are theirs.
-            self.new_head = has_other_head(self._fresh(0), self.start)
+        # Weights of the user's own may bring the head for these classes, or one for others.
+        own = request.checkpoint is not None
+        self.fresh_head = has_other_head(self._fresh(0), self.start) if own else self.new_head
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Epoch | Finetuned]:
         joined = _join(self.data.train, self.data.validation)
@@ -76,7 +77,6 @@ class Training:
             schedule="cosine",
         )
         test = self.data.test
-        before = evaluate(self.task, self._prepared(run), test)
         found: list[dict[str, Tensor]] = []
         for of, build in (
             ("fine-tuning", self._prepared),
@@ -87,7 +87,11 @@ class Training:
             if weights is None:
                 return
             found.append(weights)
-        after, scratch = (evaluate(self.task, self._loaded(weights), test) for weights in found)
+        # The test split is read here, all at once and after all training: a stop before has not read it.
+        before = evaluate(self.task, self._prepared(run), test)
+        after, scratch = (
+            evaluate(self.task, self._loaded(weights), test) if weights else math.nan for weights in found
+        )
         batch = batch_length(self.hparams["batch_size"], len(joined))
         result = Finetuned(
             study=self.study.name,
@@ -104,7 +108,8 @@ class Training:
             samples=len(joined),
             learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
             trained=self.trained,
-            new_head=self.new_head,
+            new_head=self.fresh_head,
+            start=str(self.request.checkpoint or f"trial {self.trial.number}"),
             reading=1 + sum(own.values.get("samples") == self.data.fingerprint() for own in self.record.readings),
             used=math.isfinite(after) and not better(before, after, self.task.metric.direction),
             checkpoint=_next_folder(self.folder / "finetuned"),
@@ -162,7 +167,7 @@ class Training:
     def _prepared(self, run: Run) -> nn.Module:
         """The model with the starting weights, frozen but for what trains."""
         module = self._fresh(run.seed("head"))
-        fresh = head_name(module) if self.new_head else None
+        fresh = head_name(module) if self.fresh_head else None
         load_weights(module, self.start, fresh=fresh, where=self.request.checkpoint)
         freeze(module, self.trained)
         return module
@@ -194,13 +199,15 @@ def choose_trial(record: Record, number: int | None) -> Trial:
 def _train(
     task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
 ) -> Generator[Epoch, None, dict[str, Tensor] | None]:
-    """Train one run to its end; returns its weights, or None where a signal came first."""
+    """Train one run to its end; returns its weights (none of a run from scratch that failed), or None on a signal."""
     weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
     engine = LocalEngine(task, choose_plan(weights, window=1), resolve_device(device))
     engine.start(run)
     while not stop():
         for measured in engine.advance(time.monotonic() + PAUSE_SECONDS):
             yield Epoch(of, measured.fidelity, run.epochs, measured.train_loss)
+            if measured.failure is not None and of == "from scratch":
+                return {}  # what it is compared with has nothing to show; the fine-tuning has
             if measured.failure is not None:
                 raise NoUsableTrial(f"{of} {measured.failure}", hint="try a smaller rate: --set learning_rate=...")
             if measured.fidelity == run.epochs:
@@ -211,7 +218,7 @@ def _train(
 def _starting_weights(
     folder: Path, record: Record, trial: Trial, request: Request
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    place = folder / "checkpoints" / f"trial-{trial.number}"
+    place = checkpoint_folder(folder, trial.number)
     if request.checkpoint is not None:
         return read_weights(request.checkpoint), checkpoint.load_manifest(place)
     weights, manifest = checkpoint.load(place)

@@ -55,7 +55,7 @@ def _counts(summary: Summary) -> Text:
     for place, (state, count) in enumerate(counted):
         text.append(", " if place else "")
         text.append(f"{count} {state}", style=_COLOURS.get(state, ""))
-    text.append(f"; {duration(summary.seconds)} of training in {summary.ticks} ticks")
+    text.append(f"; {duration(summary.seconds)} of training in {summary.ticks} tick{'' if summary.ticks == 1 else 's'}")
     return text
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError
 from tunecli.home import remove_unknown_checkpoints
 from tunecli.search.events import Differed, Ended, Event, Opened, Progress, progress
@@ -35,7 +36,8 @@ def search(
         record = open_record(study, folder)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
-            if sum(trial.state.ended for trial in record.trials) >= study.search.trials:
+            done = sum(trial.state.ended for trial in record.trials) >= study.search.trials
+            if done and not _data_may_differ(study, record, folder):
                 remove_unknown_checkpoints(folder, record.kept)
                 yield Ended("done", progress(study, record.trials, record.direction, 0, 0, 0.0))
                 return
@@ -48,6 +50,17 @@ def search(
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
+
+
+def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
+    """Whether the source is another file than it was, or was written since: then the samples have to be compared."""
+    source = study.data.source
+    if source in BUNDLED:
+        return False
+    path = study.base / source.partition(":")[0]
+    if path.resolve() != (Path(record.document["base"]) / source.partition(":")[0]).resolve():
+        return True
+    return not path.is_file() or path.stat().st_mtime > (folder / "study.toml").stat().st_mtime
 
 
 def open_record(study: Study, folder: Path) -> Record | None:

@@ -12,7 +12,7 @@ search: $(READY)
 	$(BIN)/tunecli report digits
 
 test: $(READY)
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 check: $(READY)
 	$(BIN)/ruff format --check .

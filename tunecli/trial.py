@@ -84,6 +84,11 @@ class Trial:
     def fidelity(self) -> int:
         return len(self.curve)
 
+    @property
+    def last_tick(self) -> int:
+        """The last tick of the study that this trial has seen."""
+        return self.end_tick if self.end_tick is not None else self.start_tick + self.fidelity - 1
+
 
 def better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is strictly better; a NaN is better than nothing."""

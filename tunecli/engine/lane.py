@@ -19,14 +19,11 @@ from tunecli.data import Samples
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.gradients import Layout, Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
-from tunecli.engine.task import Task
+from tunecli.engine.task import EVALUATION_SAMPLES, Task
 from tunecli.engine.update import Due, State, plan_updates, update
 from tunecli.errors import ModelError
 from tunecli.source import describe
 from tunecli.trial import Measurement, Run, better
-
-_EVALUATION_SAMPLES = 1024
-"""Samples evaluated at once; a multiple of ROUND, to which short chunks are filled up for the same reason."""
 
 
 @dataclass(slots=True, eq=False)
@@ -301,8 +298,8 @@ class Block:
     def _outputs(self, inputs: Tensor) -> Tensor:
         """(B, N, O), computed in chunks of one length."""
         found = []
-        for low in range(0, len(inputs), _EVALUATION_SAMPLES):
-            chunk = inputs[low : low + _EVALUATION_SAMPLES]
+        for low in range(0, len(inputs), EVALUATION_SAMPLES):
+            chunk = inputs[low : low + EVALUATION_SAMPLES]
             # A row computed alone needs no filling, and its model may not bear it: samples can depend on others.
             missing = -len(chunk) % ROUND if self._lane.micro is not None else 0
             filled = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]) if missing else chunk

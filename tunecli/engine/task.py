@@ -17,6 +17,9 @@ from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss,
 from tunecli.study import Study
 from tunecli.trial import Hparams, Run
 
+EVALUATION_SAMPLES = 1024
+"""Samples evaluated at once. A multiple of what a block's micro-batches are filled up to, for the same reason."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
@@ -80,8 +83,8 @@ def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
     """The task's metric of one model on some samples."""
     chunks = []
     with torch.no_grad(), evaluating(module):
-        for low in range(0, len(samples), 1024):
-            part = samples.inputs[low : low + 1024]
+        for low in range(0, len(samples), EVALUATION_SAMPLES):
+            part = samples.inputs[low : low + EVALUATION_SAMPLES]
             chunks.append(as_matrix(module(part), len(part)))
     _, metric = task.score(torch.cat(chunks)[None], samples.targets)
     return float(metric)

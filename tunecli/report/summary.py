@@ -48,7 +48,7 @@ def summarize(*, study: str, metric: str, direction: str, asked: int, epochs: in
         ranked=tuple(sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))),
         ties=sum(best is not None and trial.value == best.value for trial in complete),
         seconds=sum(trial.seconds for trial in trials),
-        ticks=max((trial.end_tick or trial.start_tick + trial.fidelity - 1 for trial in trials), default=0),
+        ticks=max((trial.last_tick for trial in trials), default=0),
     )
 
 

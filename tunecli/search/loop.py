@@ -56,7 +56,7 @@ class Loop:
         for trial in self.trials:
             self.proposer.add(trial)
         self.pruner = self._make_pruner()
-        self.tick = max((_last_tick(trial) for trial in self.trials), default=0)
+        self.tick = max((trial.last_tick for trial in self.trials), default=0)
         self._ended_now, self._began = 0, time.monotonic()
 
     def _make_engine(self, stored: Plan | None) -> None:
@@ -257,10 +257,6 @@ def _examples(study: Study) -> Iterator[Hparams]:
             return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
 
         yield study.space.suggest(ask)
-
-
-def _last_tick(trial: Trial) -> int:
-    return trial.end_tick if trial.end_tick is not None else trial.start_tick + trial.fidelity - 1
 
 
 def _extended(trial: Trial, own: Measurement, direction: str) -> Trial:

@@ -22,8 +22,10 @@ import pytest
 import torch
 
 from tunecli import live
-from tunecli.cli import _seconds, main
+from tunecli.cli import main
+from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
+from tunecli.live.search import _LineView as LineView
 from tunecli.store import hold, read
 from tunecli.trial import State
 
@@ -562,7 +564,7 @@ def test_a_signal_stops_a_search_at_once_and_it_goes_on(
     tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     write_flowers(tmp_path)
-    monkeypatch.setattr(live._LineView, "update", lambda *ignored: signal.raise_signal(number))
+    monkeypatch.setattr(LineView, "update", lambda *ignored: signal.raise_signal(number))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     done = tunecli("search", "flowers.toml", "--format", "json", "--fresh")
     assert done.code == code

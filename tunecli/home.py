@@ -9,7 +9,8 @@ from typing import Any
 
 from tunecli import checkpoint, data
 from tunecli.errors import InputError, StorageError, did_you_mean
-from tunecli.study import NAME, Study, make_study, read_study, study_of_table, table_name
+from tunecli.study import Study, make_study, read_study, study_of_table, table_name
+from tunecli.study.faults import NAME
 
 BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
 """Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""

@@ -1,0 +1,75 @@
+"""The command line: parse, call one function, print. `main` alone turns an error into an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from tunecli.cli.finetune import finetune
+from tunecli.cli.report import report
+from tunecli.cli.search import search
+from tunecli.errors import StorageError, TunecliError, UsageError
+
+app = typer.Typer(
+    name="tunecli",
+    help="Tune the training of a PyTorch model: search for the best recipe, explain it, train the best on.",
+    epilog="--debug, with any command, shows the traceback behind an error.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+
+_Usage: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's UsageError. typer carries a click of its own and exports only this subclass of it."""
+
+
+app.command("search")(search)
+app.command("report")(report)
+app.command("finetune")(finetune)
+
+
+def main() -> None:
+    """Run the command line; an error that a user can cause is one message, a hint and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is known
+    except TunecliError as error:
+        code = _complain(error, debug)
+    except _Usage as error:
+        code = _complain(_usage(error), debug)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted; nothing acknowledged is lost, the same command goes on", file=sys.stderr)
+        code = INTERRUPTED
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone (`| head`), of which rich and typer make a SystemExit: nothing is wrong,
+        # and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint="free some space"), debug)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code or 0)
+
+
+def _complain(error: TunecliError, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _usage(error: Any) -> UsageError:
+    command = error.ctx.command_path if error.ctx is not None else "tunecli"
+    message = str(error.format_message()).rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")

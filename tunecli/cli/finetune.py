@@ -1,0 +1,92 @@
+"""tunecli finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunecli.cli.options import (
+    HOME,
+    DeviceOption,
+    HomeOption,
+    StudyArgument,
+    TextOrJson,
+    output_console,
+    typed_command,
+)
+from tunecli.errors import UsageError
+
+
+def finetune(
+    study: StudyArgument = None,
+    best: Annotated[bool, typer.Option("--best", help="Go on from the best trial.")] = False,
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Go on from trial N.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="A new task: a table or file.py:function.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a new table to predict.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="What trains: globs over layer names, head, or all.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How long to train on.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start from these weights: a state dict or safetensors.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.pth", help="Write a plain state dict as well.")] = None,
+    device: DeviceOption = "auto",
+    home: HomeOption = HOME,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change an hparam (learning_rate=0.01) or a data.KEY."),
+    ] = None,
+    output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
+) -> None:
+    """Train the best checkpoint on: on the same task, or with --data on a new one.
+
+    The metric on the test split is printed before and after, and beside it what the same model reaches from scratch.
+    """
+    from tunecli import live
+    from tunecli.finetune import Request
+    from tunecli.finetune import finetune as epochs_of
+    from tunecli.home import find_folder
+
+    if best == (trial is not None):
+        given = "--best and --trial both name the trial to go on from" if best else "choose the trial to go on from"
+        raise UsageError(given, hint="--best, or --trial N")
+    hparams, data_keys = _split_settings(settings or [])
+    if data is None and (target is not None or data_keys):
+        given = "--target" if target is not None else f"--set data.{next(iter(data_keys))}"
+        raise UsageError(f"{given} is about new data, and none are given", hint="name them with --data SOURCE")
+    request = Request(
+        trial=trial,
+        data=data,
+        target=target,
+        data_keys=data_keys,
+        layers=tuple(layers) if layers else None,
+        epochs=epochs,
+        checkpoint=checkpoint,
+        save=save,
+        hparams=hparams,
+        device=device,
+    )
+    console = live.progress_console()
+    with live.Interrupt().listening() as interrupt:
+        found = epochs_of(find_folder(study, home), request, interrupt)
+        result = live.show_finetune(found, console)
+    if result is None:
+        live.say_unchanged(typed_command(), console)
+        raise typer.Exit(interrupt.exit_code)
+    if output is TextOrJson.JSON:
+        print(live.finetune_json(result))
+    else:
+        live.print_finetuned(result, output_console())
+
+
+def _split_settings(settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`--set` of finetune: hparams by name, and keys of the new data's function as data.KEY."""
+    from tunecli.study import parse_override
+
+    parsed = dict(parse_override(setting) for setting in settings)
+    keys = {key.removeprefix("data."): value for key, value in parsed.items() if key.startswith("data.")}
+    hparams = {key.removeprefix("space."): v for key, v in parsed.items() if not key.startswith("data.")}
+    return hparams, keys

@@ -1,0 +1,70 @@
+"""What several commands share: arguments, options, and the consoles that they print to."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tunecli.report.summary import Summary
+
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="STUDY", help="A study file, a study's name, or a table (.csv). Left out: the latest."),
+]
+HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file, e.g. train.epochs=5."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+HOME = Path("studies")
+
+
+class TextOrJson(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+def output_console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def read_summary(folder: Path) -> Summary:
+    from tunecli.report.summary import summarize
+    from tunecli.store import read
+
+    record = read(folder / "study.db")
+    return summarize(
+        study=record.name,
+        metric=record.metric,
+        direction=record.direction,
+        asked=int(record.document["search"]["trials"]),
+        epochs=int(record.document["train"]["epochs"]),
+        trials=record.trials,
+    )
+
+
+def typed_command() -> str:
+    """The command that was typed, for the user to type again; what was set up once need not be."""
+    return shlex.join(["tunecli", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+
+
+def home_option(home: Path) -> str:
+    return "" if home == HOME else f" --home {shlex.quote(str(home))}"

@@ -1,0 +1,30 @@
+"""tunecli report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunecli.cli.options import HOME, Format, HomeOption, StudyArgument, output_console, read_summary
+
+
+def report(
+    study: StudyArgument = None,
+    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    home: HomeOption = HOME,
+    output: Annotated[Format, typer.Option("--format", help="text, json, csv or markdown.")] = Format.TEXT,
+) -> None:
+    """Explain a study: what won, and how it learned."""
+    from tunecli.home import find_folder
+    from tunecli.report import formats, tables
+
+    summary = read_summary(find_folder(study, home))
+    if output is Format.JSON:
+        print(formats.as_json(summary))
+    elif output is Format.CSV:
+        print(formats.as_csv(summary), end="")
+    elif output is Format.MARKDOWN:
+        print(formats.as_markdown(summary, top), end="")
+    else:
+        tables.draw(summary, top, output_console())

@@ -1,0 +1,92 @@
+"""tunecli search."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunecli.cli.options import (
+    HOME,
+    DeviceOption,
+    HomeOption,
+    SetOption,
+    StudyArgument,
+    TextOrJson,
+    home_option,
+    output_console,
+    read_summary,
+    typed_command,
+)
+from tunecli.errors import NoUsableTrial, UsageError
+
+if TYPE_CHECKING:
+    from tunecli.report.summary import Summary
+
+
+def search(
+    study: StudyArgument = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="The study's total; what is missing is done.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="10m", help="Stop at a tick after this time.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="All randomness of the study comes from it.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="tpe or random.")] = None,
+    pruner: Annotated[str | None, typer.Option(metavar="NAME", help="asha or none.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
+    device: DeviceOption = "auto",
+    home: HomeOption = HOME,
+    settings: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; an earlier study is set aside.")] = False,
+    output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
+) -> None:
+    """Sample hyperparameters, train, prune, keep the best checkpoints.
+
+    The same command again goes on where the last one ended, however it ended.
+    """
+    from tunecli import live
+    from tunecli.home import find_study
+    from tunecli.search import search as events
+    from tunecli.search import set_aside
+
+    replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
+    replaced |= {"search.window": window, "data.target": target}
+    question = find_study(study, home, settings or [], replaced)
+    folder, console = home / question.name, live.progress_console()
+    timeout_seconds = _seconds(timeout)
+    if fresh and (aside := set_aside(folder)):
+        console.print(f"the earlier study is now {aside}", soft_wrap=True)
+    with live.Interrupt().listening() as interrupt:
+        found = events(question, folder, device=device, timeout_seconds=timeout_seconds, stop=interrupt)
+        ended = live.show(found, console)
+    summary = read_summary(folder)
+    if ended.how == "stopped":
+        live.say_stopped(ended, typed_command(), console)
+        raise typer.Exit(interrupt.exit_code)
+    _print_result(summary, output)
+    live.say_next(ended, question.name, home_option(home), typed_command(), console)
+    if summary.best is None and ended.how == "done":
+        raise NoUsableTrial(
+            f"none of the {summary.ended} trials is complete",
+            hint=f"tunecli report {question.name}{home_option(home)} tells why",
+        )
+
+
+def _print_result(summary: Summary, output: TextOrJson) -> None:
+    from tunecli.report import formats, tables
+
+    if output is TextOrJson.JSON:
+        print(formats.as_json(summary))
+    else:
+        tables.draw_best(summary, output_console())
+
+
+def _seconds(text: str | None) -> float | None:
+    """10m, 1h30m, 90s or plain seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if match is None or not any(match.groups()):
+        raise UsageError(f"--timeout takes a time, got {text!r}", hint="for example 90s, 10m or 1h30m")
+    hours, minutes, seconds = (float(group or 0) for group in match.groups())
+    return 3600 * hours + 60 * minutes + seconds

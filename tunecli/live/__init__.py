@@ -1,0 +1,18 @@
+"""What a person sees while a command runs, on stderr: a bar in a terminal, a line every few seconds in a pipe."""
+
+from tunecli.live.finetune import finetune_json, print_finetuned, say_unchanged, show_finetune
+from tunecli.live.search import opening, say_next, say_stopped, show
+from tunecli.live.terminal import Interrupt, progress_console
+
+__all__ = [
+    "Interrupt",
+    "finetune_json",
+    "opening",
+    "print_finetuned",
+    "progress_console",
+    "say_next",
+    "say_stopped",
+    "say_unchanged",
+    "show",
+    "show_finetune",
+]

@@ -1,0 +1,102 @@
+"""The view while a checkpoint is trained on, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from tunecli.finetune import Epoch, Finetuned
+from tunecli.live.terminal import LINE_SECONDS
+from tunecli.report.formats import strict_json
+
+
+def show_finetune(events: Iterable[Epoch | Finetuned], console: Console) -> Finetuned | None:
+    """Show fine-tuning until it ends; None where a signal ended it."""
+    shown = 0.0
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        _Status(),
+        console=console,
+        expand=True,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+    with bar if console.is_terminal else nullcontext():
+        for event in events:
+            if isinstance(event, Finetuned):
+                return event
+            text = f"epoch {event.epoch} of {event.epochs}, training loss {event.train_loss:.4f}"
+            if console.is_terminal:
+                if event.of not in tasks:
+                    tasks[event.of] = bar.add_task(f"{event.of:<12}", total=event.epochs, status="")
+                bar.update(tasks[event.of], completed=event.epoch, status=text)
+            elif event.epoch == event.epochs or time.monotonic() - shown >= LINE_SECONDS:
+                shown = time.monotonic()
+                console.print(f"{event.of}: {text}", soft_wrap=True)
+    return None
+
+
+def say_unchanged(again: str, console: Console) -> None:
+    console.print(
+        f"stopped: nothing was written, the test split was not read\nto do it again:\n  {again}", soft_wrap=True
+    )
+
+
+def print_finetuned(result: Finetuned, console: Console) -> None:
+    """What fine-tuning came to, the most important first."""
+    name, moved = result.metric, result.after - result.before
+    change = f"{'rose' if moved > 0 else 'fell'} by {abs(moved):.4f}" if moved else "stayed the same"
+    kept = "" if result.used else ": the starting checkpoint stays the one in use"
+    style = "yellow" if not result.used else "bold green" if moved else "bold"
+    console.print(Text(f"{name} {change} on the test split of {result.data}{kept}", style=style), soft_wrap=True)
+    console.print(f"  (test, {ordinal(result.reading)} reading)")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("")
+    table.add_column(f"{name}, test", justify="right")
+    table.add_column("updates", justify="right")
+    seen = f"{result.updates_before:,}"
+    table.add_row(f"before ({result.start})", f"{result.before:.4f}", seen)
+    table.add_row("after", f"{result.after:.4f}", f"{seen} + {result.updates:,}")
+    scratch = f"{result.scratch:.4f}" if math.isfinite(result.scratch) else "diverged"
+    table.add_row("from scratch", scratch, f"{result.updates:,}")
+    console.print(table)
+    trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
+    head = ", with a new head for its classes" if result.new_head else ""
+    console.print(
+        f"trained {trained}{head}: {result.epochs} epoch{'s' if result.epochs > 1 else ''} on "
+        f"{result.samples:,} samples, "
+        f"learning rate {result.learning_rate:.3g} falling to 0 (cosine)",
+        soft_wrap=True,
+    )
+    unused = "" if result.used else " (not in use)"
+    console.print(f"checkpoint: {result.checkpoint}{unused}", soft_wrap=True)
+    if result.saved is not None:
+        console.print(f"state dict: {result.saved}", soft_wrap=True)
+
+
+def finetune_json(result: Finetuned) -> str:
+    """The result as one JSON document."""
+    document = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()}
+    return strict_json({**document, "split": "test"})
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+class _Status(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["status"]), no_wrap=True, overflow="ellipsis")

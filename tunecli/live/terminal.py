@@ -1,0 +1,59 @@
+"""The terminal that a command runs in: where progress goes, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+LINE_SECONDS = 5.0
+"""How often a search that nobody watches says where it is."""
+
+
+class _Unread(Console):
+    """A console whose reader may go: then the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def progress_console() -> Console:
+    """What goes to stderr. Without markup: `--set space.optimizer=[sgd,adam]` is printed as it was typed."""
+    return _Unread(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+class Interrupt:
+    """Signals that ask a search to stop: `asked` holds the first. A second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    def __call__(self) -> bool:
+        return self.asked is not None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 75 after a signal of the system: try again later."""
+        return 130 if self.asked == signal.SIGINT else 75
+
+    @contextmanager
+    def listening(self) -> Iterator[Interrupt]:
+        """Catch Ctrl-C and SIGTERM within this block."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.asked is not None:
+                raise KeyboardInterrupt
+            self.asked = number
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

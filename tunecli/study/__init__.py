@@ -1,0 +1,206 @@
+"""Study file -> Study: the question, every key checked, all faults reported at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tomlkit
+from pydantic import ValidationError
+
+from tunecli import data
+from tunecli.errors import DataError, StudyFileError, UsageError
+from tunecli.space import Space, build_space
+from tunecli.study.faults import faulty, key_fault, name_faults, source_faults, space_faults, without
+from tunecli.study.sections import (
+    DataSection,
+    FinetuneSection,
+    ModelSection,
+    SearchSection,
+    StudyFile,
+    TrainSection,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The question, checked. Paths in it are relative to `base`."""
+
+    name: str
+    seed: int
+    base: Path
+    data: DataSection
+    model: ModelSection
+    train: TrainSection
+    search: SearchSection
+    finetune: FinetuneSection
+    space: Space
+    space_keys: Mapping[str, Any]
+
+    @property
+    def window(self) -> int:
+        """W: as stated, else an eighth of the trials, between 8 and 64."""
+        return self.search.window or min(64, max(8, self.search.trials // 8))
+
+    def with_window(self, window: int) -> Study:
+        """The same question with its window stated: more trials must not change it."""
+        return replace(self, search=self.search.model_copy(update={"window": window}))
+
+    def document(self) -> dict[str, Any]:
+        """The question as it was resolved, as TOML and JSON can hold it."""
+        document: dict[str, Any] = {"name": self.name, "seed": self.seed, "base": str(self.base)}
+        for section in ("data", "model", "train", "search", "finetune"):
+            document[section] = getattr(self, section).model_dump(mode="json", exclude_none=True)
+        document["space"] = dict(self.space_keys)
+        return document
+
+    def toml(self) -> str:
+        head = "# The question as it was resolved when this study began. Later commands take code from here.\n"
+        return head + tomlkit.dumps({k: v for k, v in self.document().items() if v != {}})
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:
+    """The study that a TOML file states, with `replaced` values by dotted key, and `--set` overrides (KEY=VALUE).
+
+    Raises StudyFileError with every fault of the file.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StudyFileError(f"no such study file: {path}") from error
+    except OSError as error:
+        raise StudyFileError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{path} is no TOML: {error}") from error
+    return make_study(document, path.parent.resolve(), path.stem, overrides, replaced, where=str(path))
+
+
+def study_of_table(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:
+    """The study that a table itself is: everything default, named after the file."""
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", hint="give the path of a table, a study file or a study's name")
+    document: dict[str, Any] = {"data": {"source": path.name}}
+    return make_study(document, path.parent.resolve(), table_name(path), overrides, replaced, where=str(path))
+
+
+def table_name(path: Path) -> str:
+    """The name of the study that a table is: its stem, with what a name cannot have made dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "table"
+
+
+def make_study(
+    document: dict[str, Any],
+    base: Path,
+    name: str,
+    overrides: Iterable[str] = (),
+    replaced: Mapping[str, Any] = _NOTHING,
+    *,
+    where: str,
+) -> Study:
+    """The study that a document states. `base` and `name` are used where it does not state them."""
+    document = copy.deepcopy(document)
+    for key, value in replaced.items():
+        if value is not None:
+            _put(document, key, value)
+    for override in overrides:
+        _put(document, *parse_override(override))
+    faults: list[str] = []
+    try:
+        file = StudyFile.model_validate(document)
+    except ValidationError as error:
+        # What can still be checked is, so that a user mends the file once.
+        faults += [key_fault(detail) for detail in error.errors()]
+        file = StudyFile.model_validate(without(document, [detail["loc"] for detail in error.errors()]))
+    base = base / file.base if file.base is not None else base
+    name = name if file.name is None else file.name
+    faults += [*name_faults(name), *space_faults(file.space), *source_faults(file, base)]
+    if faults:
+        raise faulty(where, faults)
+    return Study(
+        name=name,
+        seed=file.seed,
+        base=base,
+        data=file.data,
+        model=file.model,
+        train=file.train,
+        search=file.search,
+        finetune=file.finetune,
+        space=build_space(file.space),
+        space_keys=file.space,
+    )
+
+
+def load_data(study: Study) -> data.Data:
+    """The study's data, split and prepared."""
+    section = study.data
+    return data.load(
+        section.source,
+        section.keys,
+        base=study.base,
+        seed=study.seed,
+        split=tuple(section.split),
+        target=section.target,
+        task=section.task,
+    )
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Where a question contradicts the one that a study was begun with, a line each; more trials do not."""
+    free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
+    before, now = _leaves(stored), _leaves(asked)
+
+    def shown(leaves: Mapping[str, Any], key: str) -> str:
+        return json.dumps(leaves[key]) if key in leaves else "not set"
+
+    return [
+        f"{key}: {shown(before, key)} -> {shown(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        # Compared as values, so that 0 and 0.0 ask the same question.
+        if key not in free and (key not in before or key not in now or before[key] != now[key])
+    ]
+
+
+def _put(document: dict[str, Any], dotted: str, value: Any) -> None:
+    *folders, key = dotted.split(".")
+    table: Any = document
+    for folder in folders:
+        table = table.setdefault(folder, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{dotted!r} cannot be set: {folder!r} is a value, not a table")
+    table[key] = value
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """KEY=VALUE of `--set`. The value is TOML; bare words are text, so that nobody has to quote twice for the shell."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key:
+        raise UsageError(f"--set takes KEY=VALUE, got {override!r}", hint="for example --set train.epochs=5")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    if text.startswith("[") and text.endswith("]"):
+        return key, [parse_override(f"item={item}")[1] for item in text[1:-1].split(",") if item.strip()]
+    return key, text
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,131 @@
+"""What is wrong with a study file: every fault, in our words."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunecli import data, metrics, models
+from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
+from tunecli.source import is_function, source_file
+from tunecli.space import build_space
+from tunecli.study.sections import DataSection, StudyFile
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def faulty(where: str, faults: list[str]) -> StudyFileError:
+    if len(faults) == 1:
+        message, _, hint = faults[0].partition("\n")
+        return StudyFileError(f"{where}: {message}", hint=hint or None)
+    lines = ["  " + "; ".join(filter(None, fault.split("\n"))) for fault in faults]
+    return StudyFileError("\n".join([f"{where} has {len(faults)} faults:", *lines]), hint="mend these and try again")
+
+
+_EXPECTED = {
+    "model_type": "a table",
+    "dict_type": "a table",
+    "list_type": "a list",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "too_short": "three numbers, train : validation : test",
+    "too_long": "three numbers, train : validation : test",
+}
+"""What a key takes, by the kind of pydantic's complaint. Only `split` has a length."""
+
+
+def key_fault(detail: Any) -> str:
+    """One of pydantic's complaints in our words."""
+    path = [str(part) for part in detail["loc"]]
+    key, section = path[-1], ".".join(path[:-1])
+    place = f"in [{section}]" if section else "at the top"
+    if detail["type"] == "extra_forbidden":
+        fields = StudyFile.model_fields
+        known = fields if not section else fields[section].annotation.model_fields  # type: ignore[union-attr]
+        return f"unknown key {key!r} {place}: {did_you_mean(key, known)}"
+    if detail["type"] == "missing":
+        return f"{key!r} is missing {place}" if section else f"[{key}] is missing: a study needs at least data.source"
+    if detail["type"] in _EXPECTED:
+        return f"{'.'.join(path)}: expected {_EXPECTED[detail['type']]}, got {detail['input']!r}"
+    return f"{'.'.join(path)}: {detail['msg'].removeprefix('Input ')}, got {detail['input']!r}"
+
+
+def without(document: Mapping[str, Any], faulty: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """The document less its faulty keys: what is left can be checked further."""
+    kept = copy.deepcopy(dict(document))
+    for section, *keys in faulty:
+        if keys:
+            kept.get(section, {}).pop(keys[0], None)
+        else:
+            kept.pop(section, None)
+    if "source" not in kept.get("data", {}):
+        kept["data"] = {"source": data.BUNDLED[0]}  # a stand-in for what was reported as missing
+    return kept
+
+
+def _value_faults(value: Any, key: str = "") -> list[str]:
+    """Values that TOML has and the study's record, which is JSON, has not. Only `_Open` sections let them pass."""
+    if isinstance(value, Mapping):
+        return [fault for k, v in value.items() for fault in _value_faults(v, f"{key}.{k}" if key else k)]
+    if isinstance(value, list):
+        return [fault for item in value for fault in _value_faults(item, key)]
+    if isinstance(value, datetime.date | datetime.time):
+        return [f'{key}: expected a text instead of a date or time, got {value}\nwrite it in quotes, "{value}"']
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}: expected a finite number, got {value}"]
+    return []
+
+
+def space_faults(space: Mapping[str, Any]) -> list[str]:
+    if not isinstance(space.get("model", {}), Mapping):
+        return [f"space.model: expected a table of the model's keys, got {space['model']!r}"]
+    try:
+        build_space(space)
+    except SpaceError as error:
+        return [f"[space] {line}" for line in error.message.splitlines()]
+    return []
+
+
+def name_faults(name: str) -> list[str]:
+    if NAME.fullmatch(name):
+        return []
+    return [f"a study's name has letters, digits, '.', '_' and '-' and no path, got {name!r}"]
+
+
+def source_faults(file: StudyFile, base: Path) -> list[str]:
+    faults = _value_faults({"data": file.data.keys, "model": file.model.keys})
+    try:
+        data.check_source(file.data.source, base)
+    except TunecliError as error:
+        faults.append(f"data.source: {error.message}\n{error.hint or ''}")
+    if file.data.keys and not is_function(file.data.source):
+        known = list(DataSection.model_fields)
+        faults += [f"unknown key {key!r} in [data]: {did_you_mean(key, known)}" for key in file.data.keys]
+    source = file.model.source
+    searched = file.space.get("model", {})
+    if is_function(source):
+        if not source_file(source, base).is_file():
+            hint = f"paths in a study file are relative to it, here {base}"
+            faults.append(f"model.source: no such file: {source_file(source, base)}\n{hint}")
+    elif source not in models.BUNDLED:
+        nearest = did_you_mean(source, models.BUNDLED)
+        faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function": {nearest}')
+    else:
+        known = sorted(models.BUNDLED[source])
+        for key in [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]:
+            if key not in known:
+                faults.append(f"unknown key {key!r} of model {source!r}: {did_you_mean(key, known) or 'it takes none'}")
+    for key, given, table in (
+        ("loss", file.train.loss, metrics.LOSSES),
+        ("metric", file.train.metric, metrics.METRICS),
+    ):
+        if given is not None and given not in table:
+            faults.append(f"unknown {key} {given!r} in [train]: {did_you_mean(given, table)}")
+    return faults

@@ -1,0 +1,75 @@
+"""The sections of a study file and what each key takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunecli.space import PRUNERS, SAMPLERS
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Open(_Section):
+    """A section whose other keys go to a function or a bundled model, which checks them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class DataSection(_Open):
+    source: str
+    target: str | None = None
+    split: Annotated[list[Share], Field(min_length=3, max_length=3)] = [8, 1, 1]
+    task: Literal["classification", "regression"] | None = None
+
+
+class ModelSection(_Open):
+    source: str = "mlp"
+
+
+class TrainSection(_Section):
+    epochs: Positive = 30
+    loss: str | None = None
+    metric: str | None = None
+    decay_biases: bool = True
+
+
+class SearchSection(_Section):
+    trials: Positive = 100
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["asha", "none"] = "asha"
+    window: Positive | None = None
+    keep: Positive = 5
+    min_ticks: Positive = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class FinetuneSection(_Section):
+    layers: list[str] | None = None
+    epochs: Positive | None = None
+
+
+class StudyFile(_Section):
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    base: str | None = None
+    data: DataSection
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    space: dict[str, Any] = {}
+    search: SearchSection = SearchSection()
+    finetune: FinetuneSection = FinetuneSection()
+
+
+assert get_args(SearchSection.model_fields["sampler"].annotation) == SAMPLERS
+assert get_args(SearchSection.model_fields["pruner"].annotation) == PRUNERS

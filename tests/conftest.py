@@ -1,11 +1,17 @@
-"""What several rooms' tests need: tiny questions to search."""
+"""What several rooms' tests need: tiny questions to search, and commands typed."""
 
+import json
+import re
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunecli.cli import main
 from tunecli.search import search
 from tunecli.study import Study, make_study
 
@@ -50,3 +56,55 @@ def searched(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Pa
     home = tmp_path_factory.mktemp("searched") / "studies"
     list(search(question(), home / "tiny"))
     return home
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """stdout, which is one JSON document and nothing else."""
+
+        def refuse(constant: str) -> None:
+            raise ValueError(constant)
+
+        found: dict[str, Any] = json.loads(self.out, parse_constant=refuse)
+        return found
+
+    @property
+    def complaint(self) -> tuple[str, str]:
+        """The message and the hint of an error, which is all that stderr ends with."""
+        match = re.search(r"^error: (.+?)\nhint: (.+)\n\Z", self.err, re.MULTILINE | re.DOTALL)
+        assert match is not None, self.err
+        return match[1], match[2]
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def tunecli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Type a command in an empty folder, 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["tunecli", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err or "--debug" in arguments
+        assert isinstance(caught.value.code, int)
+        return Done(caught.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def home(searched: Path, tmp_path: Path) -> Path:
+    """The home of that folder, with the study `tiny`, to write to."""
+    return shutil.copytree(searched, tmp_path / "studies")

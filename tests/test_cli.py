@@ -5,7 +5,6 @@ Most tests call `main` in this process; those about signals, pipes and imports s
 
 import csv
 import io
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import pytest
 import torch
 
 from tunecli import live
-from tunecli.cli import main
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
 from tunecli.live.search import _LineView as LineView
@@ -32,62 +29,13 @@ from tunecli.trial import State
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "80"}
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """stdout, which is one JSON document and nothing else."""
-
-        def refuse(constant: str) -> None:
-            raise ValueError(constant)
-
-        found: dict[str, Any] = json.loads(self.out, parse_constant=refuse)
-        return found
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def tunecli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Type a command in an empty folder, 80 columns wide."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tunecli", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err or "--debug" in arguments
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return run
-
-
-@pytest.fixture
-def home(searched: Path, tmp_path: Path) -> Path:
-    """The home of that folder, with the study `tiny`, to write to."""
-    return shutil.copytree(searched, tmp_path / "studies")
+Command = Callable[..., Any]
 
 
 def process(*arguments: str, cwd: Path, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tunecli", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, text=True, **streams)  # type: ignore[no-any-return]
-
-
-def complaint(done: Done) -> tuple[str, str]:
-    """The message and the hint of an error, which is all that stderr ends with."""
-    match = re.search(r"^error: (.+?)\nhint: (.+)\n\Z", done.err, re.MULTILINE | re.DOTALL)
-    assert match is not None, done.err
-    return match[1], match[2]
 
 
 FLOWERS = """
@@ -182,11 +130,11 @@ def write_table(path: Path) -> None:
 def test_a_table_needs_no_more_than_its_target(tunecli: Command, tmp_path: Path) -> None:
     write_table(tmp_path / "my answers.csv")
     quick = ("--trials", "3", "--set", "train.epochs=2", "--set", "model.hidden=[4]")
-    message, hint = complaint(tunecli("search", "my answers.csv", *quick))
+    message, hint = tunecli("search", "my answers.csv", *quick).complaint
     assert "which column" in message
     assert "--target" in hint
     assert not (tmp_path / "studies" / "my-answers" / "study.db").exists()
-    message, hint = complaint(tunecli("search", "my answers.csv", "--target", "anwser", *quick))
+    message, hint = tunecli("search", "my answers.csv", "--target", "anwser", *quick).complaint
     assert "'anwser'" in message
     assert "'answer'" in hint
     done = tunecli("search", "my answers.csv", "--target", "answer", *quick)
@@ -247,7 +195,7 @@ def test_the_total_can_grow_and_what_is_done_is_not_done_again(tunecli: Command,
 
 def test_another_question_is_refused(tunecli: Command, home: Path) -> None:
     done = tunecli("search", "tiny", "--seed", "1")
-    message, hint = complaint(done)
+    message, hint = done.complaint
     assert done.code == 3
     assert "seed: 0 -> 1" in message
     assert "--fresh" in hint
@@ -452,7 +400,7 @@ def test_a_mistake_is_a_message_and_a_hint(
     assert says in done.err
     assert re.search(r"^error: \S", done.err, re.MULTILINE)
     if hint is not None:
-        assert hint in complaint(done)[1]
+        assert hint in done.complaint[1]
     assert (home / "tiny" / "study.db").read_bytes() == before
 
 
@@ -460,7 +408,7 @@ def test_nothing_searched_yet(tunecli: Command) -> None:
     for arguments in (("report",), ("finetune", "--best"), ("report", "digits")):
         done = tunecli(*arguments)
         assert done.code == 3
-        assert "tunecli search" in complaint(done)[1]
+        assert "tunecli search" in done.complaint[1]
 
 
 def test_what_is_no_database_of_ours(tunecli: Command, home: Path) -> None:
@@ -468,7 +416,7 @@ def test_what_is_no_database_of_ours(tunecli: Command, home: Path) -> None:
     for arguments in (("report", "tiny"), ("search", "tiny"), ("finetune", "tiny", "--best")):
         done = tunecli(*arguments)
         assert done.code == 3
-        assert "study.db" in complaint(done)[0]
+        assert "study.db" in done.complaint[0]
 
 
 def test_a_study_held_by_another_search(tunecli: Command, home: Path) -> None:
@@ -476,7 +424,7 @@ def test_a_study_held_by_another_search(tunecli: Command, home: Path) -> None:
         for arguments in (("search", "tiny", "--trials", "11"), ("finetune", "--best"), ("search", "tiny", "--fresh")):
             done = tunecli(*arguments)
             assert done.code == 5
-            assert "held by another" in complaint(done)[0]
+            assert "held by another" in done.complaint[0]
         # Reading waits for nobody.
         assert tunecli("report").code == 0
 
@@ -486,7 +434,7 @@ def test_no_usable_trial(tunecli: Command, tmp_path: Path) -> None:
     wild = ["--set", "space.learning_rate=1e30", "--set", "space.optimizer=sgd", "--trials", "2", "--home", "h"]
     done = tunecli("search", "flowers.toml", *wild)
     assert done.code == 4
-    message, hint = complaint(done)
+    message, hint = done.complaint
     assert "none of the 2 trials is complete" in message
     assert "tunecli report flowers --home h" in hint
     done = tunecli("report", "flowers", "--home", "h")
@@ -494,7 +442,7 @@ def test_no_usable_trial(tunecli: Command, tmp_path: Path) -> None:
     assert "2 x diverged" in done.out
     done = tunecli("finetune", "flowers", "--best", "--home", "h")
     assert done.code == 4
-    assert "no complete trial" in complaint(done)[0]
+    assert "no complete trial" in done.complaint[0]
 
 
 def test_debug_shows_the_traceback(tunecli: Command, home: Path) -> None:

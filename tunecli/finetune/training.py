@@ -18,24 +18,16 @@ from tunecli.data import Data, Samples
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.batches import batch_length
 from tunecli.engine.task import build_model, evaluate, loss_of, make_task
-from tunecli.errors import CheckpointError, InputError, NoUsableTrial, UsageError
+from tunecli.errors import InputError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Finetuned, Request
-from tunecli.finetune.weights import (
-    freeze,
-    has_other_head,
-    head_name,
-    load_weights,
-    read_weights,
-    replace_head,
-    save_state_dict,
-    trained_layers,
-)
+from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.home import checkpoint_folder
 from tunecli.metrics import LOSSES, METRICS
+from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.space import parse_value
-from tunecli.store import Record, Store, read
+from tunecli.store import Record, Store, choose_trial, load_checkpoint, read
 from tunecli.study import Study, load_data, read_study
-from tunecli.trial import Hparams, Run, Trial, Value, best_trial, better, derive_seed
+from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
 
 PAUSE_SECONDS = 0.1
 """How long the engine works before signals are looked at."""
@@ -134,6 +126,7 @@ class Training:
             "hparams": dict(self.hparams),
             "classes": list(self.data.classes),
             "features": list(self.data.features),
+            "model": {**self.manifest["model"], "outputs": self._outputs()},
             "task": self.data.task,
             "preprocessing": dict(self.data.preprocessing),
             "metric": result.metric,
@@ -178,24 +171,6 @@ class Training:
         return module
 
 
-def choose_trial(record: Record, number: int | None) -> Trial:
-    """The best complete trial, or trial `number`. Raises NoUsableTrial or InputError where it has no checkpoint."""
-    if number is None:
-        best = best_trial(list(record.trials), record.direction)
-        if best is None:
-            raise NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
-        return best
-    if number >= len(record.trials):
-        raise InputError(
-            f"{record.name} has no trial {number}: it has {len(record.trials)} trials, counted from 0",
-            hint=f"tunecli report {record.name} lists the best",
-        )
-    if number not in record.kept:
-        kept = ", ".join(str(own) for own in sorted(record.kept)) or "none"
-        raise InputError(f"trial {number} has no checkpoint; kept are those of {kept}", hint="choose one of these")
-    return record.trials[number]
-
-
 def _train(
     task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
 ) -> Generator[Epoch, None, dict[str, Tensor] | None]:
@@ -218,15 +193,10 @@ def _train(
 def _starting_weights(
     folder: Path, record: Record, trial: Trial, request: Request
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    place = checkpoint_folder(folder, trial.number)
     if request.checkpoint is not None:
+        place = checkpoint_folder(folder, trial.number)
         return read_weights(request.checkpoint), checkpoint.load_manifest(place)
-    weights, manifest = checkpoint.load(place)
-    if record.kept.get(trial.number) != manifest["sha256"]:
-        raise CheckpointError(
-            f"damaged checkpoint: {place} is not the one that the study recorded", hint=checkpoint.DAMAGED_HINT
-        )
-    return weights, manifest
+    return load_checkpoint(folder, record, trial)
 
 
 def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], request: Request) -> Data:

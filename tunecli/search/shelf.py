@@ -11,7 +11,7 @@ from torch import Tensor
 from tunecli import __version__, checkpoint
 from tunecli.data import Data
 from tunecli.engine.batches import batch_length
-from tunecli.engine.task import model_keys
+from tunecli.engine.task import loss_of, model_keys
 from tunecli.home import checkpoint_folder, remove_unknown_checkpoints
 from tunecli.metrics import Metric
 from tunecli.store import Store
@@ -64,6 +64,12 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[s
     """All that is needed to predict from raw input, and where the weights come from."""
     samples = len(data.train)
     batches = -(-samples // batch_length(trial.hparams["batch_size"], samples))
+    model = {
+        "source": study.model.source,
+        "keys": model_keys(study, trial.hparams),
+        "outputs": loss_of(study, data).outputs(len(data.classes)),
+        "base": str(study.base),
+    }
     return {
         "study": study.name,
         "trial": trial.number,
@@ -73,7 +79,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[s
         "value": trial.value,
         "split": "validation",
         "hparams": dict(trial.hparams),
-        "model": {"source": study.model.source, "keys": model_keys(study, trial.hparams), "base": str(study.base)},
+        "model": model,
         "task": data.task,
         "classes": list(data.classes),
         "features": list(data.features),

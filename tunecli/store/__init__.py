@@ -4,9 +4,20 @@ An ordinary Optuna study, which Optuna's own reader, command line and dashboard 
 no place for lies in `tunecli_*` tables beside it.
 """
 
+from tunecli.store.chosen import choose_trial, load_checkpoint
 from tunecli.store.lock import hold
 from tunecli.store.reader import Reading, Record, read
 from tunecli.store.schema import is_unfinished
 from tunecli.store.writer import Store, create_study
 
-__all__ = ["Reading", "Record", "Store", "create_study", "hold", "is_unfinished", "read"]
+__all__ = [
+    "Reading",
+    "Record",
+    "Store",
+    "choose_trial",
+    "create_study",
+    "hold",
+    "is_unfinished",
+    "load_checkpoint",
+    "read",
+]

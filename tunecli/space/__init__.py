@@ -1,0 +1,181 @@
+"""The search space: hyperparameters, their ranges, and when each applies.
+
+A `Space` is a list of dimensions in the order in which they are asked for. `suggest` walks it with any `ask` function:
+a sampler's, or a look-up in stored values, which is why writing and reading a trial can never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunecli.errors import SpaceError
+from tunecli.space.hparams import (
+    HPARAMS,
+    OPTIMIZERS,
+    PRUNERS,
+    SAMPLERS,
+    WITH_BETAS,
+    WITH_MOMENTUM,
+    When,
+    nearest,
+    parse_value,
+    when,
+)
+from tunecli.space.parse import parse
+from tunecli.space.ranges import Choice, Float, Int, Range, distribution_json
+from tunecli.trial import Hparams, Value
+
+__all__ = [
+    "OPTIMIZERS",
+    "PRUNERS",
+    "SAMPLERS",
+    "Choice",
+    "Dimension",
+    "Float",
+    "Int",
+    "Range",
+    "Space",
+    "build_space",
+    "distribution_json",
+    "parse_value",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One hyperparameter under one name of Optuna's.
+
+    `hparam` is the name a user knows and `name` the one in the database: the learning rates of sgd and of adam have
+    other ranges, hence other names. A plain value as `range` fixes the hparam. It applies `when` the trial's other
+    hparams say so (None: always).
+    """
+
+    name: str
+    hparam: str
+    range: Range | Value
+    when: When | None = None
+
+    def applies(self, hparams: Hparams) -> bool:
+        """Whether a trial with these hparams, of dimensions before this one, reads it."""
+        return self.when is None or self.when.holds(hparams)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    dimensions: tuple[Dimension, ...]
+
+    def suggest(self, ask: Callable[[str, Range], Value]) -> dict[str, Value]:
+        """One point of the space: `ask(name, range)` for each dimension that applies and is not fixed, in order."""
+        hparams: dict[str, Value] = {}
+        for dimension in self.dimensions:
+            if not dimension.applies(hparams):
+                continue
+            value = dimension.range
+            hparams[dimension.hparam] = ask(dimension.name, value) if isinstance(value, Range) else value
+        return hparams
+
+    def encode(self, hparams: Hparams) -> dict[str, tuple[Range, float]]:
+        """What the database keeps of a point: name -> (range, Optuna's internal representation). Fixed ones are not."""
+        return {
+            dimension.name: (dimension.range, dimension.range.internal(hparams[dimension.hparam]))
+            for dimension in self.dimensions
+            if isinstance(dimension.range, Range) and dimension.applies(hparams)
+        }
+
+    def decode(self, internal: Mapping[str, float]) -> dict[str, Value]:
+        """The inverse of `encode`; raises SpaceError where a stored point is not one of this space."""
+        try:
+            return self.suggest(lambda name, range_: range_.external(internal[name]))
+        except (KeyError, IndexError) as error:
+            raise SpaceError(f"a stored trial lacks {error} of this space") from error
+
+    def searched(self) -> tuple[str, ...]:
+        """The hparams that have a range, each once, in order."""
+        return tuple(dict.fromkeys(d.hparam for d in self.dimensions if isinstance(d.range, Range)))
+
+    def values_of(self, hparam: str) -> tuple[Value, ...]:
+        """Every value that a choice or a fixed hparam can take; empty for a range or an unknown name."""
+        for dimension in self.dimensions:
+            if dimension.hparam == hparam:
+                if isinstance(dimension.range, Choice):
+                    return dimension.range.values
+                return () if isinstance(dimension.range, Range) else (dimension.range,)
+        return ()
+
+
+_ADAPTIVE = when("optimizer", "rmsprop", "adam", "adamw", "nadam")
+
+_DEFAULTS: tuple[Dimension, ...] = (
+    Dimension("optimizer", "optimizer", Choice(OPTIMIZERS)),
+    Dimension("learning_rate_sgd", "learning_rate", Float(1e-4, 1.0, log=True), when("optimizer", "sgd")),
+    Dimension("learning_rate_adagrad", "learning_rate", Float(1e-3, 1.0, log=True), when("optimizer", "adagrad")),
+    Dimension("learning_rate_adaptive", "learning_rate", Float(1e-5, 1e-1, log=True), _ADAPTIVE),
+    Dimension("momentum", "momentum", Float(0.0, 0.99), WITH_MOMENTUM),
+    Dimension("beta1", "beta1", Float(0.8, 0.99), WITH_BETAS),
+    Dimension("beta2", "beta2", Float(0.9, 0.9999), WITH_BETAS),
+    Dimension("batch_size", "batch_size", Choice((16, 32, 64, 128, 256))),
+    Dimension("l1", "l1", Float(1e-8, 1e-2, log=True)),
+    Dimension(
+        "l2", "l2", Float(1e-8, 1e-2, log=True), when("optimizer", *(own for own in OPTIMIZERS if own != "adamw"))
+    ),
+    Dimension("l2_adamw", "l2", Float(1e-4, 0.5, log=True), when("optimizer", "adamw")),
+)
+
+
+def build_space(overrides: Mapping[str, Any]) -> Space:
+    """The default space with a study file's [space] laid over it.
+
+    A list is a choice, a table `{low, high, log}` a range, anything else fixes the hparam. A range given by the user
+    holds for every optimizer, under the one name. Raises SpaceError with every fault, a line each.
+    """
+    faults: list[str] = []
+    given: dict[str, Range | Value] = {}
+    for name, raw in _flatten(overrides).items():
+        try:
+            if not name.startswith("model.") and name not in HPARAMS:
+                raise SpaceError(f"unknown hyperparameter {name!r}: {nearest(name)}")
+            given[name] = parse(name, raw, _default_bounds(name))
+        except SpaceError as error:
+            faults.append(error.message)
+    if faults:
+        raise SpaceError(
+            "\n".join(faults), hint="a range is { low = 1e-4, high = 1e-1, log = true }, [a, b] or a value"
+        )
+
+    dimensions: list[Dimension] = []
+    for default in _DEFAULTS:
+        if default.hparam not in given:
+            dimensions.append(default)
+        elif all(default.hparam != done.hparam for done in dimensions):
+            dimensions.append(_own(default.hparam, given[default.hparam]))
+    known = {dimension.hparam for dimension in _DEFAULTS}
+    # In an order of their own: the study file's is not the one in which it is recorded, and proposals follow it.
+    more = [name for name in HPARAMS if name in given] + sorted(name for name in given if name.startswith("model."))
+    dimensions += [_own(name, given[name]) for name in more if name not in known]
+    # A dimension that no trial of this study reads would only mislead a reader of the space.
+    return Space(tuple(d for d in dimensions if d.when is None or _may_hold(d.when, dimensions)))
+
+
+def _may_hold(condition: When, dimensions: Iterable[Dimension]) -> bool:
+    values = Space(tuple(dimensions)).values_of(condition.hparam)
+    return any(condition.holds({condition.hparam: value}) for value in values)
+
+
+def _own(hparam: str, value: Range | Value) -> Dimension:
+    return Dimension(hparam, hparam, value, HPARAMS[hparam].when if hparam in HPARAMS else None)
+
+
+def _flatten(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`[space.model] hidden = ...` and `model.hidden = ...` are the same TOML; both become the name `model.hidden`."""
+    flat = {key: value for key, value in overrides.items() if key != "model"}
+    return flat | {f"model.{key}": value for key, value in overrides.get("model", {}).items()}
+
+
+def _default_bounds(name: str) -> dict[str, Any]:
+    """What a range that states one bound alone takes for the rest: the default range, over all optimizers."""
+    own = [d.range for d in _DEFAULTS if d.hparam == name and isinstance(d.range, Float)]
+    if not own:
+        return {}
+    return {"low": min(r.low for r in own), "high": max(r.high for r in own), "log": own[0].log}

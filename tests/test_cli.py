@@ -435,7 +435,7 @@ def test_no_usable_trial(tunecli: Command, tmp_path: Path) -> None:
     done = tunecli("search", "flowers.toml", *wild)
     assert done.code == 4
     message, hint = done.complaint
-    assert "none of the 2 trials is complete" in message
+    assert "all 2 trials failed: diverged: " in message
     assert "tunecli report flowers --home h" in hint
     done = tunecli("report", "flowers", "--home", "h")
     assert done.code == 0

@@ -180,15 +180,15 @@ def test_every_unknown_key_is_reported_at_once_with_the_nearest_known_one() -> N
     """
     assert sorted(faults(text)) == sorted(
         [
-            "unknown key 'sed' at the top: did you mean 'seed'?",
-            "unknown key 'splitt' in [data]: did you mean 'split'?",
-            "unknown key 'hiden' of model 'mlp': did you mean 'hidden'?",
-            "unknown key 'epoch' in [train]: did you mean 'epochs'?",
-            "[space] unknown hyperparameter 'learning_rte': did you mean 'learning_rate'?",
-            "unknown key 'drpout' of model 'mlp': did you mean 'dropout'?",
-            "unknown key 'trails' in [search]: did you mean 'trials'?",
-            "unknown key 'layer' in [finetune]: did you mean 'layers'?",
-            "unknown key 'serch' at the top: did you mean 'search'?",
+            "unknown key 'sed' at the top; did you mean 'seed'?",
+            "unknown key 'splitt' in [data]; did you mean 'split'?",
+            "unknown key 'hiden' of model 'mlp'; did you mean 'hidden'?",
+            "unknown key 'epoch' in [train]; did you mean 'epochs'?",
+            "[space] unknown hyperparameter 'learning_rte'; did you mean 'learning_rate'?",
+            "unknown key 'drpout' of model 'mlp'; did you mean 'dropout'?",
+            "unknown key 'trails' in [search]; did you mean 'trials'?",
+            "unknown key 'layer' in [finetune]; did you mean 'layers'?",
+            "unknown key 'serch' at the top; did you mean 'search'?",
         ]
     )
 
@@ -216,13 +216,13 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
     for expected in [
         "seed: expected a whole number, got '0'",
         "data.split: expected three numbers, train : validation : test, got [8, 2]",
-        "train.epochs: should be greater than or equal to 1, got 0",
-        "search.sampler: should be 'tpe' or 'random', got 'gp'",
+        "train.epochs: must be at least 1, got 0",
+        "search.sampler: must be 'tpe' or 'random', got 'gp'",
         "a study's name has letters, digits, '.', '_' and '-' and no path, got '../mine'",
-        "[space] optimizer: unknown optimizer 'adm': did you mean 'adam'?",
+        "[space] optimizer: unknown optimizer 'adm'; did you mean 'adam'?",
         "[space] learning_rate: a range must have low below high, got 1 to 0.1",
         f"model.source: no such file: {tmp_path / 'own.py'}; paths in a study file are relative to it, here {tmp_path}",
-        "unknown metric 'acuracy' in [train]: did you mean 'accuracy'?",
+        "unknown metric 'acuracy' in [train]; did you mean 'accuracy'?",
     ]:
         assert expected in found
     assert any(fault.startswith("data.source: unknown data source 'digts'; ") for fault in found)
@@ -231,35 +231,35 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "[data] is missing: a study needs at least data.source"),
+        ("", "[data] is missing; a study needs [data] with source"),
         ("[data]\n", "'source' is missing in [data]"),
         ("[data]\nsource = 3\n", "data.source: expected a text, got 3"),
         ("data = 3\n", "data: expected a table, got 3"),
         ("train = 'x'\n" + DIGITS, "train: expected a table, got 'x'"),
         ("space = [1]\n" + DIGITS, "space: expected a table, got [1]"),
         ("space.model = 3\n" + DIGITS, "space.model: expected a table of the model's keys, got 3"),
-        ("seed = -1\n" + DIGITS, "seed: should be greater than or equal to 0, got -1"),
-        ("seed = 4294967296\n" + DIGITS, "seed: should be less than 4294967296, got 4294967296"),
+        ("seed = -1\n" + DIGITS, "seed: must be at least 0, got -1"),
+        ("seed = 4294967296\n" + DIGITS, "seed: must be below 4294967296, got 4294967296"),
         ("seed = 1.0\n" + DIGITS, "seed: expected a whole number, got 1.0"),
         ("seed = true\n" + DIGITS, "seed: expected a whole number, got True"),
         (DIGITS + "split = [8, 1, 1, 1]\n", "data.split: expected three numbers, train : validation : test"),
-        (DIGITS + "split = [8, 1, 0]\n", "data.split.2: should be greater than 0, got 0"),
+        (DIGITS + "split = [8, 1, 0]\n", "data.split.2: must be above 0, got 0"),
         (DIGITS + "split = [8, 1, inf]\n", "data.split.2: should be a finite number, got inf"),
         (DIGITS + "split = [8, 1, 'x']\n", "data.split.2: expected a number, got 'x'"),
         (DIGITS + "split = '8:1:1'\n", "data.split: expected a list, got '8:1:1'"),
-        (DIGITS + "task = 'regresion'\n", "data.task: should be 'classification' or 'regression', got 'regresion'"),
+        (DIGITS + "task = 'regresion'\n", "data.task: must be 'classification' or 'regression', got 'regresion'"),
         (DIGITS + "[train]\nepochs = '5'\n", "train.epochs: expected a whole number, got '5'"),
         (DIGITS + "[train]\ndecay_biases = 1\n", "train.decay_biases: expected true or false, got 1"),
-        (DIGITS + "[train]\nloss = 'hinge'\n", "unknown loss 'hinge' in [train]: known: binary_cross_entropy, cross_"),
-        (DIGITS + "[search]\nwindow = 0\n", "search.window: should be greater than or equal to 1, got 0"),
-        (DIGITS + "[search]\nreduction_factor = 1\n", "search.reduction_factor: should be greater than or equal to 2"),
-        (DIGITS + "[search]\npruner = 'halving'\n", "search.pruner: should be 'asha' or 'none', got 'halving'"),
+        (DIGITS + "[train]\nloss = 'hinge'\n", "unknown loss 'hinge' in [train]; known: binary_cross_entropy, cross_"),
+        (DIGITS + "[search]\nwindow = 0\n", "search.window: must be at least 1, got 0"),
+        (DIGITS + "[search]\nreduction_factor = 1\n", "search.reduction_factor: must be at least 2"),
+        (DIGITS + "[search]\npruner = 'halving'\n", "search.pruner: must be 'asha' or 'none', got 'halving'"),
         (DIGITS + "[finetune]\nlayers = 'head'\n", "finetune.layers: expected a list, got 'head'"),
         (
             DIGITS + "[model]\nsource = 'resnet'\n",
-            "unknown model 'resnet', neither bundled nor \"file.py:function\": kn",
+            "unknown model 'resnet', neither bundled nor \"file.py:function\"; kn",
         ),
-        (DIGITS + "[model]\nsource = 'linear'\nhidden = 3\n", "unknown key 'hidden' of model 'linear': it takes none"),
+        (DIGITS + "[model]\nsource = 'linear'\nhidden = 3\n", "unknown key 'hidden' of model 'linear'; it takes none"),
         (DIGITS + "[space]\nmomentum = 1.5\n", "[space] momentum: must "),
         ("[data]\nsource = 'none.csv'\n", f"data.source: no such file: {Path('none.csv')}; paths in a study file are"),
         ("[data]\nsource = 'none.py:read'\nkey = 3\n", "data.source: no such file: "),
@@ -292,7 +292,9 @@ def test_values_that_the_record_of_a_study_cannot_keep_are_refused(own: Path, va
 )
 def test_names_that_are_no_plain_folder_are_refused(name: str) -> None:
     text = f"name = {json.dumps(name)}\n" + DIGITS
-    assert faults(text) == [f"a study's name has letters, digits, '.', '_' and '-' and no path, got {name!r}"]
+    assert faults(text) == [
+        f"a study's name has letters, digits, '.', '_' and '-' and no path, got {name!r}; for example digits-2"
+    ]
 
 
 @pytest.mark.parametrize("name", ["digits", "A-1_b.c", "3", "x" * 100])
@@ -403,8 +405,10 @@ def test_an_override_cannot_reach_into_a_value() -> None:
 
 
 def test_an_overridden_value_is_checked_like_the_file() -> None:
-    assert faults(DIGITS, "train.epoch=5") == ["unknown key 'epoch' in [train]: did you mean 'epochs'?"]
-    assert faults(DIGITS, "train.epochs=many") == ["train.epochs: expected a whole number, got 'many'"]
+    assert faults(DIGITS, "train.epoch=5") == ["unknown key 'epoch' in [train]; did you mean 'epochs'?"]
+    assert faults(DIGITS, "train.epochs=many") == [
+        "train.epochs: expected a whole number, got 'many'; for example epochs = 30"
+    ]
 
 
 def test_options_of_the_command_line_replace_the_file_where_they_are_given() -> None:

@@ -70,7 +70,10 @@ def call(source: str, keys: Mapping[str, Any], base: Path) -> Any:
         with _importable(path.parent):
             return function(**keys)
     except (Exception, SystemExit) as error:
-        raise SourceError(f"{source} raised {describe(error, path)}") from error
+        given = ", ".join(f"{key}={value!r}" for key, value in keys.items())
+        raise SourceError(
+            f"{source} raised {describe(error, path)}", hint=f"it was called with {given or 'no keys'}"
+        ) from error
 
 
 @contextmanager

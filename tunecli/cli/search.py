@@ -19,7 +19,8 @@ from tunecli.cli.options import (
     read_summary,
     typed_command,
 )
-from tunecli.errors import NoUsableTrial, UsageError
+from tunecli.errors import InputError, NoUsableTrial, TunecliError, UsageError
+from tunecli.trial import State
 
 if TYPE_CHECKING:
     from tunecli.report.summary import Summary
@@ -66,10 +67,25 @@ def search(
     _print_result(summary, output)
     live.say_next(ended, question.name, home_option(home), typed_command(), console)
     if summary.best is None and ended.how == "done":
-        raise NoUsableTrial(
-            f"none of the {summary.ended} trials is complete",
-            hint=f"tunecli report {question.name}{home_option(home)} tells why",
-        )
+        raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
+
+
+def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
+    """Why a search without a complete trial has none: the user's own code, or what it met."""
+    from tunecli.report.summary import failures, short_hparams
+
+    found = failures(summary)
+    if summary.counts[State.FAILED] < summary.ended:
+        return NoUsableTrial(f"none of the {summary.ended} trials is complete", hint=f"{report} tells why")
+    reason, trials = found[0]
+    # What diverged is the recipe's fault; what raised is the user's code, and no other recipe will mend it.
+    kind = NoUsableTrial if any(own.startswith("diverged") for own, _ in found) else InputError
+    hparams = ", ".join(short_hparams(trials[0].hparams))
+    share = "" if len(trials) == summary.ended else f", {len(trials)} of them so"
+    return kind(
+        f"all {summary.ended} trials failed{share}: {reason}",
+        hint=f"trial {trials[0].number} had {hparams}; {report} tells more",
+    )
 
 
 def _print_result(summary: Summary, output: TextOrJson) -> None:

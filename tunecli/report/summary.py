@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,17 @@ def summarize(*, study: str, metric: str, direction: str, asked: int, epochs: in
         seconds=sum(trial.seconds for trial in trials),
         ticks=max((trial.last_tick for trial in trials), default=0),
     )
+
+
+def failures(summary: Summary) -> list[tuple[str, list[Trial]]]:
+    """The reasons for which trials failed, the most frequent first, each with its trials. When a trial failed is left
+    out of its reason: those that differ in that alone count as one."""
+    found: dict[str, list[Trial]] = {}
+    for trial in summary.trials:
+        if trial.state is State.FAILED:
+            reason = re.sub(r" after \d+ ticks?$", "", trial.reason or "unknown")
+            found.setdefault(reason, []).append(trial)
+    return sorted(found.items(), key=lambda item: -len(item[1]))
 
 
 def as_document(summary: Summary) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.report.summary import Summary, curve_bars, short, short_hparams, wrap
+from tunecli.report.summary import Summary, curve_bars, failures, short, short_hparams, wrap
 from tunecli.trial import State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
@@ -33,7 +32,7 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     shown = summary.ranked[:top]
     if summary.best is None:
         yield Text("\nNo trial is complete yet, so none is the best.", style="yellow")
-        yield from _failures(summary)
+        yield from _failures(summary, width)
         return
     yield Text("")
     yield _best(summary, summary.best, width)
@@ -41,7 +40,7 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     yield _table(summary, shown, width)
     yield Text(f"\nLearning curves: {summary.metric} on validation, epoch by epoch", style="bold")
     yield _curves(summary, shown, width)
-    yield from _failures(summary)
+    yield from _failures(summary, width)
 
 
 def _heading(summary: Summary) -> Text:
@@ -110,17 +109,16 @@ def _curves(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     return table
 
 
-def _failures(summary: Summary) -> Iterator[Text]:
-    reasons: dict[str, list[int]] = {}
-    for trial in summary.trials:
-        if trial.state is State.FAILED:
-            reason = re.sub(r" after \d+ ticks?$", "", trial.reason or "unknown")
-            reasons.setdefault(reason, []).append(trial.number)
-    if reasons:
+def _failures(summary: Summary, width: int) -> Iterator[Text]:
+    found = failures(summary)
+    if found:
         yield Text("\nFailed", style="bold")
-    for reason, numbers in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        named = ", ".join(str(number) for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-        yield Text(f"  {len(numbers)} x {reason} (trial {named})")
+    for reason, trials in found:
+        named = ", ".join(str(trial.number) for trial in trials[:8]) + (", ..." if len(trials) > 8 else "")
+        yield Text(f"  {len(trials)} x {reason} (trial {named})")
+        if trials[0].hparams:
+            first = wrap(short_hparams(trials[0].hparams), width - 6).splitlines()
+            yield Text("\n".join(f"      {line}" for line in first), style="dim")
 
 
 def duration(seconds: float) -> str:

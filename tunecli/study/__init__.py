@@ -77,13 +77,19 @@ def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str,
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StudyFileError(f"no such study file: {path}") from error
+        raise StudyFileError(
+            f"no such study file: {path}", hint="give the path of a study file or a table, or a study's name"
+        ) from error
     except OSError as error:
-        raise StudyFileError(f"cannot read {path}: {error.strerror}") from error
+        raise StudyFileError(f"cannot read {path}: {error.strerror}", hint="a study file is a TOML file") from error
     except UnicodeDecodeError as error:
-        raise StudyFileError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise StudyFileError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="save it as UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise StudyFileError(f"{path} is no TOML: {error}") from error
+        raise StudyFileError(
+            f"{path} is no TOML: {error}", hint="a line is [section], or key = value with texts in quotes"
+        ) from error
     return make_study(document, path.parent.resolve(), path.stem, overrides, replaced, where=str(path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,12 @@ def faulty(where: str, faults: list[str]) -> StudyFileError:
     if len(faults) == 1:
         message, _, hint = faults[0].partition("\n")
         return StudyFileError(f"{where}: {message}", hint=hint or None)
-    lines = ["  " + "; ".join(filter(None, fault.split("\n"))) for fault in faults]
+    # An example of how a key is written helps with one fault; under a list of them it is in the way.
+    lines = ["  " + fault.partition("\nfor example")[0].rstrip("\n").replace("\n", "; ") for fault in faults]
     return StudyFileError("\n".join([f"{where} has {len(faults)} faults:", *lines]), hint="mend these and try again")
+
+
+# A fault is a line of what is wrong and, where there is one, a line of what to do about it.
 
 
 _EXPECTED = {
@@ -47,14 +52,45 @@ def key_fault(detail: Any) -> str:
     key, section = path[-1], ".".join(path[:-1])
     place = f"in [{section}]" if section else "at the top"
     if detail["type"] == "extra_forbidden":
-        fields = StudyFile.model_fields
-        known = fields if not section else fields[section].annotation.model_fields  # type: ignore[union-attr]
-        return f"unknown key {key!r} {place}: {did_you_mean(key, known)}"
+        return f"unknown key {key!r} {place}\n{did_you_mean(key, _fields(section))}"
     if detail["type"] == "missing":
-        return f"{key!r} is missing {place}" if section else f"[{key}] is missing: a study needs at least data.source"
+        example = '[data] with source = "digits", say'
+        return f"{key!r} is missing {place}\n{example}" if section else f"[{key}] is missing\na study needs {example}"
+    limits = detail.get("ctx", {})
     if detail["type"] in _EXPECTED:
-        return f"{'.'.join(path)}: expected {_EXPECTED[detail['type']]}, got {detail['input']!r}"
-    return f"{'.'.join(path)}: {detail['msg'].removeprefix('Input ')}, got {detail['input']!r}"
+        rule = f"expected {_EXPECTED[detail['type']]}"
+    elif detail["type"] in _LIMITS:
+        words, limit = _LIMITS[detail["type"]]
+        rule = f"must be {words} {limits[limit]:.10g}"
+    elif detail["type"] == "literal_error":
+        rule = f"must be {limits['expected']}"
+    else:
+        rule = str(detail["msg"]).removeprefix("Input ")
+    return f"{'.'.join(path)}: {rule}, got {detail['input']!r}\n{_example(path) or ''}"
+
+
+_LIMITS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _fields(section: str) -> Mapping[str, Any]:
+    """The keys of a section, or of the top where it is empty."""
+    fields = StudyFile.model_fields
+    return fields[section].annotation.model_fields if section else fields  # type: ignore[union-attr]
+
+
+def _example(path: list[str]) -> str | None:
+    """How the key is written, by its default."""
+    section, key = (path[0], path[1]) if len(path) > 1 else ("", path[0])
+    if not section and key in ("data", "model", "train", "search", "finetune", "space"):
+        return f"for example a line [{key}], and below it its keys"
+    fields = _fields(section) if section in ("", *StudyFile.model_fields) else {}
+    default = fields[key].default if key in fields else None
+    return f"for example {key} = {json.dumps(default)}" if isinstance(default, int | float | str | list) else None
 
 
 def without(document: Mapping[str, Any], faulty: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
@@ -85,18 +121,28 @@ def _value_faults(value: Any, key: str = "") -> list[str]:
 
 def space_faults(space: Mapping[str, Any]) -> list[str]:
     if not isinstance(space.get("model", {}), Mapping):
-        return [f"space.model: expected a table of the model's keys, got {space['model']!r}"]
+        rule = f"space.model: expected a table of the model's keys, got {space['model']!r}"
+        return [f"{rule}\nfor example model.hidden = [64, 128]"]
     try:
         build_space(space)
     except SpaceError as error:
-        return [f"[space] {line}" for line in error.message.splitlines()]
+        return [f"[space] {_with_hint(line, _RANGES)}" for line in error.message.splitlines()]
     return []
+
+
+_RANGES = "for example learning_rate = { low = 1e-4, high = 1e-1, log = true }, [1e-3, 1e-2] or 1e-3"
+
+
+def _with_hint(line: str, hint: str) -> str:
+    """A fault of the space with its own hint where it names one: the nearest known word."""
+    unknown = re.fullmatch(r"(.*?unknown (?:hyperparameter|optimizer) .*?): (.*)", line)
+    return f"{unknown[1]}\n{unknown[2]}" if unknown else f"{line}\n{hint}"
 
 
 def name_faults(name: str) -> list[str]:
     if NAME.fullmatch(name):
         return []
-    return [f"a study's name has letters, digits, '.', '_' and '-' and no path, got {name!r}"]
+    return [f"a study's name has letters, digits, '.', '_' and '-' and no path, got {name!r}\nfor example digits-2"]
 
 
 def source_faults(file: StudyFile, base: Path) -> list[str]:
@@ -107,7 +153,7 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         faults.append(f"data.source: {error.message}\n{error.hint or ''}")
     if file.data.keys and not is_function(file.data.source):
         known = list(DataSection.model_fields)
-        faults += [f"unknown key {key!r} in [data]: {did_you_mean(key, known)}" for key in file.data.keys]
+        faults += [f"unknown key {key!r} in [data]\n{did_you_mean(key, known)}" for key in file.data.keys]
     source = file.model.source
     searched = file.space.get("model", {})
     if is_function(source):
@@ -116,16 +162,16 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
             faults.append(f"model.source: no such file: {source_file(source, base)}\n{hint}")
     elif source not in models.BUNDLED:
         nearest = did_you_mean(source, models.BUNDLED)
-        faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function": {nearest}')
+        faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{nearest}')
     else:
         known = sorted(models.BUNDLED[source])
         for key in [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]:
             if key not in known:
-                faults.append(f"unknown key {key!r} of model {source!r}: {did_you_mean(key, known) or 'it takes none'}")
+                faults.append(f"unknown key {key!r} of model {source!r}\n{did_you_mean(key, known) or 'it takes none'}")
     for key, given, table in (
         ("loss", file.train.loss, metrics.LOSSES),
         ("metric", file.train.metric, metrics.METRICS),
     ):
         if given is not None and given not in table:
-            faults.append(f"unknown {key} {given!r} in [train]: {did_you_mean(given, table)}")
+            faults.append(f"unknown {key} {given!r} in [train]\n{did_you_mean(given, table)}")
     return faults

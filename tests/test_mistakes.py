@@ -1,0 +1,252 @@
+"""Every mistake a user can make: one message, a hint, the exit code of the design, and everything left as it was."""
+
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunecli.store import hold, read
+
+Command = Callable[..., Any]
+
+STUDY = """
+[data]
+source = "own.py:load"
+
+[model]
+source = "own.py:make"
+
+[train]
+epochs = 2
+
+[space]
+batch_size = [16]
+model.width = [3, 4]
+
+[search]
+trials = 3
+"""
+
+OWN = """
+import torch
+
+def load():
+    inputs = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    return inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long()
+
+def make(width):
+    return torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.ReLU(), torch.nn.Linear(width, 3))
+"""
+
+
+def write_study(folder: Path, *, study: str = STUDY, own: str = OWN) -> None:
+    (folder / "own.toml").write_text(study)
+    (folder / "own.py").write_text(own)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content, but for what Python and a lock leave."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "lock"
+    }
+
+
+@pytest.fixture
+def refused(tunecli: Command, tmp_path: Path) -> Callable[..., str]:
+    """Type a command that is a mistake; returns its message and its hint, after it was seen to change nothing."""
+
+    def run(code: int, *arguments: str) -> str:
+        before = tree(tmp_path)
+        done = tunecli(*arguments)
+        assert done.code == code, done.err
+        assert done.out == ""
+        message, hint = done.complaint
+        assert done.err.count("error: ") == 1
+        assert tree(tmp_path) == before
+        return f"{message}\n{hint}"
+
+    return run
+
+
+# Study files
+
+
+def test_unknown_keys_all_at_once_each_with_the_nearest_known_one(refused: Callable[..., str], tmp_path: Path) -> None:
+    text = STUDY.replace("epochs", "epoch").replace("trials", "trails").replace("batch_size", "batchsize")
+    write_study(tmp_path, study=f"sede = 3\n{text}")
+    said = refused(3, "search", "own.toml")
+    assert "own.toml has 4 faults:" in said
+    for unknown, near in (("sede", "seed"), ("epoch", "epochs"), ("trails", "trials"), ("batchsize", "batch_size")):
+        assert f"did you mean {near!r}?" in next(line for line in said.splitlines() if repr(unknown) in line)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.epochs=ten", "train.epochs: expected a whole number, got 'ten'"),
+        ("train.epochs=2.5", "train.epochs: expected a whole number, got 2.5"),
+        ("train=3", "train: expected a table, got 3"),
+        ("space.learning_rate=fast", "learning_rate: expected a number, got 'fast'"),
+        ("space.learning_rate={ low = 0.1, high = 0.01 }", "a range must have low below high, got 0.1 to 0.01"),
+        ("space.learning_rate={ low = 0.1, high = 0.1 }", "a range must have low below high, got 0.1 to 0.1"),
+        ("space.learning_rate={ low = 0, high = 1, log = true }", "a log range must stay above zero, got 0 to 1"),
+        ("space.batch_size=[]", "a list of choices must not be empty"),
+        ("space.batch_size=0", "a batch size is a whole number above zero"),
+        ("space.optimizer=adm", "unknown optimizer 'adm'"),
+        ("data.source=owm.py:load", "no such file"),
+        ("name=../other", "no path, got '../other'"),
+        ("name=a/b", "no path, got 'a/b'"),
+    ],
+)
+def test_wrong_types_empty_ranges_and_names_with_a_path(
+    refused: Callable[..., str], tmp_path: Path, setting: str, said: str
+) -> None:
+    write_study(tmp_path)
+    assert said in refused(3, "search", "own.toml", "--set", setting)
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"a,y\n", "has a header and no rows"),
+        (b"a,y\n1,x\n2,x\n3,x\n" * 1, "too few|one class only"),
+        ("\n".join(["a,y", *(f"{i},same" for i in range(50))]).encode(), "one class only, 'same'"),
+        ("\n".join(["a,y", *(f"{i},{'pq'[i % 2]}" for i in range(2))]).encode(), "2 samples are too few for a split"),
+        ("\n".join(["a,b,y", *(f"{i},{i % 2}" for i in range(50))]).encode(), "line 2"),
+        ("\n".join(["a,y", *(f"{i},{i % 2},9" for i in range(50))]).encode(), "more fields than the header|line 2"),
+        ("\n".join(["a,y", *(f"{i},caf\xe9" for i in range(50))]).encode("latin-1"), "is not UTF-8, first in line 2"),
+        ("\n".join(["a,x", *(f"{i},{i % 2}" for i in range(50))]).encode(), "has no column 'y'"),
+        ("\n".join(["a,y", *(f"{i},{i % 2 if i else ''}" for i in range(50))]).encode(), "missing in 1 of 50 rows"),
+        (b"\x00\x01\x02\x03" * 50, "own.csv"),
+    ],
+    ids=[
+        "empty",
+        "no rows",
+        "3 rows",
+        "one class",
+        "too few",
+        "short",
+        "long",
+        "latin-1",
+        "no column",
+        "nan",
+        "binary",
+    ],
+)
+def test_what_can_be_wrong_with_a_table(refused: Callable[..., str], tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "own.csv").write_bytes(content)
+    assert re.search(said, refused(3, "search", "own.csv", "--target", "y"))
+
+
+# A user's own model and data
+
+
+def test_a_model_whose_output_does_not_fit_the_classes(refused: Callable[..., str], tmp_path: Path) -> None:
+    write_study(tmp_path, own=OWN.replace("width, 3)", "width, 2)"))
+    said = refused(3, "search", "own.toml")
+    assert "the model gives 2 outputs a sample, the data have 3 classes" in said
+    assert "last layer" in said
+
+
+def test_a_function_that_raises_is_named_with_file_line_and_what_it_was_called_with(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    write_study(
+        tmp_path, own=OWN.replace("    return torch.nn", "    raise ValueError('not today')\n    return torch.nn")
+    )
+    said = refused(3, "search", "own.toml")
+    assert "own.py:make raised ValueError: not today (own.py, line 9)" in said
+    assert "width=3" in said
+
+
+def test_where_every_trial_raises_the_search_says_what_and_exits_3(tunecli: Command, tmp_path: Path) -> None:
+    body = "class Net(torch.nn.Linear):\n    calls = 0\n    def forward(self, x):\n        Net.calls += 1\n"
+    body += "        if Net.calls > 40:\n            raise RuntimeError('tired')\n        return super().forward(x)\n"
+    make = "def make(width):\n    return torch.nn.Sequential(torch.nn.LSTM(4, width), Last(), Net(width, 3))\n"
+    last = "class Last(torch.nn.Module):\n    def forward(self, x):\n        return x[0]\n"
+    write_study(tmp_path, own=OWN[: OWN.index("def make")] + body + last + make)
+    done = tunecli("search", "own.toml", "--set", "train.epochs=50", "--pruner", "none")
+    assert done.code == 3
+    message, hint = done.complaint
+    assert "all 3 trials failed" in message
+    assert "the model raised RuntimeError: tired (own.py, line 13)" in message
+    assert "batch_size 16" in hint
+    assert "tunecli report own" in hint
+    assert "model.width" in tunecli("report", "own").out
+
+
+# Studies
+
+
+def test_no_trial_yet(refused: Callable[..., str], tunecli: Command, tmp_path: Path) -> None:
+    for command in (("report",), ("finetune", "--best"), ("report", "digits")):
+        assert "tunecli search" in refused(3, *command)
+    assert tunecli("search", "iris", "--timeout", "0s").code == 0
+    assert "no complete trial" in refused(4, "finetune", "--best")
+
+
+@pytest.mark.parametrize("content", [b"hello, world\n" * 99, b"SQLite format 3\x00" + b"\xff" * 4096])
+def test_a_file_that_is_no_database(refused: Callable[..., str], home: Path, content: bytes) -> None:
+    (home / "tiny" / "study.db").write_bytes(content)
+    for command in (("report", "tiny"), ("search", "tiny"), ("finetune", "tiny", "--best")):
+        assert "study.db" in refused(3, *command)
+
+
+def test_a_database_of_something_else(refused: Callable[..., str], home: Path) -> None:
+    (home / "tiny" / "study.db").unlink()
+    with sqlite3.connect(home / "tiny" / "study.db") as connection:
+        connection.execute("create table birds (name text)")
+    for command in (("report", "tiny"), ("search", "tiny"), ("finetune", "tiny", "--best")):
+        assert "no study of tunecli" in refused(3, *command)
+
+
+def test_a_second_search_on_one_study(refused: Callable[..., str], home: Path) -> None:
+    with hold(home / "tiny"):
+        assert "held by another tunecli" in refused(5, "search", "tiny", "--trials", "99")
+
+
+def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str], home: Path) -> None:
+    said = refused(3, "search", "tiny", "--seed", "7", "--set", "train.epochs=9", "--set", "space.l1=0")
+    for line in ("seed: 0 -> 7", "train.epochs: 4 -> 9", "space.l1: not set -> 0"):
+        assert line in said
+    assert "--fresh" in said
+    assert len(read(home / "tiny" / "study.db").trials) == 10
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("serch",), 2, "search"),
+        (("search", "--trails", "3"), 2, "--trials"),
+        (("search", "--trials", "0"), 2, "--trials"),
+        (("search", "--trials", "many"), 2, "--trials"),
+        (("search", "--set", "epochs"), 2, "KEY=VALUE"),
+        (("search", "--timeout", "soon"), 2, "10m"),
+        (("search", "a", "b"), 2, "b"),
+        (("search", "missing.toml"), 3, "missing.toml"),
+        (("search", "missing.csv", "--target", "y"), 3, "missing.csv"),
+        (("search", "missing"), 3, "missing"),
+        (("search", "../up"), 3, "../up"),
+        (("search", "digits", "--device", "tpu"), 2, "tpu"),
+        (("report", "--top", "0"), 2, "--top"),
+        (("report", "--format", "xml"), 2, "xml"),
+        (("report", "missing"), 3, "missing"),
+        (("finetune",), 2, "--best"),
+        (("finetune", "--best", "--trial", "3"), 2, "--best"),
+        (("finetune", "--best"), 3, "tunecli search"),
+    ],
+)
+def test_what_can_be_typed_wrong(refused: Callable[..., str], arguments: tuple[str, ...], code: int, said: str) -> None:
+    assert said in refused(code, *arguments)

@@ -39,7 +39,7 @@ def search(
             done = sum(trial.state.ended for trial in record.trials) >= study.search.trials
             if done and not _data_may_differ(study, record, folder):
                 remove_unknown_checkpoints(folder, record.kept)
-                yield Ended("done", progress(study, record.trials, record.direction, 0, 0, 0.0))
+                yield Ended("done", progress(study.search.trials, record.trials, record.direction, 0, 0, 0.0))
                 return
         else:
             study = study.with_window(study.window)

@@ -65,10 +65,10 @@ Event = Opened | Progress | Differed | Ended
 
 
 def progress(
-    study: Study, trials: Iterable[Trial], direction: str, tick: int, ended_now: int, seconds: float
+    asked: int, trials: Iterable[Trial], direction: str, tick: int, ended_now: int, seconds: float
 ) -> Progress:
-    """Where a study with these trials is; `ended_now` of them ended in the last `seconds`."""
+    """Where a study of `asked` trials is; `ended_now` of them ended in the last `seconds`."""
     trials = list(trials)
     counts = {state: sum(trial.state is state for trial in trials) for state in State}
     best = best_trial(trials, direction)
-    return Progress(study.search.trials, counts, best, tick, ended_now, seconds)
+    return Progress(asked, counts, best, tick, ended_now, seconds)

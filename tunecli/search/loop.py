@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from tunecli.home import write_question
 from tunecli.pruner import Asha, rungs
 from tunecli.sampler import Proposer
 from tunecli.search import contradiction
-from tunecli.search.events import Differed, Ended, Event, Opened, Progress, progress
+from tunecli.search.events import Differed, Ended, Event, Opened
+from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.space import Choice, Range
 from tunecli.store import Record, Store, create_study
 from tunecli.study import Study, load_data
-from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value, first_best
+from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
 
 PAUSE_SECONDS = 0.1
 """How long the engine works before the loop looks at signals and lets its events be shown."""
@@ -44,20 +45,18 @@ class Loop:
         if record is None:
             # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
             self._create()
-        self.trials: list[Trial] = list(record.trials) if record else []
+        trials = record.trials if record else ()
         self.store = Store(folder / "study.db", study.space)
         if record is not None:
             # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
             write_question(folder, study)
             self.store.restate(study.document())
-        kept = [self.trials[number] for number in record.kept] if record else []
+        kept = [trials[number] for number in record.kept] if record else []
         self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
         self.proposer: Proposer = Proposer(study.space, study.search.sampler, self.direction, study.seed)
-        for trial in self.trials:
+        for trial in trials:
             self.proposer.add(trial)
-        self.pruner = self._make_pruner()
-        self.tick = max((trial.last_tick for trial in self.trials), default=0)
-        self._ended_now, self._began = 0, time.monotonic()
+        self.ledger = Ledger(self.store, self._make_pruner(trials), self.direction, study.search.trials, trials)
 
     def _make_engine(self, stored: Plan | None) -> None:
         """The engine, and what the first model of the space that works says about it; raises where none works."""
@@ -79,7 +78,6 @@ class Loop:
         self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
-        done = sum(trial.state.ended for trial in self.trials)
         yield Opened(
             study=self.study,
             folder=self.folder,
@@ -90,7 +88,7 @@ class Loop:
             device=self.device,
             plan=self.plan,
             looped_because=self.looped_because,
-            done=done,
+            done=self.ledger.done,
         )
         how = "done"
         yield from self._catch_up(stop)
@@ -101,28 +99,24 @@ class Loop:
                 how = "timeout"
                 break
             self._fill()
-            if not self._in_flight():
+            if not self.ledger.in_flight:
                 break
             measured = yield from self._advance(stop)
             if measured is None:
                 break
-            self.tick += 1
+            self.ledger.tick += 1
             self._decide(measured)
             self._commit()
-            yield self.progress()
-        if stop() and (self._in_flight() or len(self.trials) < self.study.search.trials):
+            yield self.ledger.progress()
+        if stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
         self.store.flush()
         self.shelf.clear_away()
-        yield Ended(how, self.progress())
-
-    def progress(self) -> Progress:
-        seconds = time.monotonic() - self._began
-        return progress(self.study, self.trials, self.direction, self.tick, self._ended_now, seconds)
+        yield Ended(how, self.ledger.progress())
 
     def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
         """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
-        expected = len(self._in_flight())
+        expected = len(self.ledger.in_flight)
         measured: list[Measurement] = []
         while len(measured) < expected:
             if stop():
@@ -131,24 +125,24 @@ class Loop:
             if len(measured) < expected:
                 # A long tick: what has begun can be seen by readers meanwhile.
                 self.store.commit()
-                yield self.progress()
+                yield self.ledger.progress()
         return sorted(measured, key=lambda measurement: measurement.trial)
 
     def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
-        waiting = sorted(self._in_flight(), key=lambda trial: -trial.fidelity)
+        waiting = sorted(self.ledger.in_flight, key=lambda trial: -trial.fidelity)
         for left in range(waiting[0].fidelity if waiting else 0, 0, -1):
             while waiting and waiting[0].fidelity == left:
                 self._start(waiting.pop(0))
-            running = [trial for trial in self._in_flight() if trial.fidelity >= left]
+            running = [trial for trial in self.ledger.in_flight if trial.fidelity >= left]
             measured: list[Measurement] = []
             while len(measured) < len(running):
                 if stop():
                     return
                 measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
-                yield self.progress()
+                yield self.ledger.progress()
             for own in measured:
-                stored = self.trials[own.trial].curve[own.fidelity - 1]
+                stored = self.ledger.trials[own.trial].curve[own.fidelity - 1]
                 if stored.metric != own.metric or stored.train_loss != own.train_loss:
                     yield Differed(own.trial, own.fidelity, stored.metric, own.metric)
         for trial in waiting:
@@ -156,12 +150,10 @@ class Loop:
 
     def _fill(self) -> None:
         """Give every free slot the next trial."""
-        while len(self._in_flight()) < self.study.window and len(self.trials) < self.study.search.trials:
-            number = len(self.trials)
-            hparams = self.proposer.propose(number, self.tick + 1)
-            trial = Trial(number, State.RUNNING, hparams, start_tick=self.tick + 1)
-            self.trials.append(trial)
-            self.store.start(trial)
+        while len(self.ledger.in_flight) < self.study.window and self.ledger.missing > 0:
+            number, tick = len(self.ledger.trials), self.ledger.tick + 1
+            trial = Trial(number, State.RUNNING, self.proposer.propose(number, tick), start_tick=tick)
+            self.ledger.start(trial)
             self._start(trial)
 
     def _start(self, trial: Trial) -> None:
@@ -171,53 +163,43 @@ class Loop:
             raise
         except TunecliError as error:
             # It ended before the tick in which it would have trained.
-            ended = replace(trial, state=State.FAILED, value=None, best_tick=None, reason=error.message)
-            self._end(replace(ended, end_tick=self.tick))
+            self._end(failed(trial, error.message))
 
     def _decide(self, measured: list[Measurement]) -> None:
-        self.store.record(measured)
+        self.ledger.record(measured)
         for own in measured:
-            self.trials[own.trial] = _extended(self.trials[own.trial], own, self.direction)
-            if self.pruner is not None:
-                self.pruner.record(own)
-        for own in measured:
-            trial = self.trials[own.trial]
-            reason = self.pruner.reason_to_prune(own) if self.pruner is not None and own.failure is None else None
+            trial = self.ledger.trials[own.trial]
             if own.failure is not None:
-                ended = replace(trial, state=State.FAILED, value=None, best_tick=None, reason=own.failure)
+                ended = failed(trial, own.failure)
             elif own.fidelity >= self.study.train.epochs:
                 ended = replace(trial, state=State.COMPLETE)
-            elif reason is not None:
+            elif (reason := self.ledger.reason_to_prune(own)) is not None:
                 ended = replace(trial, state=State.PRUNED, reason=reason)
             else:
                 continue
-            self._end(replace(ended, end_tick=self.tick))
+            self._end(ended)
             self.engine.free(self._run(trial.number, trial.hparams))
 
     def _end(self, trial: Trial) -> None:
-        self.trials[trial.number] = trial
-        self._ended_now += 1
+        trial = replace(trial, end_tick=self.ledger.tick)
         if trial.state is State.COMPLETE and self.shelf.has_room_for(trial):
             self.shelf.put(trial, self.engine.weights(self._run(trial.number, trial.hparams)), self.store)
-        self.store.end(trial)
+        self.ledger.end(trial)
         self.proposer.end(trial)
 
     def _commit(self) -> None:
         if self.store.commit():
             self.shelf.clear_away()
 
-    def _in_flight(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state is State.RUNNING]
-
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs)
 
-    def _make_pruner(self) -> Asha | None:
+    def _make_pruner(self, trials: Iterable[Trial]) -> Asha | None:
         if self.study.search.pruner == "none":
             return None
         options = self.study.search
         fidelities = rungs(options.min_ticks, options.reduction_factor, self.study.train.epochs)
-        return Asha(fidelities, options.reduction_factor, self.direction, self.trials)
+        return Asha(fidelities, options.reduction_factor, self.direction, trials)
 
     def _create(self) -> None:
         write_question(self.folder, self.study)
@@ -257,10 +239,3 @@ def _examples(study: Study) -> Iterator[Hparams]:
             return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
 
         yield study.space.suggest(ask)
-
-
-def _extended(trial: Trial, own: Measurement, direction: str) -> Trial:
-    """The trial with one more tick seen."""
-    trial = replace(trial, curve=(*trial.curve, own), seconds=trial.seconds + own.seconds)
-    best = first_best(trial.curve, direction)
-    return trial if best is None else replace(trial, value=best.metric, best_tick=best.fidelity)

@@ -1,0 +1,75 @@
+"""The live study: its trials as they stand, every change of them written, and the pruner that decides about them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tunecli.pruner import Asha
+from tunecli.search.events import Progress, progress
+from tunecli.store import Store
+from tunecli.trial import Measurement, State, Trial, first_best
+
+
+class Ledger:
+    """What every search keeps, whatever trains its trials. `tick` is the study's last one."""
+
+    def __init__(
+        self, store: Store, pruner: Asha | None, direction: str, asked: int, trials: Iterable[Trial] = ()
+    ) -> None:
+        self.store, self.pruner, self.direction = store, pruner, direction
+        self.trials = list(trials)
+        self.tick = max((trial.last_tick for trial in self.trials), default=0)
+        self._asked, self._ended_now, self._began = asked, 0, time.monotonic()
+
+    @property
+    def in_flight(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state is State.RUNNING]
+
+    @property
+    def done(self) -> int:
+        return sum(trial.state.ended for trial in self.trials)
+
+    @property
+    def missing(self) -> int:
+        """How many trials have still to be started."""
+        return self._asked - len(self.trials)
+
+    def start(self, trial: Trial) -> None:
+        """A new trial, the next in number, is in flight."""
+        self.trials.append(trial)
+        self.store.start(trial)
+
+    def record(self, measured: list[Measurement]) -> None:
+        """What a tick showed: all its values, before any of them is decided about."""
+        self.store.record(measured)
+        for own in measured:
+            self.trials[own.trial] = extended(self.trials[own.trial], own, self.direction)
+            if self.pruner is not None:
+                self.pruner.record(own)
+
+    def reason_to_prune(self, own: Measurement) -> str | None:
+        return self.pruner.reason_to_prune(own) if self.pruner is not None and own.failure is None else None
+
+    def end(self, trial: Trial) -> None:
+        """A trial has ended as it stands here."""
+        self.trials[trial.number] = trial
+        self._ended_now += 1
+        self.store.end(trial)
+
+    def progress(self) -> Progress:
+        seconds = time.monotonic() - self._began
+        return progress(self._asked, self.trials, self.direction, self.tick, self._ended_now, seconds)
+
+
+def failed(trial: Trial, reason: str) -> Trial:
+    """The trial as one that failed: it has no value."""
+    return replace(trial, state=State.FAILED, value=None, best_tick=None, reason=reason)
+
+
+def extended(trial: Trial, own: Measurement, direction: str) -> Trial:
+    """The trial with one more tick seen."""
+    trial = replace(trial, curve=(*trial.curve, own), seconds=trial.seconds + own.seconds)
+    best = first_best(trial.curve, direction)
+    return trial if best is None else replace(trial, value=best.metric, best_tick=best.fidelity)

@@ -507,7 +507,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tunecli: Command, tm
     assert f"{stopped[1]} of 60 done" in done.err or stopped[1] == "0"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_a_search_at_once_and_it_goes_on(
     tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:

@@ -14,6 +14,9 @@ from rich.console import Console
 LINE_SECONDS = 5.0
 """How often a search that nobody watches says where it is."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a command to stop: Ctrl-C, the system, and Slurm some time before it ends a job (--signal=USR1)."""
+
 
 class _Unread(Console):
     """A console whose reader may go: then the work goes on in silence."""
@@ -44,14 +47,14 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[Interrupt]:
-        """Catch Ctrl-C and SIGTERM within this block."""
+        """Catch SIGNALS within this block."""
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self.asked is not None:
                 raise KeyboardInterrupt
             self.asked = number
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
         try:
             yield self
         finally:

@@ -24,7 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
 from tunecli import data
-from tunecli.data import Data
+from tunecli.data import Data, Samples
 from tunecli.data.prepare import split_indices
 from tunecli.errors import DataError, SourceError, TunecliError
 
@@ -648,3 +648,21 @@ def test_a_fingerprint_tells_whether_the_samples_are_the_same(tmp_path: Path) ->
         seen.add(own(tmp_path / str(number), body).fingerprint())
     assert len(seen) == 8
     assert bundled("iris").fingerprint() in seen
+
+
+def test_a_fingerprint_covers_every_input_and_the_weights() -> None:
+    x, y = torch.arange(6.0).reshape(3, 2), torch.arange(3)
+    kinds = [x, (x, x), (x, x + 1), {"a": x, "b": x}, {"a": x, "c": x}]
+    weighed = [Samples(x, y, torch.ones(3)), Samples(x, y, torch.tensor([1.0, 1.0, 2.0]))]
+    every = [*(Samples(inputs, y) for inputs in kinds), *weighed]
+    assert len({Data("own", "classification", own, own, own).fingerprint() for own in every}) == len(every)
+
+
+def test_samples_join_with_a_weight_of_one_where_only_some_have_weights() -> None:
+    first = Samples((torch.zeros(2, 3), torch.ones(2)), torch.zeros(2), torch.tensor([0.5, 2.0]))
+    second = Samples((torch.ones(1, 3), torch.zeros(1)), torch.ones(1))
+    joined = first.join(second)
+    assert isinstance(joined.inputs, tuple)
+    assert [part.sum().item() for part in joined.inputs] == [3, 2]
+    assert joined.weights is not None
+    assert joined.weights.tolist() == [0.5, 2.0, 1.0]

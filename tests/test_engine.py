@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Task
 from tunecli.engine.batches import batch_length, epoch_order
+from tunecli.engine.forward import call
 from tunecli.engine.gradients import Vmapped
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
@@ -190,8 +191,10 @@ def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dic
         loss_sum = 0.0
         for batch in epoch_order(run.seed("order", epoch), samples).split(size):
             optimizer.zero_grad()
-            outputs = module(task.train.inputs[batch]).reshape(len(batch), -1)
-            loss = task.loss.per_sample(outputs, task.train.targets[batch]).mean()
+            read = task.train.take(batch)
+            outputs = call(module, read.inputs).reshape(len(batch), -1)
+            weights = torch.ones(len(batch)) if read.weights is None else read.weights.double()
+            loss = (task.loss.per_sample(outputs, read.targets) * weights).sum() / weights.sum()
             loss.backward()
             trained = [p for p in module.parameters() if p.grad is not None]
             norm = float(torch.cat([p.grad.flatten() for p in trained]).norm())  # type: ignore[union-attr]
@@ -201,14 +204,15 @@ def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dic
             optimizer.step()
             if run.schedule == "cosine":
                 scheduler.step()
-            loss_sum += float(loss.detach()) * len(batch)
+            loss_sum += float(loss.detach()) * float(weights.sum())
         module.eval()
         with torch.no_grad():
-            outputs = module(task.validation.inputs).reshape(1, len(task.validation), -1)
+            outputs = call(module, task.validation.inputs).reshape(1, len(task.validation), -1)
         validation_loss, metric = (float(own) for own in task.score(outputs, task.validation.targets))
         if not curve or better(metric, min(own[2] for own in curve), "minimize"):
             best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        curve.append([loss_sum / samples, validation_loss, metric, norm])
+        whole = samples if task.train.weights is None else float(task.train.weights.double().sum())
+        curve.append([loss_sum / whole, validation_loss, metric, norm])
     return curve, best
 
 
@@ -275,6 +279,125 @@ def test_two_classes_can_share_one_output(make_engine: MakeEngine) -> None:
     more |= {"validation": Samples(validation.inputs, validation.targets.clamp(max=1))}
     task = make_task(mlp(outputs=1), dtype=torch.float64, **more)
     assert_equals_plain_loop(make_engine, task, [make_run(trial, batch_size=16) for trial in range(2)])
+
+
+def test_weighted_samples_are_trained_on_as_in_torchs_weighted_cross_entropy(make_engine: MakeEngine) -> None:
+    """One batch of all samples, one step without momentum: the gradient of torch's own weighted mean."""
+    importance = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    drawn = draw_samples(61, 0, torch.float64)
+    weighted = Samples(drawn.inputs, drawn.targets, importance[drawn.targets].float())
+    task = make_task(dtype=torch.float64, train=weighted, validation=None)
+    run = make_run(0, optimizer="sgd", batch_size="full", learning_rate=0.1, l1=0.0, l2=0.0, momentum=0.0)
+    engine = start(make_engine(task), [run])
+    measured = tick(engine, [run])[0]
+    module = task.build(run)
+    loss = nn.functional.cross_entropy(module(drawn.inputs), drawn.targets, weight=importance)
+    loss.backward()
+    assert measured.train_loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        stepped = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(engine.weights(run)[name], stepped, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_run_on_weighted_samples_equals_a_plain_loop(make_engine: MakeEngine, normed: bool) -> None:
+    """The validation is never weighted."""
+    drawn = draw_samples(61, 0, torch.float64)
+    weights = torch.rand(61, generator=torch.Generator().manual_seed(0)) * 3
+    train_ = Samples(drawn.inputs, drawn.targets, weights)
+    task = make_task(batch_norm if normed else None, dtype=torch.float64, train=train_)
+    sizes = (7, 16, 40, "full") if normed else (1, 7, 16, "full")
+    assert_equals_plain_loop(make_engine, task, [make_run(trial, batch_size=size) for trial, size in enumerate(sizes)])
+
+
+def test_a_sample_of_no_weight_counts_nothing(make_engine: MakeEngine) -> None:
+    drawn = draw_samples(61, 0, torch.float64)
+    padded = Samples(drawn.inputs, drawn.targets, torch.cat([torch.ones(40), torch.zeros(21)]))
+    run = make_run(0, optimizer="sgd", batch_size="full")
+    tasks = [make_task(dtype=torch.float64, train=own) for own in (drawn.take(slice(0, 40)), padded)]
+    kept, found = ([own.train_loss for own in train(make_engine(task), [run], 2)[0]] for task in tasks)
+    assert found == pytest.approx(kept, rel=1e-9)
+    alone = make_run(0, batch_size=1)  # batches of nothing but such samples, divided by nothing
+    assert train(make_engine(tasks[1]), [alone], 1)[0][0].failure is None
+
+
+def test_equal_weights_change_nothing(make_engine: MakeEngine) -> None:
+    drawn = draw_samples(61, 0, torch.float32)
+    equal = Samples(drawn.inputs, drawn.targets, torch.ones(61))
+    runs = [make_run(trial) for trial in range(6)]
+    weighted, plain = (outcomes(make_engine(make_task(train=own)), runs) for own in (equal, drawn))
+    assert weighted == plain
+
+
+# Several inputs, and a dict of them.
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(FEATURES, 8), nn.Linear(4, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        outputs: Tensor = self.head((self.left(left) + self.right(right)).tanh())
+        return outputs
+
+
+class OneDict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = Two()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        outputs: Tensor = self.two(batch["left"], batch["right"])
+        return outputs
+
+
+class Output:
+    """As Hugging Face's models return it."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class WithLogits(OneDict):
+    def forward(self, left: Tensor, right: Tensor, attention: Tensor | None = None) -> Any:  # type: ignore[override]
+        return Output(self.two(left, right))
+
+
+@pytest.mark.parametrize(
+    ("model", "as_dict"), [(Two, False), (Two, True), (OneDict, True), (WithLogits, False), (WithLogits, True)]
+)
+def test_several_inputs_reach_forward_by_place_by_name_or_as_one_dict(
+    make_engine: MakeEngine, model: MakeModel, as_dict: bool
+) -> None:
+    """All the same numbers as a model that reads both from one tensor, under vmap too."""
+
+    def split(own: Samples) -> Samples:
+        left, right = own.inputs[:, :FEATURES], own.inputs[:, FEATURES:]  # type: ignore[call-overload,index]
+        return Samples({"right": right, "left": left} if as_dict else (left, right), own.targets)
+
+    class One(Two):
+        def forward(self, both: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(both[:, :FEATURES], both[:, FEATURES:])
+
+    whole = make_task(One, features=(FEATURES + 4,))
+    assert whole.validation is not None
+    parts = {"train": split(whole.train), "validation": split(whole.validation)}
+    task = make_task(model, **parts)
+    runs = [make_run(trial) for trial in range(6)]
+    assert LocalEngine(task, BLOCKS_OF_32).traits(runs[0]).looped_because is None
+    found, expected = train(make_engine(task), runs, 2), train(make_engine(whole), runs, 2)
+    assert [[shown(own) for own in curve] for curve in found] == [[shown(own) for own in curve] for curve in expected]
+
+
+def test_a_dict_that_forward_cannot_take_is_refused_with_both_lists_of_names(make_engine: MakeEngine) -> None:
+    drawn = draw_samples(20, 0, torch.float32)
+    engine = make_engine(make_task(Two, train=Samples({"left": drawn.inputs, "rigth": drawn.inputs}, drawn.targets)))
+    with pytest.raises(ModelError, match="forward takes left, right, a sample has left, rigth") as caught:
+        engine.start(make_run(0))
+    assert caught.value.hint is not None
 
 
 # A run's result depends on nothing but itself: not on the neighbours, not on the slot.
@@ -429,12 +552,12 @@ def test_a_block_takes_one_gradient_and_one_update_a_step(
     monkeypatch: pytest.MonkeyPatch, trials: int, blocks: int
 ) -> None:
     """61 samples in batches of 16: four steps, however many trials and optimizers."""
-    from tunecli.engine import lane
+    from tunecli.engine import block
 
     runs = [make_run(trial, batch_size=16) for trial in range(trials)]
     engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
     gradients = count_calls(monkeypatch, Vmapped, "add_gradient")
-    updates = count_calls(monkeypatch, lane, "update")
+    updates = count_calls(monkeypatch, block, "update")
     tick(engine, runs)
     assert len(gradients) == 4 * blocks
     assert len(updates) == 4 * blocks

@@ -11,33 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunecli.data.samples import Features, Samples, each, tensors
 from tunecli.errors import DataError, did_you_mean
 from tunecli.source import is_function, source_file
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from tunecli.data.raw import Raw
+
+__all__ = ["BUNDLED", "TABLE_SUFFIXES", "Data", "Features", "Samples", "check_source", "each", "load", "tensors"]
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 """Data that scikit-learn ships."""
 
 TABLE_SUFFIXES = (".csv",)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Samples:
-    """inputs (N, *feature), targets (N,): class numbers, or the regression target."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def to(self, device: torch.device) -> Samples:
-        return Samples(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +46,9 @@ class Data:
     notices: tuple[str, ...] = ()
 
     @property
-    def features(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.train.inputs.shape[1:])
+    def features(self) -> Features:
+        """The shape of one sample, or of each of its inputs."""
+        return self.train.features
 
     def fingerprint(self) -> str:
         """A hash of all samples, in order, split by split."""
@@ -70,8 +56,9 @@ class Data:
 
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.validation, self.test):
-            for tensor in (part.inputs, part.targets):
-                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            more = () if part.weights is None else (("weights", part.weights),)
+            for name, tensor in (*tensors(part.inputs), ("", part.targets), *more):
+                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
                 # As bytes: NumPy has no bfloat16.
                 digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

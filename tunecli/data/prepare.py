@@ -12,7 +12,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from tunecli.data import Data, Samples, table
+from tunecli.data import Data, Samples, table, tensors
 from tunecli.data.raw import Arrays, Raw, Table
 from tunecli.errors import DataError
 from tunecli.trial import derive_seed
@@ -190,20 +190,20 @@ def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | 
     if len(samples) == 1:
         whole = samples[0]
         parts, notices = split_indices(len(whole), split, seed, whole.targets.numpy() if labels else None, labels)
-        samples = [Samples(whole.inputs[part], whole.targets[part]) for part in parts]
+        samples = [whole.take(torch.from_numpy(part)) for part in parts]
     for name, part in zip(names, samples, strict=True):
-        if part.inputs.shape[1:] != samples[0].inputs.shape[1:]:
+        if part.features != samples[0].features:
             raise DataError(
-                f"{raw.name}: samples for {name} have shape {tuple(part.inputs.shape[1:])}, "
-                f"for training {tuple(samples[0].inputs.shape[1:])}",
+                f"{raw.name}: samples for {name} have shape {part.features}, for training {samples[0].features}",
                 hint="all three parts go through one model",
             )
-        if part.inputs.is_floating_point() and not bool(torch.isfinite(part.inputs).all()):
-            count = int((~torch.isfinite(part.inputs)).flatten(1).any(1).sum())
-            raise DataError(
-                f"{raw.name} returned a NaN or an infinity in the inputs of {count} samples for {name}",
-                hint="fill them in or drop these samples",
-            )
+        for _, inputs in tensors(part.inputs):
+            if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+                count = int((~torch.isfinite(inputs)).flatten(1).any(1).sum())
+                raise DataError(
+                    f"{raw.name} returned a NaN or an infinity in the inputs of {count} samples for {name}",
+                    hint="fill them in or drop these samples",
+                )
     train, validation, test = samples
     return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
 

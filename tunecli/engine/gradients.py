@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tunecli.errors import ModelError
+from tunecli.data import Samples, each
+from tunecli.data.samples import Inputs
+from tunecli.engine.forward import arguments, as_matrix, call, evaluating
 from tunecli.metrics import Loss
 
 # Without this MKL's batched products round by where a matrix lies in memory, so by slot: a weight's gradient (33, 5) of
@@ -77,41 +77,29 @@ class Layout:
         return mask
 
 
-def as_matrix(outputs: Tensor, samples: int) -> Tensor:
-    """Outputs of a model as (N, O); one number a sample may come as (N,)."""
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"a model must return a tensor, got {type(outputs).__name__}", hint="return the outputs alone from forward"
-        )
-    if outputs.shape[:1] != (samples,) or outputs.dim() > 2:
-        raise ModelError(
-            f"a model must return (samples, outputs), here ({samples}, ...), got {tuple(outputs.shape)}",
-            hint="flatten the outputs of each sample at the end of forward",
-        )
-    return outputs if outputs.dim() == 2 else outputs[:, None]
-
-
 class Vmapped:
-    """A block of B rows that share one module without state."""
+    """A block of B rows that share one module without state. A sample's loss counts by how `present` it is."""
 
-    def __init__(self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss) -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, weighted: bool
+    ) -> None:
         self._module = module
         # Autograd's leaves alias the matrix: an update in place is seen by the next forward pass without a copy.
         self._leaves = {name: view.detach().requires_grad_() for name, view in layout.views(weights).items()}
         self._gradients = list(layout.views(gradient).values())
         self._per_sample = loss.per_sample
 
-        def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-            outputs = as_matrix(functional_call(module, weights, (inputs,)), inputs.shape[0])
+        def losses(weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
+            outputs = as_matrix(functional_call(module, weights, *arguments(module, inputs)), targets.shape[0])
             return (self._per_sample(outputs, targets) * present).sum()
 
-        def outputs(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return as_matrix(functional_call(module, weights, (inputs,)), inputs.shape[0])
+        def outputs(weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
+            return as_matrix(functional_call(module, weights, *arguments(module, inputs)), samples)
 
         self._losses = vmap(losses)
-        self._outputs = vmap(outputs, in_dims=(0, None))
+        self._outputs = vmap(outputs, in_dims=(0, None, None))
 
-    def add_gradient(self, inputs: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m)."""
         losses: Tensor = self._losses(self._leaves, inputs, targets, present)
         found = torch.autograd.grad(losses.sum(), list(self._leaves.values()), allow_unused=True)
@@ -120,18 +108,20 @@ class Vmapped:
                 gradient.add_(addend)
         return losses.detach()
 
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """(B, N, O) for inputs (N, *feature), in evaluation mode."""
+    def outputs(self, inputs: Inputs, samples: int) -> Tensor:
+        """(B, N, O) for inputs (N, *feature) of N samples, in evaluation mode."""
         with torch.no_grad(), evaluating(self._module):
-            found: Tensor = self._outputs(self._leaves, inputs)
+            found: Tensor = self._outputs(self._leaves, inputs, samples)
         return found
 
 
 class Looped:
     """A block of one row: a module of its own whose parameters are views of it."""
 
-    def __init__(self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss) -> None:
-        self._module = module
+    def __init__(
+        self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, weighted: bool
+    ) -> None:
+        self._module, self._weighted = module, weighted
         self._per_sample = loss.per_sample
         parameters = dict(module.named_parameters())
         gradients = layout.views(gradient)
@@ -139,29 +129,20 @@ class Looped:
             parameters[name].data = view[0]
             parameters[name].grad = gradients[name][0]
 
-    def add_gradient(self, inputs: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         """As Vmapped's, for B = 1; the samples that only fill are left out by the caller."""
-        outputs = as_matrix(self._module(inputs[0]), inputs.shape[1])
-        loss = self._per_sample(outputs, targets[0]).sum()
+        outputs = as_matrix(call(self._module, each(lambda part: part[0], inputs)), targets.shape[1])
+        losses = self._per_sample(outputs, targets[0])
+        loss = (losses * present[0] if self._weighted else losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         return loss.detach()[None]
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         with torch.no_grad(), evaluating(self._module):
-            return as_matrix(self._module(inputs), inputs.shape[0])[None]
+            return as_matrix(call(self._module, inputs), samples)[None]
 
 
 Way = Vmapped | Looped
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, then back in training mode."""
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,23 +154,24 @@ class Traits:
     mixes_samples: bool
 
 
-def traits(module: nn.Module, twin: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> Traits:
-    """What a model does, found by trying it on a few samples: inputs (n, *feature), targets (n,), n even.
+def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss) -> Traits:
+    """What a model does, found by trying it on a few samples, an even number of them.
 
     `twin` is the same model built from another seed: what neither trains must be the same in both to be shared.
     Raises ModelError where the model does not fit its data.
     """
     module.train()
-    half = len(inputs) // 2
+    whole, half = samples.inputs, len(samples) // 2
+    halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
     state = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        first = as_matrix(module(inputs), len(inputs))
-        second = as_matrix(module(inputs), len(inputs))
+        first = as_matrix(call(module, whole), len(samples))
+        second = as_matrix(call(module, whole), len(samples))
         stochastic = not torch.equal(first, second)
         mixes = stateful = False
         if not stochastic:
-            parts = torch.cat([module(inputs[:half]), module(inputs[half:])]).reshape(first.shape)
+            parts = torch.cat([as_matrix(call(module, part), half) for part in halves])
             mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
         stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
     for name, buffer in module.named_buffers():
@@ -205,23 +187,24 @@ def traits(module: nn.Module, twin: nn.Module, inputs: Tensor, targets: Tensor, 
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("its frozen weights differ from trial to trial", False, False)
-    return Traits(_vmap_fails(module, inputs, targets, loss), False, False)
+    return Traits(_vmap_fails(module, samples, loss), False, False)
 
 
-def _vmap_fails(module: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> str | None:
+def _vmap_fails(module: nn.Module, samples: Samples, loss: Loss) -> str | None:
     """Why vmap does not give this model's gradient, or None where it does."""
     layout = Layout.of(module)
     row = layout.row(module)
     gradient, expected = torch.zeros(2, layout.width).to(row), torch.zeros(1, layout.width).to(row)
-    present = torch.ones(2, len(inputs)).to(row)
+    present = torch.ones(2, len(samples)).to(row)
+    twice = samples.take(torch.arange(len(samples)).repeat(2, 1))
     try:
-        way = Vmapped(module, layout, row.repeat(2, 1), gradient, loss)
-        way.add_gradient(torch.stack([inputs, inputs]), torch.stack([targets, targets]), present)
-        way.outputs(inputs)
+        way = Vmapped(module, layout, row.repeat(2, 1), gradient, loss, weighted=False)
+        way.add_gradient(twice.inputs, twice.targets, present)
+        way.outputs(samples.inputs, len(samples))
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
         return f"vmap cannot follow its forward pass ({type(error).__name__})"
     parameters = [p for p in module.parameters() if p.requires_grad]
-    losses = loss.per_sample(as_matrix(module(inputs), len(inputs)), targets).sum()
+    losses = loss.per_sample(as_matrix(call(module, samples.inputs), len(samples)), samples.targets).sum()
     found = torch.autograd.grad(losses, parameters, allow_unused=True)
     for view, addend in zip(layout.views(expected).values(), found, strict=True):
         if addend is not None:

@@ -6,24 +6,17 @@ size, so that the rows whose batches end together lie side by side: an update wo
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples
-from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
-from tunecli.engine.gradients import Layout, Looped, Vmapped, Way
-from tunecli.engine.schedule import rate_factors
-from tunecli.engine.task import EVALUATION_SAMPLES, Task
-from tunecli.engine.update import Due, State, plan_updates, update
-from tunecli.errors import ModelError
-from tunecli.source import describe
-from tunecli.trial import Measurement, Run, better
+from tunecli.engine.block import Block
+from tunecli.engine.gradients import Layout
+from tunecli.engine.task import Task
+from tunecli.engine.update import State
+from tunecli.trial import Run
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +76,9 @@ class Lane:
         self._slots: list[Slot] = []
         self._blocks: list[Block] = []
         self._changed = True
-        empty = torch.zeros(0, layout.width, device=train.inputs.device)
+        self.weights = None if train.weights is None else train.weights.cpu()
+        self.whole_weight = len(train) if self.weights is None else float(self.weights.double().sum())
+        empty = torch.zeros(0, layout.width, device=train.targets.device)
         self.state = State(empty, empty, empty)
         self.gradient = self.best = empty
         self._shared: nn.Module | None = None
@@ -133,210 +128,3 @@ class Lane:
             Block(self, self._slots[low : low + self.block_rows], slice(low, low + self.block_rows))
             for low in range(0, rows, self.block_rows)
         ]
-
-
-class Block:
-    """A fixed number of neighbouring rows, computed at once. Rows beyond its slots are empty and never updated."""
-
-    def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
-        self._lane, self._slots = lane, slots
-        state = lane.state
-        self._state = State(state.weights[rows], state.first[rows], state.second[rows], state.decay)
-        self._gradient = lane.gradient[rows]
-        way: Callable[..., Way] = Looped if lane.micro is None else Vmapped
-        self._way = way(slots[0].module, lane.layout, self._state.weights, self._gradient, lane.task.loss)
-        self._batches = [self._epoch_batches(slot) for slot in slots]
-        self._due = _due_table(slots, self._batches)
-        self._step = 0
-
-    def _epoch_batches(self, slot: Slot) -> Batches:
-        samples = len(self._lane.train)
-        batch = batch_length(slot.run.hparams["batch_size"], samples)
-        # A norm over the batch cannot be taken of a single sample.
-        return epoch_batches(samples, batch, self._lane.micro, join_lone=self._lane.mixes_samples)
-
-    def begin(self) -> None:
-        """Draw this epoch's order of samples for every row and lay out its updates."""
-        device = self._gradient.device
-        samples = len(self._lane.train)
-        steps = max(batches.steps for batches in self._batches)
-        micro = self._batches[0].places.shape[1]
-        height = self._gradient.shape[0]
-        index = torch.zeros(steps, height, micro, dtype=torch.int64)
-        present = torch.zeros(steps, height, micro, dtype=self._gradient.dtype)
-        for row, (slot, batches) in enumerate(zip(self._slots, self._batches, strict=True)):
-            order = epoch_order(slot.run.seed("order", slot.ticks), samples)
-            index[: batches.steps, row] = order[batches.places]
-            present[: batches.steps, row] = batches.present
-        self._index, self._present = index.to(device), present.to(device)
-        self._active = self._present[:, :, 0] > 0  # (S, B)
-        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in _rules(self._slots)]
-        self._loss = torch.zeros(height, dtype=torch.float64, device=device)
-        self._norm = torch.zeros(height, dtype=torch.float64, device=device)
-        self._step, self._seconds = 0, 0.0
-        self._failure: str | None = None
-        self._gradient.zero_()
-
-    def _plan_updates(self, low: int, high: int, steps: int) -> Callable[[int, slice, slice], Due]:
-        slots, batches = self._slots[low:high], self._batches[low:high]
-        ends = torch.zeros(steps, len(slots), dtype=torch.int64)
-        samples = torch.zeros(steps, len(slots), dtype=torch.int64)
-        for column, own in enumerate(batches):
-            ends[: own.steps, column] = own.ends
-            samples[: own.steps, column] = own.samples
-        done = torch.tensor([slot.updates for slot in slots])
-        numbers = done + ends.cumsum(0)  # (S, K)
-        totals = torch.tensor([s.run.epochs * int(b.ends.sum()) for s, b in zip(slots, batches, strict=True)])
-        rates = rate_factors([slot.run.schedule for slot in slots], numbers, totals)
-        device = self._gradient.device
-        return plan_updates(
-            str(slots[0].run.hparams["optimizer"]),
-            [slot.run.hparams for slot in slots],
-            numbers.to(device),
-            rates.to(device),
-            samples.to(device),
-            self._gradient.dtype,
-        )
-
-    def train(self, deadline: float) -> bool:
-        """Go on with this tick, by one micro-step at least; False where the deadline came first."""
-        began = time.monotonic()
-        now = began
-        steps = len(self._due)
-        while self._step < steps:
-            try:
-                self._micro_step(self._step)
-            except Exception as error:
-                self._fail(error)
-                break
-            self._step += 1
-            now = time.monotonic()
-            if now >= deadline:
-                break
-        self._seconds += now - began
-        return self._step >= steps or self._failure is not None
-
-    def _fail(self, error: Exception) -> None:
-        """A model that raises fails its own run; rows that share a program have no error of their own."""
-        if self._lane.micro is not None:
-            raise ModelError(
-                f"{len(self._slots)} trials computed at once failed: {describe(error)}",
-                hint="a smaller --window computes fewer at once",
-            ) from error
-        self._failure = f"the model raised {describe(error)}"
-
-    def _micro_step(self, step: int) -> None:
-        train = self._lane.train
-        index, present = self._index[step], self._present[step]  # (B, m)
-        if self._lane.micro is None:
-            length = self._batches[0].lengths[step]
-            index, present = index[:, :length], present[:, :length]
-        if self._lane.stochastic:
-            slot = self._slots[0]
-            with torch.random.fork_rng(enabled=True):
-                torch.manual_seed(slot.run.seed("forward", slot.ticks, step))
-                losses = self._way.add_gradient(train.inputs[index], train.targets[index], present)
-        else:
-            losses = self._way.add_gradient(train.inputs[index], train.targets[index], present)
-        # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
-        self._loss += torch.where(self._active[step], losses, 0.0)
-        due = self._due[step]
-        if not due:
-            return
-        parts = [self._updates[group](step, own, rows) for group, own, rows, _ in due]
-        with torch.no_grad():
-            for part, (_, _, rows, last) in zip(parts, due, strict=True):
-                if last:
-                    self._norm[rows] = (self._gradient[rows] * part.share).double().norm(dim=1)
-            update(self._state, self._gradient, parts)
-            for _, _, rows, _ in due:
-                self._gradient[rows].zero_()
-
-    def measure(self) -> list[Measurement]:
-        """Evaluate the rows on validation, keep the best weights and return a measurement of each slot."""
-        began = time.monotonic()
-        lane = self._lane
-        nothing = torch.full_like(self._loss, float("nan"))
-        loss = metric = nothing
-        if lane.validation is not None and self._failure is None:
-            try:
-                loss, metric = lane.task.score(self._outputs(lane.validation.inputs), lane.validation.targets)
-            except Exception as error:
-                self._fail(error)
-        train_loss = self._loss / len(lane.train)
-        # The one point of a tick where the host waits for the device.
-        found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
-        for slot, batches in zip(self._slots, self._batches, strict=True):
-            slot.ticks += 1
-            slot.updates += int(batches.ends.sum())
-        seconds = (self._seconds + time.monotonic() - began) / len(self._slots)
-        return [self._measurement(slot, values, seconds) for slot, values in zip(self._slots, found, strict=False)]
-
-    def _measurement(self, slot: Slot, values: list[float], seconds: float) -> Measurement:
-        train_loss, loss, metric, norm = values
-        lane = self._lane
-        failure = self._failure
-        seen = {"training loss": train_loss}
-        if lane.validation is not None:
-            seen |= {"validation loss": loss, "validation metric": metric}
-        diverged = next((name for name, value in seen.items() if not math.isfinite(value)), None)
-        if failure is None and diverged is not None:
-            ticks = "1 tick" if slot.ticks == 1 else f"{slot.ticks} ticks"
-            failure = f"diverged: {diverged} is {seen[diverged]} after {ticks}"
-        direction = lane.task.metric.direction
-        if failure is None and (
-            lane.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)
-        ):
-            slot.best_metric = metric
-            lane.best[slot.row] = lane.state.weights[slot.row]
-            if lane.micro is None:
-                kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
-                buffers = slot.module.named_buffers()
-                slot.best_state = {name: buffer.clone() for name, buffer in buffers if name in kept}
-        return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        """(B, N, O), computed in chunks of one length."""
-        found = []
-        for low in range(0, len(inputs), EVALUATION_SAMPLES):
-            chunk = inputs[low : low + EVALUATION_SAMPLES]
-            # A row computed alone needs no filling, and its model may not bear it: samples can depend on others.
-            missing = -len(chunk) % ROUND if self._lane.micro is not None else 0
-            filled = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]) if missing else chunk
-            found.append(self._way.outputs(filled)[:, : len(chunk)])
-        return torch.cat(found, dim=1)
-
-
-def _rules(slots: list[Slot]) -> list[tuple[int, int, str]]:
-    """(low, high, optimizer) of each stretch of slots that share an optimizer."""
-    found, low = [], 0
-    for rule, group in groupby(slots, key=lambda slot: str(slot.run.hparams["optimizer"])):
-        high = low + len(list(group))
-        found.append((low, high, rule))
-        low = high
-    return found
-
-
-def _due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int, slice, slice, bool]]]:
-    """For each micro-step the stretches of rows whose batch is then complete, and that have the same penalties.
-
-    (which of `_rules`, the rows within it, the rows within the block, whether it is their last batch of the epoch)
-    """
-    steps = max(own.steps for own in batches)
-    table: list[list[tuple[int, slice, slice, bool]]] = []
-    ends = [own.ends.tolist() for own in batches]
-    for step in range(steps):
-        row: list[tuple[int, slice, slice, bool]] = []
-        for number, (low, high, _) in enumerate(_rules(slots)):
-            keys = [
-                (step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1, slots[k].penalties)
-                for k in range(low, high)
-            ]
-            start = low
-            for (due, last, _), stretch in groupby(keys):
-                stop = start + len(list(stretch))
-                if due:
-                    row.append((number, slice(start - low, stop - low), slice(start, stop), last))
-                start = stop
-        table.append(row)
-    return table

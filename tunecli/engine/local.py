@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from tunecli.engine.batches import micro_length
-from tunecli.engine.gradients import Layout, Traits, as_matrix, traits
-from tunecli.engine.lane import Block, Lane, Slot
+from tunecli.engine.block import Block
+from tunecli.engine.forward import as_matrix, call
+from tunecli.engine.gradients import Layout, Traits, traits
+from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
 from tunecli.errors import ModelError, TunecliError
@@ -92,20 +94,20 @@ def _shape(hparams: Hparams) -> Shape:
 
 def _try_model(task: Task, run: Run, device: torch.device) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
-    inputs, targets = task.train.inputs[:count].to(device), task.train.targets[:count].to(device)
+    samples = task.train.take(slice(0, count)).to(device)
     module = task.build(run).to(device)
     twin = task.build(Run(run.trial, run.study_seed + 1, run.hparams, run.epochs)).to(device)
     try:
         module.eval()
         with torch.no_grad():
-            outputs = as_matrix(module(inputs), len(inputs))
+            outputs = as_matrix(call(module, samples.inputs), count)
         _check_outputs(task, outputs.shape[1])
-        return traits(module, twin, inputs, targets, task.loss)
+        return traits(module, twin, samples, task.loss)
     except TunecliError:
         raise
     except Exception as error:
         raise ModelError(
-            f"the model cannot read samples of shape {tuple(inputs.shape[1:])}: {describe(error)}",
+            f"the model cannot read samples of shape {samples.features}: {describe(error)}",
             hint="check the model's first layer against the data's features",
         ) from error
 

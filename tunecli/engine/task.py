@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from tunecli import models
 from tunecli.data import Data, Samples
-from tunecli.engine.gradients import as_matrix, evaluating
+from tunecli.engine.forward import as_matrix, call, evaluating
 from tunecli.errors import StudyFileError
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
 from tunecli.study import Study
@@ -84,8 +84,8 @@ def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
     chunks = []
     with torch.no_grad(), evaluating(module):
         for low in range(0, len(samples), EVALUATION_SAMPLES):
-            part = samples.inputs[low : low + EVALUATION_SAMPLES]
-            chunks.append(as_matrix(module(part), len(part)))
+            part = samples.take(slice(low, low + EVALUATION_SAMPLES))
+            chunks.append(as_matrix(call(module, part.inputs), len(part)))
     _, metric = task.score(torch.cat(chunks)[None], samples.targets)
     return float(metric)
 

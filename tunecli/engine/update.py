@@ -57,7 +57,8 @@ class Rule:
 class Due:
     """Neighbouring rows of one rule whose batch is complete, with the columns of this update, (k, 1) each.
 
-    `share` is one over the number of samples in the batch; l1, l2 and shrink are None where they do nothing.
+    `share` is one over the number of samples in the batch, or over the sum of their weights; l1, l2 and shrink are
+    None where they do nothing.
     """
 
     rows: slice
@@ -88,12 +89,13 @@ def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
 
 
 def plan_updates(
-    rule: str, hparams: Sequence[Hparams], numbers: Tensor, rates: Tensor, samples: Tensor, dtype: torch.dtype
+    rule: str, hparams: Sequence[Hparams], numbers: Tensor, rates: Tensor, sizes: Tensor, dtype: torch.dtype
 ) -> Callable[[int, slice, slice], Due]:
     """The columns of S coming updates of K rows that share a rule; `(s, own, rows)` gives one of them.
 
     `numbers` (S, K) says which update of its run each is, from 1; `rates` (S, K) the schedule's factor on the learning
-    rate; `samples` (S, K) how many samples its batch has. `own` are the rows' places among the K, `rows` in the state.
+    rate; `sizes` (S, K) how many samples its batch has, or the sum of their weights. `own` are the rows' places among
+    the K, `rows` in the state.
     """
     device = numbers.device
     names = ("learning_rate", *DEFAULTS)
@@ -111,7 +113,8 @@ def plan_updates(
     scalars = tuple(
         column.expand(learning_rate.shape).to(dtype) for column in chosen.scalars(columns, numbers.double()[..., None])
     )
-    share = (1 / samples.double().clamp(min=1))[..., None].to(dtype)
+    # A batch that counts nothing has no gradient, and none is divided by zero.
+    share = torch.where(sizes > 0, 1 / sizes.double(), 1.0)[..., None].to(dtype)
     l1, l2 = columns["l1"].to(dtype), columns["l2"].to(dtype)
     shrink = (learning_rate * columns["l2"]).to(dtype)
     has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]

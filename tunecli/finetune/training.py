@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tunecli import checkpoint
 from tunecli import data as data_room
-from tunecli.data import Data, Samples
+from tunecli.data import Data
+from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.batches import batch_length
 from tunecli.engine.task import build_model, evaluate, loss_of, make_task
@@ -60,7 +60,7 @@ class Training:
         self.fresh_head = has_other_head(self._fresh(0), self.start) if own else self.new_head
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Epoch | Finetuned]:
-        joined = _join(self.data.train, self.data.validation)
+        joined = self.data.train.join(self.data.validation)
         run = Run(
             self.trial.number,
             derive_seed(self.study.seed, self.trial.number, "finetune"),
@@ -125,7 +125,7 @@ class Training:
             "updates": result.updates_before + result.updates,
             "hparams": dict(self.hparams),
             "classes": list(self.data.classes),
-            "features": list(self.data.features),
+            "features": self.data.features,
             "model": {**self.manifest["model"], "outputs": self._outputs()},
             "task": self.data.task,
             "preprocessing": dict(self.data.preprocessing),
@@ -217,10 +217,10 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
         target=request.target or study.data.target,
         fitted=manifest["preprocessing"],
     )
-    if list(data.features) != list(manifest["features"]):
+    features = stored_features(manifest["features"])
+    if data.features != features:
         raise InputError(
-            f"{data.name} has samples of shape {data.features}, the checkpoint was trained on "
-            f"{tuple(manifest['features'])}",
+            f"{data.name} has samples of shape {data.features}, the checkpoint was trained on {features}",
             hint="a model can be trained on with samples of the same features only",
         )
     return data
@@ -248,10 +248,6 @@ def _hparams(trial: Trial, request: Request) -> Hparams:
             raise UsageError(f"{name} cannot change: the checkpoint's model has the shape it has")
         hparams[name] = parse_value(name, raw)
     return hparams
-
-
-def _join(first: Samples, second: Samples) -> Samples:
-    return Samples(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
 
 
 def _next_folder(parent: Path) -> Path:

@@ -15,6 +15,9 @@ from tunecli.source import call, is_function
 if TYPE_CHECKING:
     from torch import nn
 
+Features = tuple[Any, ...] | Mapping[str, Any]
+"""The shape of one sample, or a tuple or a dict of the shapes of its inputs."""
+
 BUNDLED: dict[str, frozenset[str]] = {
     "linear": frozenset(),
     "mlp": frozenset({"hidden", "activation", "dropout"}),
@@ -24,7 +27,7 @@ BUNDLED: dict[str, frozenset[str]] = {
 
 
 def build(
-    source: str, keys: Mapping[str, Any], *, base: Path, features: tuple[int, ...], outputs: int, seed: int
+    source: str, keys: Mapping[str, Any], *, base: Path, features: Features, outputs: int, seed: int
 ) -> nn.Module:
     """A new model with its initial weights drawn from `seed`; the process's random state is left as it was.
 
@@ -40,6 +43,11 @@ def build(
         torch.manual_seed(seed)
         if not is_function(source):
             _check_keys(source, keys)
+            if isinstance(features, Mapping) or any(isinstance(size, tuple) for size in features):
+                raise ModelError(
+                    f"{source} takes one tensor, a sample has inputs of shapes {features}",
+                    hint="write a model of your own that takes them all",
+                )
             return bundled.build(source, keys, features, outputs)
         model = call(source, keys, base)
     if not isinstance(model, nn.Module):

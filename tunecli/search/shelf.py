@@ -82,7 +82,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[s
         "model": model,
         "task": data.task,
         "classes": list(data.classes),
-        "features": list(data.features),
+        "features": data.features,
         "preprocessing": dict(data.preprocessing),
         "tunecli": __version__,
     }

@@ -272,6 +272,16 @@ def test_a_regression_is_scored_in_the_units_of_its_target(make_engine: MakeEngi
     assert set(engine.weights(runs[0])) == {"layer.weight", "layer.bias", "head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("name", ["mse", "rmse", "mae", "mape", "r2"])
+def test_a_metric_of_standardized_targets_is_that_of_the_targets_in_their_own_unit(name: str) -> None:
+    more = {"loss": LOSSES["mse"], "metric": METRICS[name], "classes": 0}
+    outputs, targets = torch.randn(3, 40, 1).double(), torch.randn(40).double()
+    plain = make_task(Flat, **more)
+    standardized = make_task(Flat, **more, target_scale=10.0, target_mean=-4.0)
+    found, expected = standardized.score(outputs, targets)[1], plain.score(outputs * 10 - 4, targets * 10 - 4)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_two_classes_can_share_one_output(make_engine: MakeEngine) -> None:
     train_, validation = (draw_samples(45, seed, torch.float64) for seed in (0, 1))
     more: dict[str, Any] = {"loss": LOSSES["binary_cross_entropy"], "classes": 2}
@@ -757,7 +767,9 @@ def test_dropout_is_drawn_anew_for_each_batch_and_epoch(make_engine: MakeEngine)
 def scripted(values: list[float], direction: str) -> Metric:
     """A metric that takes these values, tick by tick."""
     left = iter(values)
-    return Metric("scripted", None, direction, lambda outputs, targets, classes: torch.tensor(next(left)))
+    return Metric(
+        "scripted", None, direction, lambda outputs, targets, classes: torch.full(outputs.shape[:1], next(left))
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ class Data:
         """The shape of one sample, or of each of its inputs."""
         return self.train.features
 
+    @property
+    def target_mean(self) -> float:
+        """What was taken off a regression target before it was divided by `target_scale`."""
+        return float(self.preprocessing.get("target", {}).get("mean", 0.0))
+
     def fingerprint(self) -> str:
         """A hash of all samples, in order, split by split."""
         import torch

@@ -26,7 +26,8 @@ class Task:
     """`build(run)` gives a run's model with its initial weights; what does not require a gradient is frozen.
 
     `validation` is None where there is nothing to choose by: a run's weights are then those after its last tick.
-    `target_scale` is the unit of a standardized regression target. `decay_biases` as in a study file.
+    A regression target in its own unit is a standardized one times `target_scale` plus `target_mean`. `decay_biases` as
+    in a study file.
     """
 
     train: Samples
@@ -36,16 +37,18 @@ class Task:
     classes: int
     build: Callable[[Run], nn.Module]
     target_scale: float = 1.0
+    target_mean: float = 0.0
     decay_biases: bool = True
 
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, O) and targets (N,)."""
         loss: Tensor = vmap(self.loss.per_sample, in_dims=(0, None))(outputs, targets).double().mean(1)
-        function = self.metric.function
+        function, power = self.metric.function, self.metric.target_power
         if function is None:
             return loss, loss
-        metric: Tensor = vmap(lambda row: function(row, targets, self.classes))(outputs)
-        return loss, metric * self.target_scale**self.metric.target_power
+        if power is None:
+            outputs, targets = (own.double() * self.target_scale + self.target_mean for own in (outputs, targets))
+        return loss, function(outputs, targets, self.classes) * self.target_scale ** (power or 0)
 
 
 def make_task(study: Study, data: Data) -> Task:
@@ -62,6 +65,7 @@ def make_task(study: Study, data: Data) -> Task:
         raise StudyFileError(
             f"binary_cross_entropy needs two classes, {data.name} has {len(data.classes)}", hint="use cross_entropy"
         )
+    check_metric(metric, data.validation, data, "validation")
     return Task(
         train=data.train,
         validation=data.validation,
@@ -70,8 +74,19 @@ def make_task(study: Study, data: Data) -> Task:
         classes=len(data.classes),
         build=lambda run: build_model(study, data, run.hparams, run.seed("weights")),
         target_scale=data.target_scale,
+        target_mean=data.target_mean,
         decay_biases=study.train.decay_biases,
     )
+
+
+def check_metric(metric: Metric, samples: Samples, data: Data, split: str) -> None:
+    """Raises StudyFileError where the metric has no value on a split: training for it would be in vain."""
+    reason = metric.undefined_because(samples.targets, data.classes)
+    if reason is not None:
+        raise StudyFileError(
+            f"the metric has no value on the {split} split of {data.name}: {reason}",
+            hint="choose another train.metric" + ("" if metric.binary else ", or make that split larger: data.split"),
+        )
 
 
 def loss_of(study: Study, data: Data) -> Loss:

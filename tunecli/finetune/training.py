@@ -17,7 +17,7 @@ from tunecli.data import Data
 from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.batches import batch_length
-from tunecli.engine.task import build_model, evaluate, loss_of, make_task
+from tunecli.engine.task import build_model, check_metric, evaluate, loss_of, make_task
 from tunecli.errors import InputError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Finetuned, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
@@ -50,6 +50,7 @@ class Training:
         self.new_head = list(self.data.classes) != self.manifest["classes"]
         self.fitted_study = _fit_study(self.study, self.data)
         self.task = make_task(self.fitted_study, self.data)
+        check_metric(self.task.metric, self.data.test, self.data, "test")
         section = self.study.finetune
         by_default = self.study.train.epochs if request.new_task else max(1, self.study.train.epochs // 3)
         self.epochs = request.epochs or section.epochs or by_default
@@ -233,7 +234,9 @@ def _fit_study(study: Study, data: Data) -> Study:
         LOSSES[loss].task != data.task or (loss == "binary_cross_entropy" and len(data.classes) != 2)
     ):
         loss = None
-    if metric is not None and METRICS[metric].task not in (None, data.task):
+    if metric is not None and (
+        METRICS[metric].task not in (None, data.task) or (METRICS[metric].binary and len(data.classes) != 2)
+    ):
         metric = None
     return replace(study, train=study.train.model_copy(update={"loss": loss, "metric": metric}))
 

@@ -168,10 +168,10 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         for key in [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]:
             if key not in known:
                 faults.append(f"unknown key {key!r} of model {source!r}\n{did_you_mean(key, known) or 'it takes none'}")
-    for key, given, table in (
-        ("loss", file.train.loss, metrics.LOSSES),
-        ("metric", file.train.metric, metrics.METRICS),
+    for key, given, table, hint_for in (
+        ("loss", file.train.loss, metrics.LOSSES, metrics.nearest_loss),
+        ("metric", file.train.metric, metrics.METRICS, metrics.nearest_metric),
     ):
         if given is not None and given not in table:
-            faults.append(f"unknown {key} {given!r} in [train]\n{did_you_mean(given, table)}")
+            faults.append(f"unknown {key} {given!r} in [train]\n{hint_for(given)}")
     return faults

@@ -36,6 +36,7 @@ def question() -> Question:
         space: dict[str, Any] | None = None,
         **search: Any,
     ) -> Study:
+        quick = {"min_ticks": 1, "reduction_factor": 2} if search.get("pruner", "asha") in ("asha", "hyperband") else {}
         document: dict[str, Any] = {
             "name": name,
             "seed": seed,
@@ -43,7 +44,7 @@ def question() -> Question:
             "model": model or {"source": "mlp", "hidden": [8]},
             "train": {"epochs": 4, "metric": "accuracy"} | (train or {}),
             "space": {"batch_size": [32, "full"]} | (space or {}),
-            "search": {"trials": 10, "window": 3, "keep": 2, "min_ticks": 1, "reduction_factor": 2} | search,
+            "search": {"trials": 10, "window": 3, "keep": 2} | quick | search,
         }
         return make_study(document, base.resolve(), name, where="a test")
 

@@ -180,6 +180,31 @@ def test_a_window_of_one_prunes_as_optuna_does(question: Question, tmp_path: Pat
         theirs.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
+PRUNERS: dict[str, dict[str, Any]] = {
+    "hyperband": {},
+    "median": {"startup_trials": 2, "min_ticks": 1},
+    "percentile": {"startup_trials": 2, "min_ticks": 1},
+    "patient": {"patience": 0},
+}
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_decides_the_same_however_often_a_search_is_stopped(
+    question: Question, tmp_path: Path, pruner: str
+) -> None:
+    jumpy = {"learning_rate": {"low": 0.1, "high": 1.0}}
+    study = question(pruner=pruner, train={"epochs": 6}, trials=12, space=jumpy, **PRUNERS[pruner])
+    run(study, tmp_path / "whole")
+    assert {trial.state for trial in trials(tmp_path / "whole")} == {State.COMPLETE, State.PRUNED}
+
+    def attempt(number: int) -> bool:
+        calls = iter(range(10_000))
+        return ending(study, tmp_path / "often", stop=lambda: next(calls) >= 5 * number).how == "done"
+
+    assert until_done(attempt) > 3
+    assert answer(tmp_path / "often") == answer(tmp_path / "whole")
+
+
 def test_no_pruner_prunes_none(question: Question, tmp_path: Path) -> None:
     run(question(pruner="none", trials=4), tmp_path)
     assert {trial.state for trial in trials(tmp_path)} == {State.COMPLETE}

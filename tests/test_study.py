@@ -63,7 +63,7 @@ model.dropout = { low = 0.0, high = 0.5 }
 [search]
 trials = 40
 sampler = "random"
-pruner = "none"
+pruner = "hyperband"
 window = 3
 keep = 2
 min_ticks = 2
@@ -110,7 +110,7 @@ def test_a_full_study_file_is_read_as_it_says(own: Path) -> None:
     assert (study.model.source, study.model.keys) == ("mlp", {"activation": "tanh", "hidden": [32]})
     train, search, finetune = study.train, study.search, study.finetune
     assert (train.epochs, train.loss, train.metric, train.decay_biases) == (12, "cross_entropy", "f1", False)
-    assert (search.trials, search.sampler, search.pruner, search.window) == (40, "random", "none", 3)
+    assert (search.trials, search.sampler, search.pruner, search.window) == (40, "random", "hyperband", 3)
     assert (search.keep, search.min_ticks, search.reduction_factor) == (2, 2, 3)
     assert (finetune.layers, finetune.epochs) == (["head", "layer*"], 4)
     ranges = {dimension.name: dimension.range for dimension in study.space.dimensions}
@@ -209,7 +209,7 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
     optimizer = ["sgd", "adm"]
     learning_rate = { low = 1.0, high = 0.1 }
     [search]
-    sampler = "gp"
+    sampler = "bohb"
     """
     found = faults(text, base=tmp_path)
     assert len(found) == 10
@@ -217,7 +217,7 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
         "seed: expected a whole number, got '0'",
         "data.split: expected three numbers, train : validation : test, got [8, 2]",
         "train.epochs: must be at least 1, got 0",
-        "search.sampler: must be 'tpe' or 'random', got 'gp'",
+        "search.sampler: must be 'tpe' or 'random', got 'bohb'",
         "a study's name has letters, digits, '.', '_' and '-' and no path, got '../mine'",
         "[space] optimizer: unknown optimizer 'adm'; did you mean 'adam'?",
         "[space] learning_rate: a range must have low below high, got 1 to 0.1",
@@ -253,7 +253,10 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
         (DIGITS + "[train]\nloss = 'hinge'\n", "unknown loss 'hinge' in [train]; known: binary_cross_entropy, cross_"),
         (DIGITS + "[search]\nwindow = 0\n", "search.window: must be at least 1, got 0"),
         (DIGITS + "[search]\nreduction_factor = 1\n", "search.reduction_factor: must be at least 2"),
-        (DIGITS + "[search]\npruner = 'halving'\n", "search.pruner: must be 'asha' or 'none', got 'halving'"),
+        (
+            DIGITS + "[search]\npruner = 'halving'\n",
+            "search.pruner: must be 'asha', 'hyperband', 'median', 'percentile', 'patient' or 'none', got",
+        ),
         (DIGITS + "[finetune]\nlayers = 'head'\n", "finetune.layers: expected a list, got 'head'"),
         (
             DIGITS + "[model]\nsource = 'resnet'\n",
@@ -387,7 +390,7 @@ def test_set_begins_a_section_that_the_file_leaves_out_and_the_last_of_two_count
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
-    with pytest.raises(StudyFileError, match=r"no such file: .*a=b\.csv"):
+    with pytest.raises(UsageError, match=r"no such file: .*a=b\.csv"):
         state(DIGITS, "data.source=a=b.csv")
 
 
@@ -404,11 +407,45 @@ def test_an_override_cannot_reach_into_a_value() -> None:
         state(DIGITS, "data.source.x=1")
 
 
-def test_an_overridden_value_is_checked_like_the_file() -> None:
-    assert faults(DIGITS, "train.epoch=5") == ["unknown key 'epoch' in [train]; did you mean 'epochs'?"]
-    assert faults(DIGITS, "train.epochs=many") == [
-        "train.epochs: expected a whole number, got 'many'; for example epochs = 30"
-    ]
+def test_a_fault_that_was_typed_is_a_usage_error_that_names_the_option() -> None:
+    def complaint(*overrides: str, **replaced: Any) -> tuple[str, str | None]:
+        with pytest.raises(UsageError) as caught:
+            state(DIGITS, "train.epochs=2", *overrides, **replaced)
+        return caught.value.message, caught.value.hint
+
+    assert complaint("train.epoch=5") == (
+        "--set train.epoch=5: unknown key 'epoch' in [train]",
+        "did you mean 'epochs'?",
+    )
+    assert complaint(seed=-1) == ("--seed -1: seed: must be at least 0, got -1", "for example seed = 0")
+    assert complaint("search.patience=3") == (
+        "--set search.patience=3: 'patience' in [search] is no key of the pruner 'asha'",
+        "it reads min_ticks, reduction_factor",
+    )
+    both, _ = complaint("train.epochs=many", "seed=few")
+    assert both.splitlines()[0] == "--set train.epochs=many --set seed=few has 2 faults:"
+    # A file that has faults of its own is mended first.
+    found = faults(DIGITS + "[train]\nepochs = 0\n", "seed=few")
+    assert found == ["seed: expected a whole number, got 'few'", "train.epochs: must be at least 1, got 0"]
+
+
+def test_a_pruner_takes_its_own_keys_and_refuses_those_of_others() -> None:
+    def options(text: str) -> dict[str, float]:
+        return state(f"{DIGITS}[search]\n{text}").search.pruner_options
+
+    assert options("") == options("pruner = 'hyperband'") == {"min_ticks": 3, "reduction_factor": 3}
+    assert options("pruner = 'median'\nmin_ticks = 1") == {"min_ticks": 1, "startup_trials": 5}
+    percentile = options("pruner = 'percentile'\npercentile = 10\npatience = 2\nstartup_trials = 0")
+    assert percentile == {"percentile": 10, "min_ticks": 3, "startup_trials": 0, "patience": 2}
+    assert (options("pruner = 'patient'"), options("pruner = 'none'")) == ({"patience": 3}, {})
+    text = DIGITS + "[search]\npruner = 'patient'\nmin_ticks = 2\npercentile = 30.0\n"
+    expected = ["min_ticks", "percentile"]
+    reads = "in [search] is no key of the pruner 'patient'; it reads patience"
+    assert faults(text) == [f"{key!r} {reads}" for key in expected]
+    # As it is recorded, it can be read again.
+    for pruner in ("asha", "hyperband", "median", "percentile", "patient", "none"):
+        study = state(f"{DIGITS}[search]\npruner = '{pruner}'")
+        assert same_question(study, state(study.toml()))
 
 
 def test_options_of_the_command_line_replace_the_file_where_they_are_given() -> None:

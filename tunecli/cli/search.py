@@ -19,7 +19,8 @@ from tunecli.cli.options import (
     read_summary,
     typed_command,
 )
-from tunecli.errors import InputError, NoUsableTrial, TunecliError, UsageError
+from tunecli.errors import InputError, NoUsableTrial, TunecliError, UsageError, did_you_mean
+from tunecli.space import PRUNERS, SAMPLERS
 from tunecli.trial import State
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="The study's total; what is missing is done.")] = None,
     timeout: Annotated[str | None, typer.Option(metavar="10m", help="Stop at a tick after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="All randomness of the study comes from it.")] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="tpe or random.")] = None,
-    pruner: Annotated[str | None, typer.Option(metavar="NAME", help="asha or none.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who proposes: {', '.join(SAMPLERS)}.")] = None,
+    pruner: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who stops early: {', '.join(PRUNERS)}.")] = None,
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
     device: DeviceOption = "auto",
@@ -50,6 +51,8 @@ def search(
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
+    _check_known("--sampler", sampler, SAMPLERS)
+    _check_known("--pruner", pruner, PRUNERS)
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target}
     question = find_study(study, home, settings or [], replaced)
@@ -86,6 +89,12 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
         f"all {summary.ended} trials failed{share}: {reason}",
         hint=f"trial {trials[0].number} had {hparams}; {report} tells more",
     )
+
+
+def _check_known(option: str, name: str | None, known: tuple[str, ...]) -> None:
+    if name is not None and name not in known:
+        takes = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise UsageError(f"{option} takes {takes}, got {name!r}", hint=did_you_mean(name, known))
 
 
 def _print_result(summary: Summary, output: TextOrJson) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError
 from tunecli.home import remove_unknown_checkpoints
-from tunecli.search.events import Differed, Ended, Event, Opened, Progress, progress
+from tunecli.search.events import Differed, Ended, Event, Opened, Progress, Tally
 from tunecli.store import Record, hold, is_unfinished, read
 from tunecli.study import Study, differences
 
@@ -39,7 +39,7 @@ def search(
             done = sum(trial.state.ended for trial in record.trials) >= study.search.trials
             if done and not _data_may_differ(study, record, folder):
                 remove_unknown_checkpoints(folder, record.kept)
-                yield Ended("done", progress(study.search.trials, record.trials, record.direction, 0, 0, 0.0))
+                yield Ended("done", Tally(record.trials, record.direction).progress(study.search.trials))
                 return
         else:
             study = study.with_window(study.window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,26 @@ class Ended:
 Event = Opened | Progress | Differed | Ended
 
 
-def progress(
-    asked: int, trials: Iterable[Trial], direction: str, tick: int, ended_now: int, seconds: float
-) -> Progress:
-    """Where a study of `asked` trials is; `ended_now` of them ended in the last `seconds`."""
-    trials = list(trials)
-    counts = {state: sum(trial.state is state for trial in trials) for state in State}
-    best = best_trial(trials, direction)
-    return Progress(asked, counts, best, tick, ended_now, seconds)
+class Tally:
+    """How many trials are in which state, and the best of them; kept as they change, for there may be thousands."""
+
+    def __init__(self, trials: Iterable[Trial], direction: str) -> None:
+        trials = list(trials)
+        self._direction = direction
+        self._counts = dict.fromkeys(State, 0) | Counter(trial.state for trial in trials)
+        self._best = best_trial(trials, direction)
+
+    def change(self, trial: Trial, before: State | None) -> None:
+        """A trial is new (`before` is None) or in another state than before."""
+        self._counts[trial.state] += 1
+        if before is not None:
+            self._counts[before] -= 1
+        self._best = best_trial([trial] if self._best is None else [self._best, trial], self._direction)
+
+    @property
+    def ended(self) -> int:
+        return sum(count for state, count in self._counts.items() if state.ended)
+
+    def progress(self, total: int, tick: int = 0, ended_now: int = 0, seconds: float = 0.0) -> Progress:
+        """Where the study is; `ended_now` of its trials ended in the last `seconds`."""
+        return Progress(total, dict(self._counts), self._best, tick, ended_now, seconds)

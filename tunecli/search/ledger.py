@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tunecli.pruner import Asha
-from tunecli.search.events import Progress, progress
+from tunecli.pruner import Pruner
+from tunecli.search.events import Progress, Tally
 from tunecli.store import Store
 from tunecli.trial import Measurement, State, Trial, first_best
 
@@ -16,20 +16,22 @@ class Ledger:
     """What every search keeps, whatever trains its trials. `tick` is the study's last one."""
 
     def __init__(
-        self, store: Store, pruner: Asha | None, direction: str, asked: int, trials: Iterable[Trial] = ()
+        self, store: Store, pruner: Pruner | None, direction: str, asked: int, trials: Iterable[Trial] = ()
     ) -> None:
         self.store, self.pruner, self.direction = store, pruner, direction
         self.trials = list(trials)
         self.tick = max((trial.last_tick for trial in self.trials), default=0)
+        self._flight = {trial.number: None for trial in self.trials if trial.state is State.RUNNING}
+        self._tally = Tally(self.trials, direction)
         self._asked, self._ended_now, self._began = asked, 0, time.monotonic()
 
     @property
     def in_flight(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state is State.RUNNING]
+        return [self.trials[number] for number in self._flight]
 
     @property
     def done(self) -> int:
-        return sum(trial.state.ended for trial in self.trials)
+        return self._tally.ended
 
     @property
     def missing(self) -> int:
@@ -39,6 +41,8 @@ class Ledger:
     def start(self, trial: Trial) -> None:
         """A new trial, the next in number, is in flight."""
         self.trials.append(trial)
+        self._flight[trial.number] = None
+        self._tally.change(trial, None)
         self.store.start(trial)
 
     def record(self, measured: list[Measurement]) -> None:
@@ -53,14 +57,18 @@ class Ledger:
         return self.pruner.reason_to_prune(own) if self.pruner is not None and own.failure is None else None
 
     def end(self, trial: Trial) -> None:
-        """A trial has ended as it stands here."""
+        """A trial has ended as it stands here; call it once all of its tick are decided."""
+        self._tally.change(trial, self.trials[trial.number].state)
         self.trials[trial.number] = trial
+        del self._flight[trial.number]
+        if self.pruner is not None:
+            self.pruner.end(trial)
         self._ended_now += 1
         self.store.end(trial)
 
     def progress(self) -> Progress:
         seconds = time.monotonic() - self._began
-        return progress(self._asked, self.trials, self.direction, self.tick, self._ended_now, seconds)
+        return self._tally.progress(self._asked, self.tick, self._ended_now, seconds)
 
 
 def failed(trial: Trial, reason: str) -> Trial:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_devic
 from tunecli.engine.task import make_task
 from tunecli.errors import StorageError, TunecliError
 from tunecli.home import write_question
-from tunecli.pruner import Asha, rungs
+from tunecli.pruner import make_pruner
 from tunecli.sampler import Proposer
 from tunecli.search import contradiction
 from tunecli.search.events import Differed, Ended, Event, Opened
@@ -56,7 +56,9 @@ class Loop:
         self.proposer: Proposer = Proposer(study.space, study.search.sampler, self.direction, study.seed)
         for trial in trials:
             self.proposer.add(trial)
-        self.ledger = Ledger(self.store, self._make_pruner(trials), self.direction, study.search.trials, trials)
+        options = study.search.pruner_options
+        pruner = make_pruner(study.search.pruner, options, study.train.epochs, self.direction, study.seed, trials)
+        self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
 
     def _make_engine(self, stored: Plan | None) -> None:
         """The engine, and what the first model of the space that works says about it; raises where none works."""
@@ -167,18 +169,20 @@ class Loop:
 
     def _decide(self, measured: list[Measurement]) -> None:
         self.ledger.record(measured)
-        for own in measured:
-            trial = self.ledger.trials[own.trial]
-            if own.failure is not None:
-                ended = failed(trial, own.failure)
-            elif own.fidelity >= self.study.train.epochs:
-                ended = replace(trial, state=State.COMPLETE)
-            elif (reason := self.ledger.reason_to_prune(own)) is not None:
-                ended = replace(trial, state=State.PRUNED, reason=reason)
-            else:
-                continue
+        # All are decided before any ends, for what has ended may count in the decisions of the next tick.
+        for ended in [ended for own in measured if (ended := self._ending(own)) is not None]:
             self._end(ended)
-            self.engine.free(self._run(trial.number, trial.hparams))
+            self.engine.free(self._run(ended.number, ended.hparams))
+
+    def _ending(self, own: Measurement) -> Trial | None:
+        """The trial as it ends with this measurement, or None where it goes on."""
+        trial = self.ledger.trials[own.trial]
+        if own.failure is not None:
+            return failed(trial, own.failure)
+        if own.fidelity >= self.study.train.epochs:
+            return replace(trial, state=State.COMPLETE)
+        reason = self.ledger.reason_to_prune(own)
+        return None if reason is None else replace(trial, state=State.PRUNED, reason=reason)
 
     def _end(self, trial: Trial) -> None:
         trial = replace(trial, end_tick=self.ledger.tick)
@@ -193,13 +197,6 @@ class Loop:
 
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs)
-
-    def _make_pruner(self, trials: Iterable[Trial]) -> Asha | None:
-        if self.study.search.pruner == "none":
-            return None
-        options = self.study.search
-        fidelities = rungs(options.min_ticks, options.reduction_factor, self.study.train.epochs)
-        return Asha(fidelities, options.reduction_factor, self.direction, trials)
 
     def _create(self) -> None:
         write_question(self.folder, self.study)

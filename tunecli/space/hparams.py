@@ -11,7 +11,7 @@ from tunecli.trial import Value
 
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam")
 SAMPLERS = ("tpe", "random")
-PRUNERS = ("asha", "none")
+PRUNERS = ("asha", "hyperband", "median", "percentile", "patient", "none")
 
 INFINITE = float("inf")
 

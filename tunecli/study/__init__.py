@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tunecli import data
 from tunecli.errors import DataError, StudyFileError, UsageError
 from tunecli.space import Space, build_space
-from tunecli.study.faults import faulty, key_fault, name_faults, source_faults, space_faults, without
+from tunecli.study.faults import faulty, key_fault, name_faults, search_faults, source_faults, space_faults, without
 from tunecli.study.sections import (
     DataSection,
     FinetuneSection,
@@ -115,13 +115,50 @@ def make_study(
     *,
     where: str,
 ) -> Study:
-    """The study that a document states. `base` and `name` are used where it does not state them."""
-    document = copy.deepcopy(document)
-    for key, value in replaced.items():
-        if value is not None:
-            _put(document, key, value)
-    for override in overrides:
-        _put(document, *parse_override(override))
+    """The study that a document states. `base` and `name` are used where it does not state them.
+
+    Raises StudyFileError with every fault, or UsageError where the document alone has none.
+    """
+    if "name" in replaced:  # a folder's, which nobody typed
+        document = _changed(document, [("name", replaced["name"])])
+    changes = {
+        _option(key, value): (key, value) for key, value in replaced.items() if value is not None and key != "name"
+    }
+    changes |= {f"--set {override}": parse_override(override) for override in overrides}
+    file, base_now, name_now, faults = _checked(_changed(document, changes.values()), base, name)
+    if faults and changes and not _checked(_changed(document, ()), base, name)[3]:
+        alone = [option for option in changes if _checked(_changed(document, [changes[option]]), base, name)[3]]
+        raise faulty(" ".join(alone or changes), faults, UsageError)
+    if faults:
+        raise faulty(where, faults)
+    return Study(
+        name=name_now,
+        seed=file.seed,
+        base=base_now,
+        data=file.data,
+        model=file.model,
+        train=file.train,
+        search=file.search.resolved(),
+        finetune=file.finetune,
+        space=build_space(file.space),
+        space_keys=file.space,
+    )
+
+
+def _option(key: str, value: Any) -> str:
+    """How a value that was not in the file was typed: search.sampler is --sampler."""
+    return f"--{key.rpartition('.')[2]} {value}"
+
+
+def _changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    changed = copy.deepcopy(dict(document))
+    for key, value in changes:
+        _put(changed, key, value)
+    return changed
+
+
+def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[StudyFile, Path, str, list[str]]:
+    """What a document states, its base and its name, and everything that is wrong with it."""
     faults: list[str] = []
     try:
         file = StudyFile.model_validate(document)
@@ -131,21 +168,8 @@ def make_study(
         file = StudyFile.model_validate(without(document, [detail["loc"] for detail in error.errors()]))
     base = base / file.base if file.base is not None else base
     name = name if file.name is None else file.name
-    faults += [*name_faults(name), *space_faults(file.space), *source_faults(file, base)]
-    if faults:
-        raise faulty(where, faults)
-    return Study(
-        name=name,
-        seed=file.seed,
-        base=base,
-        data=file.data,
-        model=file.model,
-        train=file.train,
-        search=file.search,
-        finetune=file.finetune,
-        space=build_space(file.space),
-        space_keys=file.space,
-    )
+    faults += [*name_faults(name), *space_faults(file.space), *search_faults(file.search), *source_faults(file, base)]
+    return file, base, name, faults
 
 
 def load_data(study: Study) -> data.Data:

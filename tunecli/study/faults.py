@@ -15,18 +15,19 @@ from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
 from tunecli.source import is_function, source_file
 from tunecli.space import build_space
-from tunecli.study.sections import DataSection, StudyFile
+from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def faulty(where: str, faults: list[str]) -> StudyFileError:
+def faulty(where: str, faults: list[str], error: type[TunecliError] = StudyFileError) -> TunecliError:
+    """Every fault in one error."""
     if len(faults) == 1:
         message, _, hint = faults[0].partition("\n")
-        return StudyFileError(f"{where}: {message}", hint=hint or None)
+        return error(f"{where}: {message}", hint=hint or None)
     # An example of how a key is written helps with one fault; under a list of them it is in the way.
     lines = ["  " + fault.partition("\nfor example")[0].rstrip("\n").replace("\n", "; ") for fault in faults]
-    return StudyFileError("\n".join([f"{where} has {len(faults)} faults:", *lines]), hint="mend these and try again")
+    return error("\n".join([f"{where} has {len(faults)} faults:", *lines]), hint="mend these and try again")
 
 
 # A fault is a line of what is wrong and, where there is one, a line of what to do about it.
@@ -137,6 +138,17 @@ def _with_hint(line: str, hint: str) -> str:
     """A fault of the space with its own hint where it names one: the nearest known word."""
     unknown = re.fullmatch(r"(.*?unknown (?:hyperparameter|optimizer) .*?): (.*)", line)
     return f"{unknown[1]}\n{unknown[2]}" if unknown else f"{line}\n{hint}"
+
+
+def search_faults(search: SearchSection) -> list[str]:
+    """Keys that another pruner reads: whoever states one means that pruner, or would be misled."""
+    own = PRUNER_KEYS[search.pruner]
+    reads = f"it reads {', '.join(own)}" if own else "it reads none"
+    others = {key for keys in PRUNER_KEYS.values() for key in keys} - own.keys()
+    return [
+        f"{key!r} in [search] is no key of the pruner {search.pruner!r}\n{reads}"
+        for key in sorted(others & search.model_fields_set)
+    ]
 
 
 def name_faults(name: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,11 +49,39 @@ class TrainSection(_Section):
 class SearchSection(_Section):
     trials: Positive = 100
     sampler: Literal["tpe", "random"] = "tpe"
-    pruner: Literal["asha", "none"] = "asha"
+    pruner: Literal["asha", "hyperband", "median", "percentile", "patient", "none"] = "asha"
     window: Positive | None = None
     keep: Positive = 5
-    min_ticks: Positive = 3
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    # The pruner's own; which it reads, and what they are if nobody says, is in PRUNER_KEYS.
+    min_ticks: Positive | None = None
+    reduction_factor: Annotated[int, Field(ge=2)] | None = None
+    startup_trials: Annotated[int, Field(ge=0)] | None = None
+    percentile: Annotated[float, Field(gt=0, lt=100)] | None = None
+    patience: Annotated[int, Field(ge=0)] | None = None
+
+    def resolved(self) -> SearchSection:
+        """The same with its pruner's keys filled in."""
+        defaults = PRUNER_KEYS[self.pruner].items()
+        return self.model_copy(update={key: own for key, own in defaults if getattr(self, key) is None})
+
+    @property
+    def pruner_options(self) -> dict[str, float]:
+        """The keys that the pruner reads, and their values."""
+        given = {key: getattr(self, key) for key in PRUNER_KEYS[self.pruner]}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+PRUNER_KEYS: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
+    {
+        "asha": {"min_ticks": 3, "reduction_factor": 3},
+        "hyperband": {"min_ticks": 3, "reduction_factor": 3},
+        "median": {"min_ticks": 3, "startup_trials": 5, "patience": None},
+        "percentile": {"percentile": 25.0, "min_ticks": 3, "startup_trials": 5, "patience": None},
+        "patient": {"patience": 3},
+        "none": {},
+    }
+)
+"""The keys of [search] that each pruner reads, with their defaults."""
 
 
 class FinetuneSection(_Section):
@@ -72,4 +102,4 @@ class StudyFile(_Section):
 
 
 assert get_args(SearchSection.model_fields["sampler"].annotation) == SAMPLERS
-assert get_args(SearchSection.model_fields["pruner"].annotation) == PRUNERS
+assert get_args(SearchSection.model_fields["pruner"].annotation) == PRUNERS == tuple(PRUNER_KEYS)

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from tunecli.cli.finetune import finetune
+from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
 from tunecli.errors import StorageError, TunecliError, UsageError
@@ -31,6 +32,7 @@ _Usage: type[Exception] = typer.BadParameter.__mro__[1]
 app.command("search")(search)
 app.command("report")(report)
 app.command("finetune")(finetune)
+app.command("predict")(predict)
 
 
 def main() -> None:

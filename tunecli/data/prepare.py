@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunecli.data import Data, Samples, table, tensors
 from tunecli.data.raw import Arrays, Raw, Table
+from tunecli.data.samples import Inputs
 from tunecli.errors import DataError
 from tunecli.trial import derive_seed
 
@@ -128,13 +129,7 @@ def _columns(
     """The encoding of each column: an earlier one, the source's own, or one learned from the training rows."""
     if fitted and fitted.get("kind") == "table":
         columns = fitted["columns"]
-        missing = [column["name"] for column in columns if column["name"] not in raw.frame.columns]
-        if len(missing) == len(columns):
-            raise DataError(
-                f"{raw.name} has none of the columns that the checkpoint was trained on",
-                hint=f"it expects {', '.join(column['name'] for column in columns[:5])}...",
-            )
-        return columns, [f"column {name!r} is missing and filled in" for name in missing]
+        return columns, table.match(raw.name, raw.frame, columns)
     if raw.columns is not None:
         return raw.columns, []
     columns, told = table.fit(raw.frame.iloc[train])
@@ -172,7 +167,7 @@ def _as_numbers(target: pd.Series[Any]) -> Array:
 
 
 def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | None) -> Data:
-    pairs = [(_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
+    pairs = [(as_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
     every = [targets for _, targets in pairs]
     names = ("train", "validation", "test")
     for name, targets in zip(names, every, strict=False):
@@ -197,15 +192,20 @@ def _prepare_arrays(raw: Arrays, split: Sequence[float], seed: int, task: str | 
                 f"{raw.name}: samples for {name} have shape {part.features}, for training {samples[0].features}",
                 hint="all three parts go through one model",
             )
-        for _, inputs in tensors(part.inputs):
-            if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-                count = int((~torch.isfinite(inputs)).flatten(1).any(1).sum())
-                raise DataError(
-                    f"{raw.name} returned a NaN or an infinity in the inputs of {count} samples for {name}",
-                    hint="fill them in or drop these samples",
-                )
+        check_finite(part.inputs, raw.name, name)
     train, validation, test = samples
     return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
+
+
+def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
+    """Raises DataError where inputs hold what no model can read."""
+    for _, part in tensors(inputs):
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            count = int((~torch.isfinite(part)).flatten(1).any(1).sum())
+            raise DataError(
+                f"{source} returned a NaN or an infinity in the inputs of {count} samples for {purpose}",
+                hint="fill them in or drop these samples",
+            )
 
 
 def _infer_own_task(every: Sequence[Tensor | Array]) -> str:
@@ -224,7 +224,7 @@ def _infer_own_task(every: Sequence[Tensor | Array]) -> str:
     return "classification"
 
 
-def _inputs(values: Tensor | Array) -> Tensor:
+def as_inputs(values: Tensor | Array) -> Tensor:
     """As they are, except that float64 from NumPy becomes torch's default float32, as in every training script."""
     if isinstance(values, Tensor):
         return values.detach()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def read(path: Path, target: str | None) -> Table:
     """A CSV file as a table. Raises DataError with what is wrong in the file."""
     if target is None:
         raise DataError(f"which column of {path.name} is to be predicted?", hint="give target in [data], or --target")
-    frame = _frame(path)
+    frame = read_frame(path)
     if len(frame.columns) == 1 and any(mark in frame.columns[0] for mark in ";\t|"):
         raise DataError(
             f"{path.name} has one column only, {frame.columns[0]!r}", hint="a .csv file separates its columns by commas"
@@ -52,14 +52,18 @@ def read(path: Path, target: str | None) -> Table:
     return Table(path.stem, frame.drop(columns=target), frame[target])
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    """The file as columns with names of their own: what pandas would guess at in a crooked file is refused."""
+def read_frame(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
+    """The file as columns with names of their own: what pandas would guess at in a crooked file is refused.
+
+    The columns in `text` are read as they are written, whatever they look like. Raises DataError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             header = pd.read_csv(path, header=None, nrows=1, dtype=str, index_col=False)
             # Rows longer than the header would else make the first column an index and shift all others.
-            frame = pd.read_csv(path, index_col=False, low_memory=False)
+            kinds = {name: str for name in header.iloc[0].dropna() if name.strip() in text}
+            frame = pd.read_csv(path, index_col=False, low_memory=False, dtype=kinds)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path} is empty", hint="a .csv file has a header and a line for each sample") from error
     except UnicodeDecodeError as error:
@@ -132,6 +136,18 @@ def fit(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
             levels = sorted({str(value) for value in values})
             columns.append({"name": name, "kind": "category", "levels": levels, "missing": bool(series.isna().any())})
     return columns, notices
+
+
+def match(name: str, frame: pd.DataFrame, columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which of the columns that a model was trained on are missing, as notices. Raises DataError where all are."""
+    missing = [column["name"] for column in columns if column["name"] not in frame.columns]
+    if len(missing) == len(columns):
+        expected = ", ".join(column["name"] for column in columns[:5])
+        raise DataError(
+            f"{name} has none of the columns that the checkpoint was trained on",
+            hint=f"it expects {expected}{', ...' if len(columns) > 5 else ''}",
+        )
+    return [f"column {name!r} is missing and filled in" for name in missing]
 
 
 def encode(frame: pd.DataFrame, columns: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:

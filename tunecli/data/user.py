@@ -28,6 +28,21 @@ def read(source: str, keys: Mapping[str, Any], base: Path) -> Arrays:
     raise DataError(f"{source} returned {_describe(returned)}", hint=_HINT)
 
 
+def read_inputs(source: str, base: Path) -> Any:
+    """The inputs alone that `file.py:function` returns, with or without targets beside them."""
+    returned = call(source, {}, base)
+    if _is_pair(returned):
+        returned = returned.tensors[0] if isinstance(returned, TensorDataset) else returned[0]
+    elif isinstance(returned, tuple):
+        raise DataError(f"{source} returned {_describe(returned)}", hint="return the inputs, or (inputs, targets)")
+    inputs = _array(returned, "inputs", source)
+    if inputs.ndim < 2:
+        raise DataError(
+            f"{source} returned inputs of shape {tuple(inputs.shape)}", hint="return (samples, features...)"
+        )
+    return inputs
+
+
 def _is_pair(value: object) -> bool:
     if isinstance(value, TensorDataset):
         return len(value.tensors) == 2

@@ -1,0 +1,478 @@
+"""Predictions: raw input through a checkpoint, row by row."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.datasets import load_breast_cancer, load_iris
+from torch import nn
+
+from tests.conftest import Command, Question
+from tunecli.errors import NoUsableTrial
+from tunecli.finetune import Finetuned, Request, finetune
+from tunecli.predict import predict
+from tunecli.search import search
+from tunecli.store import create_study, hold, read
+from tunecli.trial import State
+
+NAMES = {"setosa": "=1+1", "versicolor": "-versi", "virginica": "virginica"}
+"""Labels of a table's own, two of which a spreadsheet would take for formulas."""
+
+
+def flowers(path: Path) -> pd.DataFrame:
+    """Iris as a table with a category, which says nothing, and codes that look like numbers."""
+    iris = load_iris(as_frame=True)
+    frame = iris.data.rename(columns=lambda name: name.replace(" (cm)", ""))
+    frame["colour"] = [("blue", "red", "white")[i % 3] for i in range(150)]
+    frame["plot"] = [f"{i % 2:02d}{'x' if i == 7 else ''}" for i in range(150)]
+    frame["species"] = [NAMES[iris.target_names[y]] for y in iris.target]
+    frame.to_csv(path, index=False)
+    return frame
+
+
+@pytest.fixture(scope="session")
+def studies(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with `flowers`, from a table of classes, `price`, from one of numbers, and `tumour` with one output."""
+    place = tmp_path_factory.mktemp("predict")
+    flowers(place / "flowers.csv")
+    draw = np.random.default_rng(0)
+    price = pd.DataFrame({"area": draw.uniform(40, 250, 120), "rooms": draw.integers(1, 9, 120)})
+    price["price"] = 1e6 + 5000 * price.area + 100 * price.rooms
+    price.to_csv(place / "price.csv", index=False)
+    home, small = place / "studies", {"trials": 4, "window": 4, "pruner": "none"}
+    data = {"source": "flowers.csv", "target": "species"}
+    list(search(question(name="flowers", base=place, data=data, train={"epochs": 6}, **small), home / "flowers"))
+    data = {"source": "price.csv", "target": "price"}
+    train = {"metric": "r2", "epochs": 6}
+    list(search(question(name="price", base=place, data=data, train=train, **small), home / "price"))
+    train = {"loss": "binary_cross_entropy", "epochs": 2}
+    list(search(question(name="tumour", data={"source": "breast_cancer"}, train=train, **small), home / "tumour"))
+    return place
+
+
+@pytest.fixture
+def here(studies: Path, tmp_path: Path) -> Path:
+    """The folder that commands are typed in, with that home and its tables."""
+    return shutil.copytree(studies, tmp_path, dirs_exist_ok=True)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def by_hand(checkpoint: Path, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """What a checkpoint's mlp makes of a frame, without tunecli: numbers standardized, categories one column each."""
+    manifest, weights = (
+        json.loads((checkpoint / "manifest.json").read_text()),
+        load_file(checkpoint / "weights.safetensors"),
+    )
+    parts = []
+    for column in manifest["preprocessing"]["columns"]:
+        if column["kind"] == "number":
+            parts.append([(frame[column["name"]] - column["mean"]) / column["scale"]])
+        else:
+            parts.append([frame[column["name"]] == level for level in column["levels"]])
+    inputs = np.concatenate(parts).T.astype(np.float64)
+    hidden = np.maximum(inputs @ weights["layer1.weight"].T + weights["layer1.bias"], 0)
+    return np.asarray(hidden @ weights["head.weight"].T + weights["head.bias"])
+
+
+def best_checkpoint(folder: Path) -> Path:
+    record = read(folder / "study.db")
+    complete = [own for own in record.trials if own.state is State.COMPLETE and own.value is not None]
+    best = max(complete, key=lambda own: (own.value, -own.number))  # accuracy and R2 are both maximized
+    return folder / "checkpoints" / f"trial-{best.number}"
+
+
+# What comes out
+
+
+def test_probabilities_are_the_softmax_of_the_outputs_of_the_best_trial(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "flowers.csv", dtype={"plot": str})
+    best = best_checkpoint(here / "studies" / "flowers")
+    outputs = by_hand(best, frame)
+    expected = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    done = tunecli("predict", "flowers", "flowers.csv")
+    assert done.code == 0
+    rows = rows_of(done.out)
+    assert done.out.splitlines()[0] == "prediction,probability_-versi,probability_=1+1,probability_virginica"
+    found = np.array([[float(cell) for cell in list(row.values())[1:]] for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-15)
+    # The labels are the table's own, but for the apostrophe that keeps a spreadsheet from computing them.
+    labels = [("'-versi", "'=1+1", "virginica")[k] for k in expected.argmax(1)]
+    assert [row["prediction"] for row in rows] == labels
+    number = best.name.removeprefix("trial-")
+    assert f"predicting with the best trial {number} (accuracy " in done.err
+    assert " on validation)" in done.err
+
+
+def test_a_number_comes_in_the_unit_of_its_target(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "price.csv")
+    best = best_checkpoint(here / "studies" / "price")
+    target = json.loads((best / "manifest.json").read_text())["preprocessing"]["target"]
+    expected = by_hand(best, frame)[:, 0] * target["scale"] + target["mean"]
+    done = tunecli("predict", "price", "price.csv")
+    found = [float(line) for line in done.out.splitlines()[1:]]
+    assert done.out.splitlines()[0] == "prediction"
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert min(found) > 5e5
+
+
+def test_the_probabilities_of_one_logit_are_its_sigmoid(tunecli: Command, here: Path) -> None:
+    tumours = load_breast_cancer(as_frame=True).data
+    tumours.to_csv(here / "new.csv", index=False)
+    logits = by_hand(best_checkpoint(here / "studies" / "tumour"), tumours)[:, 0]
+    rows = rows_of(tunecli("predict", "tumour", "new.csv").out)
+    assert list(rows[0]) == ["prediction", "probability_malignant", "probability_benign"]
+    benign = np.array([float(row["probability_benign"]) for row in rows])
+    np.testing.assert_allclose(benign, 1 / (1 + np.exp(-logits)), rtol=1e-3, atol=1e-6)
+    assert [row["prediction"] for row in rows] == ["benign" if logit > 0 else "malignant" for logit in logits]
+
+
+def test_a_table_longer_than_a_batch_is_predicted_row_by_row(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "price.csv")
+    once = tunecli("predict", "price", "price.csv").out.splitlines()[1:]
+    pd.concat([frame] * 100).to_csv(here / "long.csv", index=False)
+    found = tunecli("predict", "price", "long.csv").out.splitlines()[1:]
+    assert len(found) == 12_000
+    np.testing.assert_allclose([float(line) for line in found], [float(line) for line in once] * 100, rtol=1e-6)
+
+
+# What goes in
+
+
+def test_columns_are_matched_by_name_and_the_target_is_not_looked_at(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "flowers.csv", dtype=str)
+    expected = tunecli("predict", "flowers", "flowers.csv")
+    assert "note" not in expected.err
+    other = frame[frame.columns[::-1]].assign(species="nonsense", note="mine")
+    other.to_csv(here / "other.csv", index=False)
+    done = tunecli("predict", "flowers", "other.csv")
+    assert done.out == expected.out
+    assert "note: column 'note' is not used: the model was not trained on it\n" in done.err
+    frame.drop(columns="species").to_csv(here / "other.csv", index=False)
+    done = tunecli("predict", "flowers", "other.csv")
+    assert (done.out, "note" in done.err) == (expected.out, False)
+
+
+def test_codes_stay_what_they_are_in_a_table_that_has_only_digits(tunecli: Command, here: Path) -> None:
+    # "00" and "01" are text where another row holds "01x", and would be numbers in a table without it.
+    frame = pd.read_csv(here / "flowers.csv", dtype=str)
+    frame[:7].to_csv(here / "few.csv", index=False)
+    done = tunecli("predict", "flowers", "few.csv")
+    assert done.out.splitlines() == tunecli("predict", "flowers", "flowers.csv").out.splitlines()[:8]
+    assert "note" not in done.err
+
+
+def test_missing_columns_are_filled_in_with_a_notice(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "flowers.csv", dtype=str)
+    frame.drop(columns=["colour", "sepal width"]).to_csv(here / "new.csv", index=False)
+    done = tunecli("predict", "flowers", "new.csv")
+    assert len(rows_of(done.out)) == 150
+    for name in ("colour", "sepal width"):
+        assert f"note: column {name!r} is missing and filled in\n" in done.err
+    median = json.loads((best_checkpoint(here / "studies" / "flowers") / "manifest.json").read_text())
+    (fill,) = (own["fill"] for own in median["preprocessing"]["columns"] if own["name"] == "sepal width")
+    frame.assign(colour="", **{"sepal width": fill}).to_csv(here / "new.csv", index=False)
+    assert tunecli("predict", "flowers", "new.csv").out == done.out
+    frame[["species"]].to_csv(here / "new.csv", index=False)
+    done = tunecli("predict", "flowers", "new.csv")
+    assert (done.code, done.out) == (3, "")
+    message, hint = done.complaint
+    assert "none of the columns" in message
+    assert "sepal length" in hint
+
+
+def test_strange_values_are_counted_and_every_row_is_answered(tunecli: Command, here: Path) -> None:
+    frame = pd.read_csv(here / "flowers.csv", dtype=str)[:6]
+    frame.loc[[1, 4], "colour"] = ["green", "black"]
+    frame.loc[2, "petal width"] = "wide"
+    frame.loc[[3, 5]] = None
+    frame.to_csv(here / "new.csv", index=False)
+    done = tunecli("predict", "flowers", "new.csv")
+    rows = rows_of(done.out)
+    assert len(rows) == 6
+    assert rows[3] == rows[5] != rows[0]
+    assert all(np.isfinite(float(cell)) for row in rows for cell in list(row.values())[1:])
+    told = [line.removeprefix("note: ") for line in done.err.splitlines() if line.startswith("note: ")]
+    assert told == [
+        "column 'petal width': 1 row holds a value that is no number ('wide'), filled in",
+        "column 'colour': 2 rows hold a value that is not seen in training ('green', 'black'), taken for missing",
+        "2 rows hold no value at all and are filled in throughout",
+    ]
+
+
+def test_a_header_without_rows_gives_a_header_without_rows(tunecli: Command, here: Path) -> None:
+    (here / "empty.csv").write_text((here / "flowers.csv").read_text().splitlines()[0] + "\n")
+    done = tunecli("predict", "flowers", "empty.csv")
+    assert (done.code, len(done.out.splitlines())) == (0, 1)
+    (here / "empty.csv").write_text("")
+    done = tunecli("predict", "flowers", "empty.csv")
+    assert (done.code, done.out) == (3, "")
+    assert "is empty" in done.complaint[0]
+
+
+def test_labels_that_are_numbers_are_not_touched(tunecli: Command, tmp_path: Path) -> None:
+    rows = [f"{x % 7},{x % 5},{-1 if x % 2 else 1}" for x in range(60)]
+    (tmp_path / "signs.csv").write_text("\n".join(["a,b,sign", *rows]) + "\n")
+    quick = ("--trials", "2", "--set", "train.epochs=1", "--set", "model.hidden=[2]")
+    assert tunecli("search", "signs.csv", "--target", "sign", *quick).code == 0
+    done = tunecli("predict", "signs.csv")
+    assert done.out.startswith("prediction,probability_-1,probability_1\n")
+    assert {row["prediction"] for row in rows_of(done.out)} <= {"-1", "1"}
+
+
+# Which model
+
+
+def train_on(folder: Path, **keys: Any) -> Finetuned:
+    *_, last = finetune(folder, Request(**keys))
+    assert isinstance(last, Finetuned)
+    return last
+
+
+def test_the_newest_fine_tuned_model_in_use_comes_before_the_best_trial(tunecli: Command, here: Path) -> None:
+    folder = here / "studies" / "flowers"
+    trial = tunecli("predict", "flowers", "flowers.csv")
+    learns: dict[str, Any] = {"optimizer": "adam", "learning_rate": 0.05, "l1": 0, "l2": 0}
+    first = train_on(folder, epochs=4, hparams=learns)
+    assert first.used
+    done = tunecli("predict", "flowers", "flowers.csv")
+    assert done.out != trial.out
+    assert f"the fine-tuned model 1, from trial-{first.trial} (accuracy {first.after:.4f} on test)" in done.err
+    frame = pd.read_csv(here / "flowers.csv", dtype={"plot": str})
+    names = ["'-versi", "'=1+1", "virginica"]
+    labels = [names[k] for k in by_hand(first.checkpoint, frame).argmax(1)]
+    assert [row["prediction"] for row in rows_of(done.out)] == labels
+    # One that made it worse is not in use; the trial's own is asked for by its number.
+    worse = train_on(
+        folder, checkpoint=first.checkpoint / "weights.safetensors", hparams=learns | {"learning_rate": 30.0}
+    )
+    assert not worse.used
+    assert tunecli("predict", "flowers", "flowers.csv").out == done.out
+    again = tunecli("predict", "flowers", "flowers.csv", "--trial", str(first.trial))
+    assert again.out == trial.out
+    assert f"predicting with trial {first.trial} (accuracy" in again.err
+
+
+def test_a_fine_tuned_model_of_another_trial_than_the_best_says_so(tunecli: Command, here: Path) -> None:
+    folder = here / "studies" / "price"
+    record = read(folder / "study.db")
+    best = int(best_checkpoint(folder).name.removeprefix("trial-"))
+    other = next(number for number in record.kept if number != best)
+    assert train_on(folder, trial=other, epochs=3).used
+    done = tunecli("predict", "price", "price.csv")
+    assert f"note: the best trial is {best} by now, the fine-tuned model comes from trial {other}\n" in done.err
+
+
+OWN = """
+import numpy as np
+import torch
+
+def load(classes=3, first=0):
+    draw = np.random.default_rng(5)
+    labels = np.arange(90) % classes + first
+    return draw.normal(0, 0.3, (90, 2)).astype("float32") + labels[:, None], labels
+
+def more(): return load(classes=5)
+def inputs(): return load()[0]
+def wide(): return np.zeros((3, 7))
+def gaps(): return np.full((3, 2), np.nan)
+def three(): return load(), load(), load()
+
+class Net(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = torch.nn.Linear(2, width)
+        self.out = torch.nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.body(x)))
+
+def make(width): return Net(width)
+"""
+
+
+@pytest.fixture
+def own(tunecli: Command, tmp_path: Path) -> Path:
+    """A folder with the study `own` of a user's model and data."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.toml").write_text(
+        '[data]\nsource = "own.py:load"\n[model]\nsource = "own.py:make"\nwidth = 6\n'
+        '[train]\nepochs = 2\n[space]\noptimizer = ["adam"]\n[search]\ntrials = 2\n'
+    )
+    assert tunecli("search", "own.toml").code == 0
+    return tmp_path
+
+
+def test_a_users_own_function_gives_inputs_and_a_fine_tuned_model_its_other_head(tunecli: Command, own: Path) -> None:
+    done = tunecli("predict", "own.py:load")
+    scope: dict[str, Any] = {}
+    exec(OWN, scope)
+    inputs = torch.from_numpy(scope["inputs"]()).float()
+
+    def expected(checkpoint: Path, outputs: int) -> np.ndarray[Any, Any]:
+        module = scope["make"](6)
+        module.out = nn.Linear(6, outputs)
+        weights = load_file(checkpoint / "weights.safetensors")
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        return module(inputs).softmax(1).detach().numpy()  # type: ignore[no-any-return]
+
+    def found(text: str) -> np.ndarray[Any, Any]:
+        return np.array([[float(cell) for cell in list(row.values())[1:]] for row in rows_of(text)])
+
+    folder = own / "studies" / "own"
+    np.testing.assert_allclose(found(done.out), expected(best_checkpoint(folder), 3), atol=1e-6)
+    assert tunecli("predict", "own", "own.py:inputs").out == done.out
+    result = train_on(
+        folder, data=str(own / "own.py:more"), epochs=20, hparams={"learning_rate": 0.05, "l1": 0, "l2": 0}
+    )
+    assert result.used
+    done = tunecli("predict", "own.py:inputs")
+    assert done.out.splitlines()[0] == "prediction," + ",".join(f"probability_{k}" for k in range(5))
+    np.testing.assert_allclose(found(done.out), expected(result.checkpoint, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("own.py:wide", "samples of shape (7,), the model was trained on (2,)"),
+        ("own.py:gaps", "a NaN or an infinity in the inputs of 3 samples"),
+        ("own.py:three", "tuple of 3"),
+        ("own.py:none", "no function 'none'"),
+        ("flowers.csv", "no such file"),
+        ("digits", "neither a table nor a function"),
+    ],
+)
+def test_what_the_model_cannot_read_is_refused(tunecli: Command, own: Path, source: str, words: str) -> None:
+    done = tunecli("predict", "own", source)
+    assert (done.code, done.out) == (3, "")
+    assert words in done.complaint[0]
+
+
+def test_a_project_that_was_moved_predicts_where_study_toml_says_that_it_is(tunecli: Command, own: Path) -> None:
+    expected = tunecli("predict", "own.py:load").out
+    shutil.copytree(own, own / "moved", ignore=shutil.ignore_patterns("moved"))
+    (own / "own.py").rename(own / "new.py")
+    question = own / "moved" / "studies" / "own" / "study.toml"
+    done = tunecli("predict", "own", "new.py:load", "--home", "moved/studies")
+    assert done.code == 3
+    assert "no such file" in done.err
+    question.write_text(question.read_text().replace(f'base = "{own}"', f'base = "{own / "moved"}"'))
+    assert tunecli("predict", "own", "new.py:load", "--home", "moved/studies").out == expected
+
+
+# What stays as it was
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_nothing_is_written_into_the_study_and_no_lock_is_taken(tunecli: Command, here: Path) -> None:
+    before = contents(here)
+    (here / "flowers.csv").rename(here / "new.csv")  # the training data are not needed any more
+    with hold(here / "studies" / "flowers"):
+        assert tunecli("predict", "flowers", "new.csv").code == 0
+    (here / "new.csv").rename(here / "flowers.csv")
+    assert contents(here) == before
+    assert read(here / "studies" / "flowers" / "study.db").readings == ()
+
+
+def test_output_goes_to_a_file_whole_or_not_at_all(
+    tunecli: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tunecli("predict", "flowers", "flowers.csv").out
+    done = tunecli("predict", "flowers", "flowers.csv", "--output", "out.csv")
+    assert (done.code, done.out) == (0, "")
+    assert (here / "out.csv").read_text() == expected
+    assert "wrote 150 predictions to out.csv" in done.err
+    (here / "out.csv").write_text("earlier")
+    assert tunecli("predict", "flowers", "none.csv", "--output", "out.csv").code == 3
+    assert (here / "out.csv").read_text() == "earlier"
+    assert tunecli("predict", "flowers", "flowers.csv", "--output", "nowhere/out.csv").code == 2
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = tunecli("predict", "flowers", "flowers.csv", "--output", "out.csv")
+    assert done.code == 5
+    assert "No space left" in done.complaint[0]
+    assert (here / "out.csv").read_text() == "earlier"
+    assert not list(here.glob("out.csv.*"))
+
+
+# Mistakes
+
+
+def test_a_damaged_checkpoint_says_so(tunecli: Command, here: Path) -> None:
+    best = best_checkpoint(here / "studies" / "flowers")
+    weights = best / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    done = tunecli("predict", "flowers", "flowers.csv")
+    assert (done.code, done.out) == (3, "")
+    assert "damaged checkpoint" in done.complaint[0]
+    manifest = json.loads((best / "manifest.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (best / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
+    done = tunecli("predict", "flowers", "flowers.csv")
+    assert done.code == 3
+    assert "is not the one that the study recorded" in done.complaint[0]
+
+
+def test_a_checkpoint_of_another_version_says_what_it_lacks(tunecli: Command, here: Path) -> None:
+    best = best_checkpoint(here / "studies" / "flowers")
+    manifest = json.loads((best / "manifest.json").read_text())
+    del manifest["classes"], manifest["model"]["outputs"]
+    (best / "manifest.json").write_text(json.dumps(manifest))
+    done = tunecli("predict", "flowers", "flowers.csv")
+    assert done.code == 3
+    assert "does not say its classes, model.outputs" in done.complaint[0]
+
+
+def test_without_a_study_or_a_complete_trial_there_is_nothing_to_predict_with(
+    tunecli: Command, question: Question, tmp_path: Path
+) -> None:
+    (tmp_path / "new.csv").write_text("a,b\n1,2\n")
+    done = tunecli("predict", "new.csv")
+    assert done.code == 3
+    assert "no study in studies yet" in done.complaint[0]
+    study, folder = question(), tmp_path / "studies" / "tiny"
+    plan: dict[str, Any] = {}
+    row = {"metric": "accuracy", "document": study.document(), "plan": plan, "data_hash": "", "environment": {}}
+    create_study(folder / "study.db", name="tiny", direction="maximize", **row)  # type: ignore[arg-type]
+    with pytest.raises(NoUsableTrial, match="no complete trial yet"):
+        predict(folder, "new.csv", base=tmp_path)
+    assert tunecli("predict", "tiny", "new.csv").code == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["flowers", "flowers.csv", "price.csv"], 2, "a study and a table, got 3"),
+        ([], 2, "missing argument"),
+        (["flowers", "flowers.csv", "--trial", "99"], 3, "has no trial 99"),
+        (["flower", "flowers.csv"], 3, "no study 'flower'"),
+        (["flowers", "none.csv"], 3, "no such file"),
+        (["flowers", "flowers"], 3, "neither a table nor a function"),
+        (["flowers", "own.py:load"], 3, "the columns of a table"),
+        (["flowers", "flowers.csv", "--device", "tpu9"], 2, "device"),
+    ],
+)
+def test_mistakes_are_answered(tunecli: Command, here: Path, arguments: list[str], code: int, words: str) -> None:
+    done = tunecli("predict", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.complaint[0]

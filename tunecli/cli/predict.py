@@ -1,0 +1,69 @@
+"""tunecli predict."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunecli.cli.options import HOME, DeviceOption, HomeOption
+from tunecli.errors import StorageError, UsageError
+
+
+def predict(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[STUDY] TABLE", help="The table to predict; before it the study, left out for the latest."
+        ),
+    ],
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Use trial N, fine-tuned or not.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to FILE instead of stdout.")] = None,
+    device: DeviceOption = "auto",
+    home: HomeOption = HOME,
+) -> None:
+    """Predict the rows of a table with the fine-tuned model, or else with the best trial's.
+
+    CSV, one row an input row, in order: the prediction, then the probability of each class. Columns are matched by
+    name. A study of your own data function takes file.py:function in the place of the table.
+    """
+    if len(arguments) > 2:
+        raise UsageError(f"predict takes a study and a table, got {len(arguments)}", hint="tunecli predict --help")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {output}: its folder does not exist", hint="choose another --output")
+    from tunecli import live
+    from tunecli.home import find_folder
+    from tunecli.predict import as_csv
+    from tunecli.predict import predict as predictions_of
+
+    study, source = (None, *arguments) if len(arguments) == 1 else arguments
+    assert source is not None
+    predicted = predictions_of(find_folder(study, home), source, trial=trial, device=device)
+    console = live.progress_console()
+    console.print(f"predicting with {predicted.model}", soft_wrap=True)
+    for notice in predicted.notices:
+        console.print(f"note: {notice}", soft_wrap=True)
+    if output is None:
+        sys.stdout.writelines(as_csv(predicted))
+    else:
+        _write(output, as_csv(predicted))
+        console.print(f"wrote {predicted.samples:,} predictions to {output}", soft_wrap=True)
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """All lines or, whatever happens, what was there before."""
+    unfinished = path.with_name(f"{path.name}.new")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", hint="choose another --output") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""A checkpoint, used: raw input -> predictions. Reads no test split, writes nothing into the study, takes no lock."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunecli import checkpoint
+from tunecli.errors import CheckpointError, ModelError, TunecliError
+from tunecli.home import checkpoint_folder
+from tunecli.source import describe
+from tunecli.store import Record, choose_trial, load_checkpoint, read
+from tunecli.trial import best_trial
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunecli.data.inputs import NewInputs
+    from tunecli.data.samples import Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A checkpoint and where it comes from. `words` say which one it is, `notices` what a user should know of it."""
+
+    place: Path
+    weights: Mapping[str, Tensor]
+    manifest: Mapping[str, Any]
+    words: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Predictions of `samples` rows, made as they are read.
+
+    A row is the predicted label, then the probability of each of `classes`; of a regression, the prediction alone, in
+    the target's own unit.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    samples: int
+    notices: tuple[str, ...]
+    rows: Iterator[tuple[str | float, ...]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("prediction", *(f"probability_{label}" for label in self.classes))
+
+
+def predict(
+    folder: Path, source: str, *, base: Path = Path(), trial: int | None = None, device: str = "auto"
+) -> Predicted:
+    """Predict each row of a table, or each input of a `file.py:function`, with a model of the study in `folder`.
+
+    The model is the newest fine-tuned one that is in use, else the best trial's; with `trial` that trial's. `source` is
+    relative to `base`. Raises NoUsableTrial, CheckpointError, DataError, SourceError.
+    """
+    chosen = choose(folder, trial)
+    manifest = chosen.manifest
+    # torch is loaded after the checkpoint is chosen: what cannot begin says so at once.
+    from tunecli.data import inputs
+    from tunecli.data.samples import stored_features
+    from tunecli.engine import resolve_device
+
+    device = resolve_device(device)
+    features = stored_features(manifest["features"])
+    found = inputs.read(source, base=base, preprocessing=manifest["preprocessing"], features=features)
+    module = load_model(chosen, _code_folder(folder, manifest)).to(device)
+    return Predicted(
+        model=chosen.words,
+        classes=tuple(manifest["classes"]),
+        samples=found.rows,
+        notices=(*chosen.notices, *found.notices),
+        rows=_rows(module, found, manifest, device),
+    )
+
+
+def choose(folder: Path, trial: int | None) -> Chosen:
+    """The checkpoint to predict with. Raises NoUsableTrial, InputError, CheckpointError."""
+    record = read(folder / "study.db")
+    tuned = _in_use(folder) if trial is None else None
+    if tuned is None:
+        own = choose_trial(record, trial)
+        weights, manifest = load_checkpoint(folder, record, own)
+        place = checkpoint_folder(folder, own.number)
+        _check_complete(manifest, place)
+        which = "the best trial" if trial is None else "trial"
+        return Chosen(place, weights, manifest, f"{which} {own.number} ({_score(manifest)})")
+    weights, manifest = checkpoint.load(tuned)
+    _check_complete(manifest, tuned)
+    words = f"the fine-tuned model {tuned.name}, from {manifest['source']} ({_score(manifest)})"
+    return Chosen(tuned, weights, manifest, words, _overtaken(record, manifest))
+
+
+def _check_complete(manifest: Mapping[str, Any], place: Path) -> None:
+    needed = {"trial", "metric", "value", "split", "model", "features", "classes", "preprocessing"}
+    missing = sorted(needed - manifest.keys())
+    missing += [f"model.{key}" for key in ("source", "keys", "outputs", "base") if key not in manifest.get("model", {})]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint {place} does not say its {', '.join(missing)}: another version of tunecli wrote it",
+            hint="run the search again with --fresh",
+        )
+
+
+def _in_use(folder: Path) -> Path | None:
+    """The newest fine-tuned checkpoint that was not worse than what it was begun with."""
+    numbers = sorted((int(own.name) for own in (folder / "finetuned").glob("*") if own.name.isdigit()), reverse=True)
+    places = (folder / "finetuned" / str(number) for number in numbers)
+    return next((place for place in places if checkpoint.load_manifest(place).get("used")), None)
+
+
+def _overtaken(record: Record, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whether another trial than the one that was fine-tuned is the best by now."""
+    best = best_trial(list(record.trials), record.direction)
+    if best is None or best.number == manifest["trial"]:
+        return ()
+    return (f"the best trial is {best.number} by now, the fine-tuned model comes from trial {manifest['trial']}",)
+
+
+def _score(manifest: Mapping[str, Any]) -> str:
+    return f"{manifest['metric']} {manifest['value']:.4f} on {manifest['split']}"
+
+
+def _code_folder(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Where the model's code lies: as study.toml says, which a search tells anew where a project was moved."""
+    question = folder / "study.toml"
+    if not question.is_file():
+        return Path(manifest["model"]["base"])
+    return Path(tomllib.loads(question.read_text(encoding="utf-8")).get("base", manifest["model"]["base"]))
+
+
+def load_model(chosen: Chosen, base: Path) -> nn.Module:
+    """The model of a checkpoint with its weights, in evaluation mode. Raises ModelError, SourceError, CheckpointError.
+
+    A user's own function makes it with the head of the data that it was searched on; fine-tuning may have put in
+    another.
+    """
+    from tunecli import models
+    from tunecli.data.samples import stored_features
+    from tunecli.models.head import has_other_head, load_weights, replace_head
+
+    model, features = chosen.manifest["model"], stored_features(chosen.manifest["features"])
+    module = models.build(
+        model["source"], model["keys"], base=base, features=features, outputs=model["outputs"], seed=0
+    )
+    if has_other_head(module, chosen.weights):
+        replace_head(module, model["outputs"], seed=0)
+    load_weights(module, chosen.weights, fresh=None, where=chosen.place)
+    return module.eval()
+
+
+def _rows(
+    module: nn.Module, found: NewInputs, manifest: Mapping[str, Any], device: str
+) -> Iterator[tuple[str | float, ...]]:
+    from tunecli.data.samples import each
+    from tunecli.engine.task import EVALUATION_SAMPLES
+
+    classes = tuple(manifest["classes"])
+    unit = manifest["preprocessing"].get("target", {})
+    # Prepared, predicted and handed on part by part: a long table does not need its memory twice.
+    for low in range(0, found.rows, EVALUATION_SAMPLES):
+        high = min(low + EVALUATION_SAMPLES, found.rows)
+        inputs = each(lambda part: part.to(device), found.batch(low, high))
+        outputs = _outputs(module, inputs, high - low)
+        if not classes:
+            yield from ((value,) for value in (outputs[:, 0] * unit.get("scale", 1.0) + unit.get("mean", 0.0)).tolist())
+            continue
+        for shares in probabilities(outputs, len(classes)).tolist():
+            yield classes[max(range(len(classes)), key=shares.__getitem__)], *shares
+
+
+def _outputs(module: nn.Module, inputs: Inputs, rows: int) -> Tensor:
+    """(N, O) float64 on the CPU. Raises ModelError where the model cannot read the inputs."""
+    import torch
+
+    from tunecli.engine.forward import as_matrix, call
+
+    try:
+        with torch.no_grad():
+            return as_matrix(call(module, inputs), rows).double().cpu()
+    except TunecliError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise ModelError(
+            f"the model cannot read these samples: {describe(error)}",
+            hint="give samples like those that it was trained on",
+        ) from error
+
+
+def probabilities(outputs: Tensor, classes: int) -> Tensor:
+    """(N, C) from logits (N, C): their softmax; from the one logit of a binary model (N, 1): its sigmoid.
+
+    Of float64 outputs, so that a row's sum is 1 in all the digits that are printed. A model may have more outputs than
+    there are classes; no target ever asked for those.
+    """
+    import torch
+
+    if outputs.shape[1] == 1:
+        return torch.cat([torch.sigmoid(-outputs), torch.sigmoid(outputs)], dim=1)
+    return outputs[:, :classes].softmax(1)
+
+
+def as_csv(predicted: Predicted) -> Iterator[str]:
+    """The predictions as CSV, line by line, the header first. A number is written as the shortest text that reads back
+    as itself."""
+    yield _line(predicted.columns)
+    for label, *numbers in predicted.rows:
+        yield _line((_harmless(label) if isinstance(label, str) else label, *numbers))
+
+
+def _line(cells: Sequence[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _harmless(label: str) -> str:
+    """A label that a spreadsheet would take for a formula, as text; a number stays one."""
+    if not label.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return label
+    try:
+        float(label)
+    except ValueError:
+        return f"'{label}"
+    return label

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -611,6 +612,16 @@ def test_a_function_that_is_missing_is_named_with_the_nearest(tmp_path: Path) ->
     with pytest.raises(SourceError, match=r"own\.py has no function 'mak'") as caught:
         data.load("own.py:mak", {}, base=tmp_path, seed=0)
     assert caught.value.hint == "did you mean 'make'?"
+
+
+def test_a_users_file_has_one_module_name_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("class Thing: pass")
+    say = "from tunecli.source import load_function as f; from pathlib import Path; print(f('own.py:Thing', Path()))"
+    told = {
+        subprocess.check_output([sys.executable, "-c", say], cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
 
 
 def test_a_function_may_import_what_lies_beside_it(tmp_path: Path) -> None:

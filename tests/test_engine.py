@@ -888,3 +888,17 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_where_samples_mix() -> 
     run = make_run(0, batch_size=20)
     engine = start(LocalEngine(make_task(normed, samples=61), LOOPED), [run])
     assert tick(engine, [run])[0].failure is None
+
+
+@pytest.mark.parametrize(("model", "expected"), [(mlp(), 4), (batch_norm, 3)])
+def test_an_engine_tells_how_many_updates_an_epoch_has(
+    monkeypatch: pytest.MonkeyPatch, model: MakeModel, expected: int
+) -> None:
+    """61 samples in batches of 20: a lone last one joins its neighbours where they mix."""
+    from tunecli.engine import block
+
+    run = make_run(0, batch_size=20)
+    engine = start(LocalEngine(make_task(model), LOOPED), [run])
+    updates = count_calls(monkeypatch, block, "update")
+    tick(engine, [run])
+    assert len(updates) == engine.epoch_updates(run) == expected

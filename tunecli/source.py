@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -30,7 +31,7 @@ def load_function(source: str, base: Path) -> Callable[..., Any]:
     path, name = source_file(source, base), source.rpartition(":")[2]
     if not path.is_file():
         raise SourceError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
-    module_name = f"tunecli_user_{path.stem}_{abs(hash(path)):x}"
+    module_name = f"tunecli_user_{path.stem}_{hashlib.blake2b(bytes(path), digest_size=8).hexdigest()}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

@@ -34,5 +34,8 @@ class Engine(Protocol):
     def free(self, run: Run) -> None:
         """Take a run's slot back; the next run takes it over."""
 
+    def epoch_updates(self, run: Run) -> int:
+        """How many updates a run makes in an epoch."""
+
     def weights(self, run: Run) -> dict[str, Tensor]:
         """The state dict of a run's model at its best tick so far, on the CPU."""

@@ -71,6 +71,11 @@ def epoch_batches(samples: int, batch: int, micro: int | None, *, join_lone: boo
     )
 
 
+def epoch_updates(batch_size: Value, samples: int, *, join_lone: bool) -> int:
+    """How many batches an epoch has, an update each."""
+    return int(epoch_batches(samples, batch_length(batch_size, samples), None, join_lone=join_lone).ends.sum())
+
+
 def epoch_order(seed: int, samples: int) -> Tensor:
     """The order (samples,) in which a run reads its samples in one epoch; drawn on the CPU, the same everywhere."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))

@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from tunecli.engine.batches import micro_length
+from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.forward import as_matrix, call
 from tunecli.engine.gradients import Layout, Traits, traits
@@ -78,6 +78,9 @@ class LocalEngine:
 
     def weights(self, run: Run) -> dict[str, Tensor]:
         return self._slots[run.trial].best_weights()
+
+    def epoch_updates(self, run: Run) -> int:
+        return epoch_updates(run.hparams["batch_size"], len(self._train), join_lone=self.traits(run).mixes_samples)
 
     def traits(self, run: Run) -> Traits:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""

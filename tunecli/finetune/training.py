@@ -16,7 +16,6 @@ from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
-from tunecli.engine.batches import batch_length
 from tunecli.engine.task import build_model, check_metric, evaluate, loss_of, make_task
 from tunecli.errors import InputError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Finetuned, Request
@@ -76,16 +75,16 @@ class Training:
             ("from scratch", lambda own: self._fresh(own.seed("weights"))),
         ):
             task = replace(self.task, train=joined, validation=None, build=build)
-            weights = yield from _train(task, run, of, self.request.device, stop)
-            if weights is None:
+            trained = yield from _train(task, run, of, self.request.device, stop)
+            if trained is None:
                 return
+            weights, updates = trained
             found.append(weights)
         # The test split is read here, all at once and after all training: a stop before has not read it.
         before = evaluate(self.task, self._prepared(run), test)
         after, scratch = (
             evaluate(self.task, self._loaded(weights), test) if weights else math.nan for weights in found
         )
-        batch = batch_length(self.hparams["batch_size"], len(joined))
         result = Finetuned(
             study=self.study.name,
             trial=self.trial.number,
@@ -95,7 +94,7 @@ class Training:
             before=before,
             after=after,
             scratch=scratch,
-            updates=self.epochs * -(-len(joined) // batch),
+            updates=updates,
             updates_before=0 if self.request.checkpoint else int(self.manifest["updates"]),
             epochs=self.epochs,
             samples=len(joined),
@@ -174,20 +173,22 @@ class Training:
 
 def _train(
     task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
-) -> Generator[Epoch, None, dict[str, Tensor] | None]:
-    """Train one run to its end; returns its weights (none of a run from scratch that failed), or None on a signal."""
+) -> Generator[Epoch, None, tuple[dict[str, Tensor], int] | None]:
+    """Train one run to its end; returns its weights (none of a run from scratch that failed) and how many updates made
+    them, or None on a signal."""
     weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
     engine = LocalEngine(task, choose_plan(weights, window=1), resolve_device(device))
     engine.start(run)
+    updates = run.epochs * engine.epoch_updates(run)
     while not stop():
         for measured in engine.advance(time.monotonic() + PAUSE_SECONDS):
             yield Epoch(of, measured.fidelity, run.epochs, measured.train_loss)
             if measured.failure is not None and of == "from scratch":
-                return {}  # what it is compared with has nothing to show; the fine-tuning has
+                return {}, updates  # what it is compared with has nothing to show; the fine-tuning has
             if measured.failure is not None:
                 raise NoUsableTrial(f"{of} {measured.failure}", hint="try a smaller rate: --set learning_rate=...")
             if measured.fidelity == run.epochs:
-                return engine.weights(run)
+                return engine.weights(run), updates
     return None
 
 

@@ -187,7 +187,8 @@ class Loop:
     def _end(self, trial: Trial) -> None:
         trial = replace(trial, end_tick=self.ledger.tick)
         if trial.state is State.COMPLETE and self.shelf.has_room_for(trial):
-            self.shelf.put(trial, self.engine.weights(self._run(trial.number, trial.hparams)), self.store)
+            run = self._run(trial.number, trial.hparams)
+            self.shelf.put(trial, self.engine.weights(run), self.engine.epoch_updates(run), self.store)
         self.ledger.end(trial)
         self.proposer.end(trial)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tunecli import __version__, checkpoint
 from tunecli.data import Data
-from tunecli.engine.batches import batch_length
 from tunecli.engine.task import loss_of, model_keys
 from tunecli.home import checkpoint_folder, remove_unknown_checkpoints
 from tunecli.metrics import Metric
@@ -36,9 +35,9 @@ class Shelf:
         """Whether a trial that is complete now is among the best."""
         return trial in self._ranked(trial)[: self._study.search.keep]
 
-    def put(self, trial: Trial, weights: Mapping[str, Tensor], store: Store) -> None:
+    def put(self, trial: Trial, weights: Mapping[str, Tensor], epoch_updates: int, store: Store) -> None:
         """Write a trial's checkpoint and record it; the one that it displaces goes with the next commit."""
-        manifest = make_manifest(self._study, self._data, trial, self._metric)
+        manifest = make_manifest(self._study, self._data, trial, self._metric, epoch_updates)
         store.keep(trial, checkpoint.save(checkpoint_folder(self._folder, trial.number), weights, manifest))
         ranked = self._ranked(trial)
         self._kept[trial.number] = trial
@@ -60,10 +59,8 @@ class Shelf:
         return sorted([*self._kept.values(), trial], key=rank)
 
 
-def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[str, Any]:
+def make_manifest(study: Study, data: Data, trial: Trial, metric: str, epoch_updates: int) -> dict[str, Any]:
     """All that is needed to predict from raw input, and where the weights come from."""
-    samples = len(data.train)
-    batches = -(-samples // batch_length(trial.hparams["batch_size"], samples))
     model = {
         "source": study.model.source,
         "keys": model_keys(study, trial.hparams),
@@ -74,7 +71,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str) -> dict[s
         "study": study.name,
         "trial": trial.number,
         "fidelity": trial.best_tick,
-        "updates": (trial.best_tick or 0) * batches,
+        "updates": (trial.best_tick or 0) * epoch_updates,
         "metric": metric,
         "value": trial.value,
         "split": "validation",

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from tunecli.cli.finetune import finetune
+from tunecli.cli.init import init
 from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
@@ -33,6 +34,7 @@ app.command("search")(search)
 app.command("report")(report)
 app.command("finetune")(finetune)
 app.command("predict")(predict)
+app.command("init")(init)
 
 
 def main() -> None:

@@ -1,0 +1,76 @@
+"""tunecli init."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunecli.cli.options import output_console
+from tunecli.errors import DataError, InputError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from tunecli.study import Study
+
+
+def init(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="A table, your own file.py:function, or bundled data such as iris.")
+    ],
+    target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
+) -> None:
+    """Look at data and write a study file for them, in the folder that you are in.
+
+    The file is named after the data, commented, and ready for `tunecli search`. None is ever overwritten.
+    """
+    study = _study_of(source, target)
+    path = Path(f"{study.name}.toml")
+    _refuse_existing(path)
+    from tunecli import live
+    from tunecli.report.found import draw_found
+    from tunecli.study import load_data
+    from tunecli.study.draft import draft
+
+    data = load_data(study)
+    _write(path, draft(study, data, path.name))
+    draw_found(data, output_console())
+    live.progress_console().print(f"wrote {path}\nnext:\n  tunecli search {path}", soft_wrap=True)
+
+
+def _study_of(source: str, target: str | None) -> Study:
+    """The study of these data with everything else left to its default, its paths relative to this folder."""
+    from tunecli.data import BUNDLED, check_source
+    from tunecli.source import is_function
+    from tunecli.study import make_study, table_name
+
+    file, colon, function = source.rpartition(":") if is_function(source) else (source, "", "")
+    if Path(file).suffix and not Path(file).is_file():
+        raise DataError(f"no such file: {file}", hint="give the path of a table, or of a file of your own functions")
+    check_source(source, Path.cwd())
+    if target is not None and (colon or source in BUNDLED):
+        raise UsageError(f"--target names a column of a table, {source} is none", hint="leave it out")
+    if source not in BUNDLED:
+        source = Path(os.path.relpath(file)).as_posix() + colon + function
+    document = {"data": {"source": source}}
+    return make_study(document, Path.cwd(), table_name(Path(file)), (), {"data.target": target}, where=source)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise InputError(
+            f"{path} is there already, and is left as it is",
+            hint=f"tunecli search {path} searches it; to draft it anew, rename or delete it first",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that was not there; one that came up meanwhile is left alone."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        _refuse_existing(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", hint="go to a folder that is yours") from error

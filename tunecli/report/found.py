@@ -1,0 +1,62 @@
+"""What was found in data, drawn for a person: columns and their kinds, classes, what is left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunecli.data import Data
+
+NAMED = 6
+"""How many levels or classes are named before they are only counted."""
+
+
+def draw_found(data: Data, console: Console) -> None:
+    parts = (data.train, data.validation, data.test)
+    split = ", ".join(f"{len(p):,} {n}" for p, n in zip(parts, ("train", "validation", "test"), strict=True))
+    console.print(f"{data.name}: {sum(map(len, parts)):,} samples ({split})", soft_wrap=True)
+    console.print(Text.assemble((data.task, "bold"), f": {_target(data)}"), soft_wrap=True)
+    columns = data.preprocessing.get("columns")
+    if columns:
+        console.print(_columns(columns))
+    else:
+        console.print(f"each of shape {data.features}, taken as they are", soft_wrap=True)
+    for notice in data.notices:
+        console.print(Text(notice, style="yellow"), soft_wrap=True)
+
+
+def _target(data: Data) -> str:
+    """The target's name, and its classes with their counts or its range."""
+    import torch
+
+    name = data.preprocessing.get("target", {}).get("name", "the target")
+    targets = torch.cat([part.targets for part in (data.train, data.validation, data.test)])
+    if not data.classes:
+        low, high = (float(end) * data.target_scale + data.target_mean for end in (targets.min(), targets.max()))
+        return f"{name} from {low:.6g} to {high:.6g}"
+    counts = torch.bincount(targets, minlength=len(data.classes)).tolist()
+    ranked = sorted(zip(data.classes, counts, strict=True), key=lambda pair: -pair[1])
+    return f"{name} has {len(counts)} classes: {_some([f'{label} ({count:,})' for label, count in ranked])}"
+
+
+def _columns(columns: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    for head in ("column", "kind", "holds"):
+        table.add_column(head, overflow="fold")
+    for column in columns:
+        table.add_row(Text(str(column["name"])), str(column["kind"]), Text(_holds(column)))
+    return table
+
+
+def _holds(column: Mapping[str, Any]) -> str:
+    if "levels" in column:
+        return f"{len(column['levels'])} values: {_some(column['levels'])}"
+    return f"median {column['fill']:.6g}" if "fill" in column else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

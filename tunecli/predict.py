@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunecli import checkpoint
 from tunecli.errors import CheckpointError, ModelError, TunecliError
 from tunecli.home import checkpoint_folder
+from tunecli.output import csv_line
 from tunecli.source import describe
 from tunecli.store import Record, choose_trial, load_checkpoint, read
 from tunecli.trial import best_trial
@@ -211,23 +210,6 @@ def probabilities(outputs: Tensor, classes: int) -> Tensor:
 def as_csv(predicted: Predicted) -> Iterator[str]:
     """The predictions as CSV, line by line, the header first. A number is written as the shortest text that reads back
     as itself."""
-    yield _line(predicted.columns)
-    for label, *numbers in predicted.rows:
-        yield _line((_harmless(label) if isinstance(label, str) else label, *numbers))
-
-
-def _line(cells: Sequence[object]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
-
-
-def _harmless(label: str) -> str:
-    """A label that a spreadsheet would take for a formula, as text; a number stays one."""
-    if not label.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return label
-    try:
-        float(label)
-    except ValueError:
-        return f"'{label}"
-    return label
+    yield csv_line(predicted.columns)
+    for row in predicted.rows:
+        yield csv_line(row)

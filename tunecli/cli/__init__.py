@@ -14,6 +14,7 @@ from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
 from tunecli.errors import StorageError, TunecliError, UsageError
+from tunecli.output import say
 
 app = typer.Typer(
     name="tunecli",
@@ -66,10 +67,10 @@ def _complain(error: TunecliError, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
-    print(f"error: {error.message}", file=sys.stderr)
+        say("".join(traceback.format_exception(error)), sys.stderr, end="")
+    say(f"error: {error.message}", sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        say(f"hint: {error.hint}", sys.stderr)
     return error.exit_code
 
 

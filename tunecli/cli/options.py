@@ -41,9 +41,9 @@ class Format(StrEnum):
 
 
 def output_console() -> Console:
-    from rich.console import Console
+    from tunecli.report.console import VisibleConsole
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return VisibleConsole()
 
 
 def read_summary(folder: Path) -> Summary:

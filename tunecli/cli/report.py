@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tunecli.cli.options import HOME, Format, HomeOption, StudyArgument, output_console, read_summary
+from tunecli.output import say
 
 
 def report(
@@ -23,8 +24,8 @@ def report(
     if output is Format.JSON:
         print(formats.as_json(summary))
     elif output is Format.CSV:
-        print(formats.as_csv(summary), end="")
+        say(formats.as_csv(summary), end="")
     elif output is Format.MARKDOWN:
-        print(formats.as_markdown(summary, top), end="")
+        say(formats.as_markdown(summary, top), end="")
     else:
         tables.draw(summary, top, output_console())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rich.console import Console
+from tunecli.report.console import VisibleConsole
 
 LINE_SECONDS = 5.0
 """How often a search that nobody watches says where it is."""
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What asks a command to stop: Ctrl-C, the system, and Slurm some time before it ends a job (--signal=USR1)."""
 
 
-class _Unread(Console):
+class _Unread(VisibleConsole):
     """A console whose reader may go: then the work goes on in silence."""
 
     def on_broken_pipe(self) -> None:
@@ -26,9 +26,9 @@ class _Unread(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def progress_console() -> Console:
-    """What goes to stderr. Without markup: `--set space.optimizer=[sgd,adam]` is printed as it was typed."""
-    return _Unread(stderr=True, highlight=False, markup=False, emoji=False)
+def progress_console() -> VisibleConsole:
+    """What goes to stderr."""
+    return _Unread(stderr=True)
 
 
 class Interrupt:

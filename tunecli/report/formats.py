@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from typing import Any
 
+from tunecli.output import csv_line
 from tunecli.report.summary import Summary, as_document, short, short_hparams, trial_document
 
 
@@ -18,21 +17,21 @@ def as_json(summary: Summary) -> str:
 
 def strict_json(document: dict[str, Any]) -> str:
     """One JSON document; a NaN or an infinity, which JSON has no word for, is null."""
-    return json.dumps(_plain(document), indent=2, allow_nan=False)
+    # JSON escapes what a terminal would obey, all but delete.
+    return json.dumps(_plain(document), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def as_csv(summary: Summary) -> str:
     """All trials, a row each; a hparam that does not apply leaves its cell empty."""
     names = list(dict.fromkeys(name for trial in summary.trials for name in trial.hparams))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "state", "value", "fidelity", "best_tick", "seconds", *names, "reason"])
+    lines = [csv_line(["number", "state", "value", "fidelity", "best_tick", "seconds", *names, "reason"])]
     for trial in summary.trials:
         document = trial_document(trial)
         cells = [document[key] for key in ("number", "state", "value", "fidelity", "best_tick", "seconds")]
         own = [document["hparams"].get(name, "") for name in names]
-        writer.writerow([*cells, *(json.dumps(v) if isinstance(v, list) else v for v in own), trial.reason or ""])
-    return text.getvalue()
+        own = [json.dumps(value) if isinstance(value, list) else value for value in own]
+        lines.append(csv_line([*cells, *own, trial.reason or ""]))
+    return "".join(lines)
 
 
 def as_markdown(summary: Summary, top: int) -> str:
@@ -43,9 +42,13 @@ def as_markdown(summary: Summary, top: int) -> str:
     for trial in summary.ranked[:top]:
         lines.append(
             f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {trial.seconds:.1f} "
-            f"| {', '.join(short_hparams(trial.hparams))} |"
+            f"| {_in_a_cell(', '.join(short_hparams(trial.hparams)))} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def _plain(value: Any) -> Any:

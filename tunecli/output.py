@@ -1,0 +1,51 @@
+"""Text that came from data, made harmless for what it is printed to: a terminal, a spreadsheet.
+
+Names of columns, labels, a study's name in a database, the text of an error in a user's code: none of them is ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, delete, C1: a terminal obeys them
+    "\u202a-\u202e\u2066-\u2069"  # turn the direction of what follows, so that a line reads as another one
+    "\ud800-\udfff]"  # halves of a character, which no encoding can write
+)
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection), or hides one behind."""
+
+
+def visible(text: str) -> str:
+    """The text with a replacement character for each one that a terminal would obey instead of showing it."""
+    return _OBEYED.sub("\ufffd", text)
+
+
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print to stdout, or to `file`, what may hold anything."""
+    print(visible(text), file=file or sys.stdout, end=end)
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """A line of CSV. A text that a spreadsheet would compute gets an apostrophe before it; a number stays one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_harmless(value) for value in cells])
+    return text.getvalue()
+
+
+def _harmless(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value.startswith(FORMULA):
+        return visible(value)
+    try:
+        float(value)
+    except ValueError:
+        return visible(f"'{value}")
+    return visible(value)

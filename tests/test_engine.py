@@ -21,7 +21,7 @@ from tunecli.engine.gradients import Vmapped
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
 from tunecli.models import build
-from tunecli.space import OPTIMIZERS
+from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS
 from tunecli.trial import Measurement, Run, better
 
 MakeEngine = Callable[[Task], Engine]
@@ -101,9 +101,9 @@ def make_run(trial: int, *, epochs: int = 4, schedule: str = "cosine", **hparams
         "l1": 10 ** (-6 + 3 * uniform[1]),
         "l2": 10 ** (-6 + 3 * uniform[2]),
     }
-    if optimizer in ("sgd", "rmsprop"):
+    if optimizer in ("sgd", "rmsprop", "muon"):
         defaults["momentum"] = 0.9 * uniform[3] if trial % 3 else 0.0
-    if optimizer in ("adam", "adamw", "nadam"):
+    if optimizer in ("adam", "adamw", "nadam", "radam", "adamax", "lion"):
         defaults |= {"beta1": 0.8 + 0.19 * uniform[4], "beta2": 0.9 + 0.09 * uniform[5]}
     return Run(trial, 7, defaults | hparams, epochs, schedule)
 
@@ -169,6 +169,9 @@ def plain_optimizer(run: Run, module: nn.Module, decay_biases: bool) -> torch.op
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "nadam": torch.optim.NAdam,
+        "radam": torch.optim.RAdam,
+        "adamax": torch.optim.Adamax,
+        "own.py:Mine": torch.optim.AdamW,
     }
     found: torch.optim.Optimizer = optimizers[hparams["optimizer"]](groups, **keys)
     return found
@@ -235,7 +238,7 @@ def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine) -
     sizes = (1, 7, 16, 100, "full", 23)
     runs = [
         make_run(trial, optimizer=optimizer, batch_size=size, schedule=("constant", "cosine")[trial % 2])
-        for trial, (size, optimizer) in enumerate(zip(sizes, OPTIMIZERS, strict=True))
+        for trial, (size, optimizer) in enumerate(zip(sizes, DEFAULT_OPTIMIZERS, strict=True))
     ]
     assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=101), runs, ticks=2)
 
@@ -408,6 +411,72 @@ def test_a_dict_that_forward_cannot_take_is_refused_with_both_lists_of_names(mak
     with pytest.raises(ModelError, match="forward takes left, right, a sample has left, rigth") as caught:
         engine.start(make_run(0))
     assert caught.value.hint is not None
+
+
+# An optimizer of the user's own.
+
+
+class Mine(torch.optim.AdamW):
+    def __init__(self, params: Any, **keys: Any) -> None:
+        super().__init__(params, **keys)
+
+
+class Noisy(torch.optim.Optimizer):
+    """Takes nothing but a learning rate, and rolls dice."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad + 0.1 * torch.randn_like(p), alpha=group["lr"])
+
+
+class Broken(torch.optim.SGD):
+    def step(self) -> None:  # type: ignore[override]
+        raise ValueError("no step today")
+
+
+OWN: dict[str, Any] = {"own.py:Mine": Mine, "own.py:Noisy": Noisy, "own.py:Broken": Broken}
+
+
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_an_optimizer_of_the_users_own_equals_a_plain_loop(make_engine: MakeEngine, decay_biases: bool) -> None:
+    """l1 is added to its gradient; l2 and the betas it takes itself."""
+    task = make_task(dtype=torch.float64, optimizers=OWN, decay_biases=decay_biases)
+    own = {"optimizer": "own.py:Mine", "beta1": 0.8, "beta2": 0.9, "l2": 0.1}
+    assert_equals_plain_loop(make_engine, task, [make_run(trial, batch_size=16, **own) for trial in range(2)])
+
+
+def test_what_an_optimizer_does_not_take_of_l2_is_added_to_its_gradient(make_engine: MakeEngine) -> None:
+    class Plain(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float) -> None:
+            super().__init__(params, lr=lr)
+
+    task = make_task(dtype=torch.float64, optimizers={"own.py:Plain": Plain})
+    same = {"batch_size": 16, "l1": 0.01, "l2": 0.1, "learning_rate": 0.1}
+    plain = make_run(0, optimizer="sgd", momentum=0.0, **same)
+    own = make_run(0, optimizer="own.py:Plain", **same)
+    found, expected = (train(make_engine(task), [run], 2)[0] for run in (own, plain))
+    assert [o.train_loss for o in found] == pytest.approx([o.train_loss for o in expected], rel=1e-9)
+
+
+def test_what_an_optimizer_draws_is_the_runs_own(make_engine: MakeEngine) -> None:
+    task = make_task(optimizers=OWN)
+    runs = [make_run(trial, optimizer="own.py:Noisy", batch_size=16) for trial in range(3)]
+    process = torch.get_rng_state()
+    crowd = outcomes(make_engine(task), [make_run(7), *runs])
+    assert torch.equal(process, torch.get_rng_state())
+    assert crowd[1] == outcomes(make_engine(task), [runs[1]])[1]
+
+
+def test_an_optimizer_that_raises_fails_its_own_run(make_engine: MakeEngine) -> None:
+    runs = [make_run(0, optimizer="own.py:Broken"), make_run(1)]
+    broken, fine = tick(start(make_engine(make_task(optimizers=OWN)), runs), runs)
+    assert (broken.failure or "").startswith("own.py:Broken raised ValueError: no step today (test_engine.py, line ")
+    assert fine.failure is None
 
 
 # A run's result depends on nothing but itself: not on the neighbours, not on the slot.

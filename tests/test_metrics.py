@@ -178,7 +178,9 @@ def test_a_metric_says_why_it_has_no_value() -> None:
     assert METRICS["mape"].undefined_because(torch.tensor([1.5]), ()) is None
 
 
-@pytest.mark.parametrize(("word", "ours"), [("f1_macro", "f1"), ("roc_auc", "auroc"), ("acuracy", "accuracy")])
+@pytest.mark.parametrize(
+    ("word", "ours"), [("f1_macro", "f1"), ("f1_macr", "f1"), ("roc_auc", "auroc"), ("acuracy", "accuracy")]
+)
 def test_other_tools_words_for_a_metric_are_known(word: str, ours: str) -> None:
     assert nearest_metric(word) == f"did you mean {ours!r}?"
 

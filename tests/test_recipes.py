@@ -68,3 +68,45 @@ def test_a_metric_of_two_classes_is_refused_for_three(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="f1_binary needs two classes, not 3") as caught:
         run(tmp_path, {"train": {"metric": "f1_binary"}})
     assert caught.value.hint == "choose another train.metric"
+
+
+@pytest.mark.parametrize("optimizer", ["radam", "adamax", "adadelta", "lion", "muon"])
+def test_an_optimizer_beyond_the_first_six_can_be_searched(tmp_path: Path, optimizer: str) -> None:
+    record = run(tmp_path, {"space": {"optimizer": optimizer}, "train": {"epochs": 10}, "search": {"trials": 8}})
+    assert max(own.value or 0 for own in record.trials) > 0.5, "it learns"
+
+
+OWN = """
+import torch
+
+class Mine(torch.optim.SGD):
+    pass
+
+def function():
+    pass
+"""
+
+
+def test_an_optimizer_of_the_users_own_is_named_by_the_study_file(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    optimizers = ["sgd", "own.py:Mine"]
+    record = run(tmp_path, {"space": {"optimizer": optimizers, "momentum": 0.9}, "search": {"trials": 10}})
+    assert {own.hparams["optimizer"] for own in record.trials} == set(optimizers)
+    assert all(own.state is not State.FAILED for own in record.trials)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message", "hint"),
+    [
+        ("none.py:Mine", "space.optimizer: no such file: ", "paths in a study file are relative to it"),
+        ("own.py:Mien", "own.py has no function 'Mien'", "did you mean 'Mine'?"),
+        ("own.py:function", "own.py:function is no subclass of torch.optim.Optimizer", "torch.optim.Optimizer"),
+    ],
+)
+def test_a_name_that_is_no_optimizer_is_one_error(tmp_path: Path, optimizer: str, message: str, hint: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(TunecliError) as caught:
+        run(tmp_path, {"space": {"optimizer": ["adam", optimizer]}})
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert not (tmp_path / "own" / "study.db").exists()

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from optuna import distributions
 
 from tunecli.errors import SpaceError
-from tunecli.space import OPTIMIZERS, Choice, Dimension, Float, Int, Range, Space, build_space, distribution_json
+from tunecli.space import (
+    DEFAULT_OPTIMIZERS,
+    OPTIMIZERS,
+    Choice,
+    Dimension,
+    Float,
+    Int,
+    Range,
+    Space,
+    build_space,
+    distribution_json,
+)
 from tunecli.trial import Value
 
 _BETAS = {
@@ -24,6 +35,15 @@ DEFAULTS: dict[str, dict[str, Range]] = {
     "adamw": {**_BETAS},
     "nadam": {**_BETAS},
 }
+MORE: dict[str, dict[str, Range]] = {
+    "radam": {**_BETAS},
+    "adamax": {**_BETAS},
+    "adadelta": {"learning_rate_adadelta": Float(1e-2, 10.0, log=True)},
+    "lion": {**_BETAS, "learning_rate_lion": Float(1e-6, 1e-2, log=True)},
+    "muon": {"learning_rate_muon": Float(1e-4, 1e-1, log=True), "momentum": Float(0.0, 0.99)},
+}
+del MORE["lion"]["learning_rate_adaptive"]
+DECOUPLED = {"adamw": (1e-4, 0.5), "lion": (1e-3, 1.0), "muon": (1e-4, 0.5)}
 """What each optimizer adds to what every trial has."""
 
 
@@ -49,11 +69,14 @@ def message(overrides: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_default_space_asks_for_what_the_optimizer_reads(optimizer: str) -> None:
-    l2 = {"l2_adamw": Float(1e-4, 0.5, log=True)} if optimizer == "adamw" else {"l2": Float(1e-8, 1e-2, log=True)}
-    ranges, point = asked(build_space({}), optimizer)
+    l2 = {"l2": Float(1e-8, 1e-2, log=True)}
+    if optimizer in DECOUPLED:
+        l2 = {f"l2_{optimizer}": Float(*DECOUPLED[optimizer], log=True)}
+    space = build_space({} if optimizer in DEFAULT_OPTIMIZERS else {"optimizer": list(OPTIMIZERS)})
+    ranges, point = asked(space, optimizer)
     assert ranges == {
-        "optimizer": Choice(OPTIMIZERS),
-        **DEFAULTS[optimizer],
+        "optimizer": Choice(DEFAULT_OPTIMIZERS if optimizer in DEFAULT_OPTIMIZERS else OPTIMIZERS),
+        **(DEFAULTS | MORE)[optimizer],
         "batch_size": Choice((16, 32, 64, 128, 256)),
         "l1": Float(1e-8, 1e-2, log=True),
         **l2,
@@ -80,6 +103,30 @@ def test_a_list_is_a_choice_and_a_plain_value_fixes() -> None:
     assert not {"momentum", "l1", "l2"} & set(ranges), "what is fixed is not asked for"
     assert (point["momentum"], point["l1"], point["l2"]) == (0.9, 0.0, 0.0)
     assert "momentum" not in asked(space, "adam")[1], "nor given to an optimizer that does not read it"
+
+
+YOURS = "own.py:Mine"
+
+
+def test_an_optimizer_of_the_users_own_has_ranges_for_what_every_optimizer_has() -> None:
+    space = build_space({"optimizer": ["sgd", YOURS]})
+    ranges, _ = asked(space, YOURS)
+    assert ranges == {
+        "optimizer": Choice(("sgd", YOURS)),
+        "learning_rate_own": Float(1e-5, 1.0, log=True),
+        "batch_size": Choice((16, 32, 64, 128, 256)),
+        "l1": Float(1e-8, 1e-2, log=True),
+        "l2": Float(1e-8, 1e-2, log=True),
+    }
+    assert "momentum" in asked(space, "sgd")[0]
+
+
+def test_an_optimizer_of_the_users_own_reads_momentum_and_betas_where_the_study_names_them() -> None:
+    space = build_space({"optimizer": ["sgd", YOURS], "momentum": {"low": 0.5, "high": 0.9}, "beta1": 0.8})
+    ranges, point = asked(space, YOURS)
+    assert ranges["momentum"] == Float(0.5, 0.9)
+    assert point["beta1"] == 0.8
+    assert "beta1" not in asked(space, "sgd")[1]
 
 
 def test_a_fixed_optimizer_leaves_only_what_it_reads() -> None:
@@ -119,7 +166,7 @@ def test_values_of_says_what_a_choice_can_be() -> None:
     [
         ({"learnig_rate": 0.1}, "unknown hyperparameter 'learnig_rate': did you mean 'learning_rate'?"),
         ({"optimizer": "adm"}, "optimizer: unknown optimizer 'adm': did you mean 'adam'?"),
-        ({"optimizer": ["sgd", 3]}, "optimizer: unknown optimizer 3: known: adagrad, adam"),
+        ({"optimizer": ["sgd", 3]}, "optimizer: unknown optimizer 3: known: adadelta, adagrad, adam"),
         ({"optimizer": {"low": 0, "high": 1}}, "optimizer: a choice is a list, got a range from 0 to 1"),
         ({"batch_size": 0}, 'batch_size: a batch size is a whole number above zero or "full", got 0'),
         ({"batch_size": [16, "ful"]}, "a whole number above zero or \"full\", got 'ful'"),

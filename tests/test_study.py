@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tunecli.errors import DataError, InputError, StudyFileError, UsageError
 from tunecli.home import bundled_names, bundled_study, find_folder, find_study
-from tunecli.space import OPTIMIZERS, Choice, Float, Int
+from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS, Choice, Float, Int
 from tunecli.study import (
     Study,
     differences,
@@ -137,7 +137,7 @@ def test_what_a_study_file_leaves_out_has_a_default(tmp_path: Path) -> None:
     assert (study.search.trials, study.search.sampler, study.search.pruner) == (100, "tpe", "asha")
     assert (study.finetune.layers, study.finetune.epochs) == (None, None)
     ranges = {dimension.name: dimension.range for dimension in study.space.dimensions}
-    assert ranges["optimizer"] == Choice(OPTIMIZERS)
+    assert ranges["optimizer"] == Choice(DEFAULT_OPTIMIZERS)
     assert ranges["batch_size"] == Choice((16, 32, 64, 128, 256))
 
 

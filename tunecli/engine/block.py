@@ -17,7 +17,7 @@ from tunecli.engine.gradients import Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import EVALUATION_SAMPLES
 from tunecli.engine.update import Due, State, plan_updates, update
-from tunecli.errors import ModelError
+from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
 from tunecli.trial import Measurement, better
 
@@ -31,7 +31,7 @@ class Block:
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
         self._lane, self._slots = lane, slots
         state = lane.state
-        self._state = State(state.weights[rows], state.first[rows], state.second[rows], state.decay)
+        self._state = State(state.weights[rows], state.first[rows], state.second[rows], state.decay, state.matrices)
         self._gradient = lane.gradient[rows]
         way: Callable[..., Way] = Looped if lane.micro is None else Vmapped
         self._way = way(
@@ -96,7 +96,7 @@ class Block:
         rates = rate_factors([slot.run.schedule for slot in slots], numbers, totals)
         device = self._gradient.device
         return plan_updates(
-            str(slots[0].run.hparams["optimizer"]),
+            slots[0].rule,
             [slot.run.hparams for slot in slots],
             numbers.to(device),
             rates.to(device),
@@ -129,7 +129,7 @@ class Block:
                 f"{len(self._slots)} trials computed at once failed: {describe(error)}",
                 hint="a smaller --window computes fewer at once",
             ) from error
-        self._failure = f"the model raised {describe(error)}"
+        self._failure = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
 
     def _micro_step(self, step: int) -> None:
         index, present = self._index[step], self._present[step]  # (B, m)

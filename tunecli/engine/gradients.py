@@ -67,6 +67,12 @@ class Layout:
             view[0].copy_(parameters[name].detach())
         return row
 
+    def matrices(self) -> tuple[tuple[int, int, int], ...]:
+        """(offset, rows, columns) of each weight of two dimensions."""
+        return tuple(
+            (offset, *shape) for offset, shape in zip(self.offsets, self.shapes, strict=True) if len(shape) == 2
+        )
+
     def decay_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(P,): 1 for matrices and filters, 0 for biases and the weights of norms, which have one dimension."""
         mask = torch.zeros(self.width, device=device, dtype=dtype)

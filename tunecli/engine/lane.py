@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tunecli.data import Samples
 from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
+from tunecli.engine.own import own_rule
+from tunecli.engine.rules import RULES, Rule
 from tunecli.engine.task import Task
 from tunecli.engine.update import State
 from tunecli.trial import Run
@@ -26,6 +28,7 @@ class Slot:
     run: Run
     lane: Lane
     module: nn.Module
+    rule: Rule
     initial: Tensor | None
     row: int = -1
     ticks: int = 0
@@ -84,13 +87,18 @@ class Lane:
         self._shared: nn.Module | None = None
 
     def start(self, run: Run, module: nn.Module) -> Slot:
-        slot = Slot(run, self, module, initial=self.layout.row(module))
+        rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
+        slot = Slot(run, self, module, rule, initial=self.layout.row(module))
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module
         self._slots.append(slot)
         self._changed = True
         return slot
+
+    def _own_rule(self, run: Run, module: nn.Module) -> Rule:
+        kind = self.task.optimizers[str(run.hparams["optimizer"])]
+        return own_rule(kind, run, module, self.layout, decay_biases=self.task.decay_biases)
 
     def free(self, slot: Slot) -> None:
         self._slots.remove(slot)
@@ -121,7 +129,7 @@ class Lane:
                     target[row] = source[slot.row]
             slot.row = row
         decay = None if self.task.decay_biases else self.layout.decay_mask(like.device, like.dtype)
-        self.state = State(new[0], new[1], new[2], decay)
+        self.state = State(new[0], new[1], new[2], decay, self.layout.matrices())
         self.best = new[3]
         self.gradient = torch.zeros_like(new[0])
         self._blocks = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from tunecli.engine.forward import as_matrix, call
 from tunecli.engine.gradients import Layout, Traits, traits
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
+from tunecli.engine.rules import RULES
 from tunecli.engine.task import Task
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
@@ -87,7 +89,10 @@ class LocalEngine:
         shape = _shape(run.hparams)
         if shape not in self._traits:
             self._traits[shape] = _try_model(self._task, run, self._device)
-        return self._traits[shape]
+        found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
+        if optimizer not in RULES and found.looped_because is None:
+            return replace(found, looped_because=f"{optimizer} steps a module, not a block")
+        return found
 
 
 def _shape(hparams: Hparams) -> Shape:

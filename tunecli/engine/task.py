@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from torch.func import vmap
 from tunecli import models
 from tunecli.data import Data, Samples
 from tunecli.engine.forward import as_matrix, call, evaluating
+from tunecli.engine.own import OwnOptimizer, load_optimizer
 from tunecli.errors import StudyFileError
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
+from tunecli.source import is_function
 from tunecli.study import Study
 from tunecli.trial import Hparams, Run
 
@@ -27,7 +29,7 @@ class Task:
 
     `validation` is None where there is nothing to choose by: a run's weights are then those after its last tick.
     A regression target in its own unit is a standardized one times `target_scale` plus `target_mean`. `decay_biases` as
-    in a study file.
+    in a study file; `optimizers` are the user's own, by their names there.
     """
 
     train: Samples
@@ -39,6 +41,7 @@ class Task:
     target_scale: float = 1.0
     target_mean: float = 0.0
     decay_biases: bool = True
+    optimizers: Mapping[str, OwnOptimizer] = field(default_factory=dict)
 
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, O) and targets (N,)."""
@@ -65,6 +68,7 @@ def make_task(study: Study, data: Data) -> Task:
         raise StudyFileError(
             f"binary_cross_entropy needs two classes, {data.name} has {len(data.classes)}", hint="use cross_entropy"
         )
+    own = [str(value) for value in study.space.values_of("optimizer") if is_function(str(value))]
     check_metric(metric, data.validation, data, "validation")
     return Task(
         train=data.train,
@@ -76,6 +80,7 @@ def make_task(study: Study, data: Data) -> Task:
         target_scale=data.target_scale,
         target_mean=data.target_mean,
         decay_biases=study.train.decay_biases,
+        optimizers={source: load_optimizer(source, study.base) for source in own},
     )
 
 

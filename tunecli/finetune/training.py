@@ -17,13 +17,13 @@ from tunecli.data import Data
 from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.task import build_model, check_metric, evaluate, loss_of, make_task
-from tunecli.errors import InputError, NoUsableTrial, UsageError
+from tunecli.errors import InputError, NoUsableTrial, UsageError, did_you_mean
 from tunecli.finetune import Epoch, Finetuned, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.home import checkpoint_folder
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
-from tunecli.space import parse_value
+from tunecli.space import OPTIMIZERS, parse_value
 from tunecli.store import Record, Store, choose_trial, load_checkpoint, read
 from tunecli.study import Study, load_data, read_study
 from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
@@ -251,6 +251,9 @@ def _hparams(trial: Trial, request: Request) -> Hparams:
         if name.startswith("model."):
             raise UsageError(f"{name} cannot change: the checkpoint's model has the shape it has")
         hparams[name] = parse_value(name, raw)
+        if name == "optimizer" and raw not in OPTIMIZERS:
+            # Code is taken from the study file only, which named it when the study began.
+            raise UsageError(f"{raw} is no optimizer of tunecli's own", hint=did_you_mean(str(raw), OPTIMIZERS))
     return hparams
 
 

@@ -5,8 +5,9 @@ torch is imported where it is used: a study file is checked, and a report is pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from tunecli.errors import did_you_mean
@@ -140,9 +141,14 @@ _OTHER_METRICS = {
 
 def nearest_loss(name: str) -> str | None:
     """A hint for an unknown loss; other tools' words for ours are known."""
-    return f"did you mean {_OTHER_LOSSES[name]!r}?" if name in _OTHER_LOSSES else did_you_mean(name, LOSSES)
+    return _nearest(name, LOSSES, _OTHER_LOSSES)
 
 
 def nearest_metric(name: str) -> str | None:
     """A hint for an unknown metric; other tools' words for ours are known."""
-    return f"did you mean {_OTHER_METRICS[name]!r}?" if name in _OTHER_METRICS else did_you_mean(name, METRICS)
+    return _nearest(name, METRICS, _OTHER_METRICS)
+
+
+def _nearest(name: str, table: Mapping[str, object], others: Mapping[str, str]) -> str | None:
+    near = get_close_matches(name, [*table, *others], n=1, cutoff=0.5)
+    return f"did you mean {others.get(near[0], near[0])!r}?" if near else did_you_mean(name, table)

@@ -7,17 +7,19 @@ a sampler's, or a look-up in stored values, which is why writing and reading a t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunecli.errors import SpaceError
 from tunecli.space.hparams import (
+    DEFAULT_OPTIMIZERS,
     HPARAMS,
     OPTIMIZERS,
     PRUNERS,
     SAMPLERS,
     WITH_BETAS,
     WITH_MOMENTUM,
+    YOURS,
     When,
     nearest,
     parse_value,
@@ -28,6 +30,7 @@ from tunecli.space.ranges import Choice, Float, Int, Range, distribution_json
 from tunecli.trial import Hparams, Value
 
 __all__ = [
+    "DEFAULT_OPTIMIZERS",
     "OPTIMIZERS",
     "PRUNERS",
     "SAMPLERS",
@@ -105,22 +108,39 @@ class Space:
         return ()
 
 
-_ADAPTIVE = when("optimizer", "rmsprop", "adam", "adamw", "nadam")
+def _by_optimizer(hparam: str, *ranges: tuple[str, float, float, tuple[str, ...]]) -> tuple[Dimension, ...]:
+    """A log range, and a name of Optuna's, for each family of optimizers."""
+    return tuple(
+        Dimension(name, hparam, Float(low, high, log=True), when("optimizer", *optimizers))
+        for name, low, high, optimizers in ranges
+    )
+
 
 _DEFAULTS: tuple[Dimension, ...] = (
-    Dimension("optimizer", "optimizer", Choice(OPTIMIZERS)),
-    Dimension("learning_rate_sgd", "learning_rate", Float(1e-4, 1.0, log=True), when("optimizer", "sgd")),
-    Dimension("learning_rate_adagrad", "learning_rate", Float(1e-3, 1.0, log=True), when("optimizer", "adagrad")),
-    Dimension("learning_rate_adaptive", "learning_rate", Float(1e-5, 1e-1, log=True), _ADAPTIVE),
-    Dimension("momentum", "momentum", Float(0.0, 0.99), WITH_MOMENTUM),
-    Dimension("beta1", "beta1", Float(0.8, 0.99), WITH_BETAS),
-    Dimension("beta2", "beta2", Float(0.9, 0.9999), WITH_BETAS),
+    Dimension("optimizer", "optimizer", Choice(DEFAULT_OPTIMIZERS)),
+    *_by_optimizer(
+        "learning_rate",
+        ("learning_rate_sgd", 1e-4, 1.0, ("sgd",)),
+        ("learning_rate_adagrad", 1e-3, 1.0, ("adagrad",)),
+        ("learning_rate_adaptive", 1e-5, 1e-1, ("rmsprop", "adam", "adamw", "nadam", "radam", "adamax")),
+        ("learning_rate_adadelta", 1e-2, 10.0, ("adadelta",)),
+        ("learning_rate_lion", 1e-6, 1e-2, ("lion",)),
+        ("learning_rate_muon", 1e-4, 1e-1, ("muon",)),
+        ("learning_rate_own", 1e-5, 1.0, (YOURS,)),
+    ),
+    # An optimizer of the user's own gets the next three where [space] names them: it need not take them.
+    Dimension("momentum", "momentum", Float(0.0, 0.99), WITH_MOMENTUM.without(YOURS)),
+    Dimension("beta1", "beta1", Float(0.8, 0.99), WITH_BETAS.without(YOURS)),
+    Dimension("beta2", "beta2", Float(0.9, 0.9999), WITH_BETAS.without(YOURS)),
     Dimension("batch_size", "batch_size", Choice((16, 32, 64, 128, 256))),
     Dimension("l1", "l1", Float(1e-8, 1e-2, log=True)),
-    Dimension(
-        "l2", "l2", Float(1e-8, 1e-2, log=True), when("optimizer", *(own for own in OPTIMIZERS if own != "adamw"))
+    *_by_optimizer(
+        "l2",
+        ("l2", 1e-8, 1e-2, (*(own for own in OPTIMIZERS if own not in ("adamw", "lion", "muon")), YOURS)),
+        ("l2_adamw", 1e-4, 0.5, ("adamw",)),
+        ("l2_lion", 1e-3, 1.0, ("lion",)),
+        ("l2_muon", 1e-4, 0.5, ("muon",)),
     ),
-    Dimension("l2_adamw", "l2", Float(1e-4, 0.5, log=True), when("optimizer", "adamw")),
 )
 
 
@@ -132,11 +152,15 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
     """
     faults: list[str] = []
     given: dict[str, Range | Value] = {}
-    for name, raw in _flatten(overrides).items():
+    defaults, flat = _read_by_some(_DEFAULTS), _flatten(overrides)
+    # The optimizers first: what a range leaves open is taken from the default ranges of these.
+    for name in sorted(flat, key=lambda name: name != "optimizer"):
         try:
             if not name.startswith("model.") and name not in HPARAMS:
                 raise SpaceError(f"unknown hyperparameter {name!r}: {nearest(name)}")
-            given[name] = parse(name, raw, _default_bounds(name))
+            given[name] = parse(name, flat[name], _default_bounds(name, defaults))
+            if name == "optimizer":
+                defaults = _read_by_some((_own(name, given[name]), *_DEFAULTS[1:]))
         except SpaceError as error:
             faults.append(error.message)
     if faults:
@@ -154,13 +178,19 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
     # In an order of their own: the study file's is not the one in which it is recorded, and proposals follow it.
     more = [name for name in HPARAMS if name in given] + sorted(name for name in given if name.startswith("model."))
     dimensions += [_own(name, given[name]) for name in more if name not in known]
-    # A dimension that no trial of this study reads would only mislead a reader of the space.
-    return Space(tuple(d for d in dimensions if d.when is None or _may_hold(d.when, dimensions)))
+    return Space(_read_by_some(dimensions))
 
 
-def _may_hold(condition: When, dimensions: Iterable[Dimension]) -> bool:
-    values = Space(tuple(dimensions)).values_of(condition.hparam)
-    return any(condition.holds({condition.hparam: value}) for value in values)
+def _read_by_some(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
+    """The dimensions that some trial reads: others would only mislead a reader of the space."""
+    space = Space(tuple(dimensions))
+    yours = [value for value in space.values_of("optimizer") if value not in OPTIMIZERS]
+    named = [d if d.when is None else replace(d, when=d.when.naming(yours)) for d in space.dimensions]
+    return tuple(
+        d
+        for d in named
+        if d.when is None or any(d.when.holds({d.when.hparam: value}) for value in space.values_of(d.when.hparam))
+    )
 
 
 def _own(hparam: str, value: Range | Value) -> Dimension:
@@ -173,9 +203,9 @@ def _flatten(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {f"model.{key}": value for key, value in overrides.get("model", {}).items()}
 
 
-def _default_bounds(name: str) -> dict[str, Any]:
+def _default_bounds(name: str, defaults: Iterable[Dimension]) -> dict[str, Any]:
     """What a range that states one bound alone takes for the rest: the default range, over all optimizers."""
-    own = [d.range for d in _DEFAULTS if d.hparam == name and isinstance(d.range, Float)]
+    own = [d.range for d in defaults if d.hparam == name and isinstance(d.range, Float)]
     if not own:
         return {}
     return {"low": min(r.low for r in own), "high": max(r.high for r in own), "log": own[0].log}

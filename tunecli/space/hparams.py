@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tunecli.errors import SpaceError, did_you_mean
+from tunecli.source import is_function
 from tunecli.trial import Value
 
-OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam")
+OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam", "radam", "adamax", "adadelta", "lion", "muon")
+DEFAULT_OPTIMIZERS = OPTIMIZERS[:6]
+YOURS = "file.py:Class"
+"""Stands for every optimizer of the user's own where a condition names optimizers."""
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("asha", "hyperband", "median", "percentile", "patient", "none")
 
@@ -22,6 +26,13 @@ class When:
 
     hparam: str
     values: frozenset[Value]
+
+    def naming(self, own: Iterable[Value]) -> When:
+        """The condition with the user's own optimizers in the place of `YOURS`."""
+        return When(self.hparam, (self.values - {YOURS}) | frozenset(own)) if YOURS in self.values else self
+
+    def without(self, value: Value) -> When:
+        return When(self.hparam, self.values - {value})
 
     def holds(self, hparams: Mapping[str, Value]) -> bool:
         return hparams.get(self.hparam) in self.values
@@ -59,15 +70,14 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
-    """One of the names that are known."""
-
-    kind: str
-    known: tuple[str, ...]
+class Optimizer:
+    """One of `OPTIMIZERS`, or a user's own class as `file.py:Class`."""
 
     def check(self, value: Any) -> Value:
-        if value not in self.known:
-            raise SpaceError(f"unknown {self.kind} {value!r}: {did_you_mean(str(value), self.known)}")
+        if isinstance(value, str) and is_function(value):
+            return value
+        if value not in OPTIMIZERS:
+            raise SpaceError(f"unknown optimizer {value!r}: {did_you_mean(str(value), OPTIMIZERS)}")
         return str(value)
 
 
@@ -79,7 +89,7 @@ class BatchSize:
         return value  # type: ignore[no-any-return]  # checked above
 
 
-Kind = Number | Flag | Name | BatchSize
+Kind = Number | Flag | Optimizer | BatchSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +100,11 @@ class Hparam:
     when: When | None = None
 
 
-WITH_MOMENTUM = when("optimizer", "sgd", "rmsprop")
-WITH_BETAS = when("optimizer", "adam", "adamw", "nadam")
+WITH_MOMENTUM = when("optimizer", "sgd", "rmsprop", "muon", YOURS)
+WITH_BETAS = when("optimizer", "adam", "adamw", "nadam", "radam", "adamax", "lion", YOURS)
 
 HPARAMS: dict[str, Hparam] = {
-    "optimizer": Hparam(Name("optimizer", OPTIMIZERS)),
+    "optimizer": Hparam(Optimizer()),
     "learning_rate": Hparam(Number()),
     "momentum": Hparam(Number(high=1.0), WITH_MOMENTUM),
     "dampening": Hparam(Number(high=1.0, closed=True), when("optimizer", "sgd")),

@@ -180,6 +180,11 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         for key in [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]:
             if key not in known:
                 faults.append(f"unknown key {key!r} of model {source!r}\n{did_you_mean(key, known) or 'it takes none'}")
+    named = file.space.get("optimizer")
+    for optimizer in named if isinstance(named, list) else [named]:
+        if isinstance(optimizer, str) and is_function(optimizer) and not source_file(optimizer, base).is_file():
+            hint = f"paths in a study file are relative to it, here {base}"
+            faults.append(f"space.optimizer: no such file: {source_file(optimizer, base)}\n{hint}")
     for key, given, table, hint_for in (
         ("loss", file.train.loss, metrics.LOSSES, metrics.nearest_loss),
         ("metric", file.train.metric, metrics.METRICS, metrics.nearest_metric),

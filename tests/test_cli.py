@@ -578,6 +578,7 @@ def test_a_search_whose_progress_nobody_reads_goes_on(home: Path, tmp_path: Path
         (["--help"], {"torch", "optuna", "pandas", "sklearn", "numpy"}),
         (["search", "--help"], {"torch", "optuna", "pandas", "sklearn"}),
         (["report"], {"torch", "optuna", "pandas", "sklearn"}),
+        (["ls"], {"torch", "optuna", "pandas", "sklearn", "numpy"}),
         (["search", "tiny"], {"torch", "optuna", "pandas"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

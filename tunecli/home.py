@@ -86,6 +86,16 @@ def _databases(home: Path) -> list[Path]:
     return [path for path in home.glob("*/study.db") if (path.parent / "study.toml").exists()]
 
 
+def study_folders(home: Path) -> list[Path]:
+    """Every folder that a search began in, whatever state it was left in."""
+    return sorted({path.parent for name in ("study.db", "study.toml") for path in home.glob(f"*/{name}")})
+
+
+def questions(home: Path) -> list[Path]:
+    """The study files in the home, searched or not."""
+    return sorted(home.glob("*.toml"))
+
+
 def bundled_study(name: str) -> Path | None:
     """The study file that ships under this name."""
     for folder in BUNDLED_FOLDERS:

@@ -10,6 +10,7 @@ import typer
 
 from tunecli.cli.finetune import finetune
 from tunecli.cli.init import init
+from tunecli.cli.ls import ls
 from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
@@ -36,6 +37,7 @@ app.command("report")(report)
 app.command("finetune")(finetune)
 app.command("predict")(predict)
 app.command("init")(init)
+app.command("ls")(ls)
 
 
 def main() -> None:

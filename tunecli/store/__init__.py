@@ -5,19 +5,23 @@ no place for lies in `tunecli_*` tables beside it.
 """
 
 from tunecli.store.chosen import choose_trial, load_checkpoint
-from tunecli.store.lock import hold
+from tunecli.store.lock import hold, is_held
+from tunecli.store.overview import Overview, overview
 from tunecli.store.reader import Reading, Record, read
 from tunecli.store.schema import is_unfinished
 from tunecli.store.writer import Store, create_study
 
 __all__ = [
+    "Overview",
     "Reading",
     "Record",
     "Store",
     "choose_trial",
     "create_study",
     "hold",
+    "is_held",
     "is_unfinished",
     "load_checkpoint",
+    "overview",
     "read",
 ]

@@ -29,7 +29,7 @@ from tunecli.store.schema import (
 )
 from tunecli.trial import Measurement, State, Trial, first_best
 
-_STATES = {
+STATES = {
     "RUNNING": State.RUNNING,
     "COMPLETE": State.COMPLETE,
     "PRUNED": State.PRUNED,
@@ -127,7 +127,7 @@ def _trials(
         params[trial_id][name] = value
     values = found["trial_values"]
     value_of = {
-        row.trial_id: _infinite(row.value, row.value_type)
+        row.trial_id: finite_or_infinite(row.value, row.value_type)
         for row in connection.execute(select(values).where(values.c.trial_id.in_(mine)))
     }
     numbers = {
@@ -156,7 +156,7 @@ def _trials(
                 f"trial {row.number} was not written by tunecli",
                 hint="a study of tunecli has one writer: tunecli search",
             )
-        state, curve = _STATES[row.state], curves[row.trial_id]
+        state, curve = STATES[row.state], curves[row.trial_id]
         value, best_tick = value_of.get(row.trial_id), own.best_tick
         if not state.ended and (best := first_best(curve, direction)):
             # Written when the trial ends; until then its curve tells.
@@ -183,5 +183,5 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _infinite(value: float | None, kind: str) -> float | None:
+def finite_or_infinite(value: float | None, kind: str) -> float | None:
     return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, value)

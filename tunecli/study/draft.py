@@ -10,7 +10,7 @@ import tomlkit
 from tunecli import models
 from tunecli.data import BUNDLED, Data
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
-from tunecli.space import OPTIMIZERS
+from tunecli.space import DEFAULT_OPTIMIZERS
 from tunecli.study import Study
 from tunecli.study.sections import DataSection, SearchSection, TrainSection
 
@@ -47,7 +47,7 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield _default("metric", metric, _others(metric, METRICS.values(), data.task))
     yield _default("loss", loss, _others(loss, LOSSES.values(), data.task))
     yield "\n" + _line("[space]", "what is left out has its default range")
-    yield _default("optimizer", list(OPTIMIZERS))
+    yield _default("optimizer", list(DEFAULT_OPTIMIZERS))
     yield _line("# learning_rate = { low = 1e-4, high = 0.1 }", "an example")
     yield _default("l1", 0, "an example: a plain value fixes it")
     yield _default("model.hidden", [[64], [128], [64, 64]], "an example")

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import datasets
 from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 from torch import Tensor
 
 from tunecli import data
@@ -216,15 +217,20 @@ def test_a_table_is_encoded_as_scikit_learn_would_fitted_on_the_training_rows(mi
     parts = [by_row.loc[rows_of(part, loaded)] for part in inputs(loaded)]
     assert sorted(np.concatenate([part.index for part in parts])) == list(range(ROWS))
     train = parts[0]
-    numbers = ["row", "height", "count", "income"]
-    imputer = SimpleImputer(strategy="median").fit(train[numbers])
-    scaler = StandardScaler().fit(imputer.transform(train[numbers]))
-    categories = OneHotEncoder(sparse_output=False).fit(train[["colour", "shape", "flag"]].astype(object))
+    symmetric = make_pipeline(SimpleImputer(strategy="median"), StandardScaler()).fit(train[["row", "height", "count"]])
+    # The power is found from what is there; what is missing is filled in with its median.
+    power = make_pipeline(RobustScaler(), PowerTransformer(standardize=False)).fit(train[["income"]].dropna())
+    median = train["income"].median()
+    scaler = StandardScaler().fit(power.transform(train[["income"]].fillna(median)))
+    categories = OneHotEncoder(sparse_output=False).fit(train[["colour", "shape"]].astype(object))
     for part, samples in zip(parts, inputs(loaded), strict=True):
         expected = np.hstack(
             [
-                scaler.transform(imputer.transform(part[numbers])),
-                categories.transform(part[["colour", "shape", "flag"]].astype(object)),
+                symmetric.transform(part[["row", "height", "count"]]),
+                scaler.transform(power.transform(part[["income"]].fillna(median))),
+                part[["income"]].isna(),
+                categories.transform(part[["colour", "shape"]].astype(object)),
+                np.where(part[["flag"]], 1, -1),
             ]
         )
         assert samples.dtype == torch.float32
@@ -253,7 +259,7 @@ def test_what_a_table_holds_in_vain_is_left_out_and_told(mixed: tuple[Path, pd.D
     frame.to_csv(path)  # with the index, in a column without a name
     loaded = load(path)
     assert {column["name"] for column in loaded.preprocessing["columns"]}.isdisjoint({"id", "constant", "empty"})
-    assert "column 'id' is left out: 192 different values" in loaded.notices
+    assert "column 'id' is left out: it names the rows, its 192 values all differ" in loaded.notices
     assert "column 'constant' is left out: one value only" in loaded.notices
     assert "column 'empty' is left out: empty" in loaded.notices
     assert "column 'Unnamed: 0' is left out: it numbers the rows" in loaded.notices
@@ -283,10 +289,10 @@ def test_a_preprocessing_is_json_and_prepares_new_data_in_the_same_way(
     part = by_row.loc[rows_of(loaded.train.inputs, first)]
     height = (part["height"] - columns["height"]["mean"]) / columns["height"]["scale"]
     np.testing.assert_allclose(loaded.train.inputs[:, 1], height, atol=1e-5)
-    colours = loaded.train.inputs[:, 4:8].numpy()
+    colours = loaded.train.inputs[:, 5:9].numpy()
     assert columns["colour"]["levels"] == ["blue", "green", "red", "wine, dark"]
     np.testing.assert_array_equal(colours, part["colour"].to_numpy()[:, None] == columns["colour"]["levels"])
-    np.testing.assert_array_equal(loaded.train.inputs[:, 8:11], np.tile([0, 0, 1], (len(part), 1)))
+    np.testing.assert_array_equal(loaded.train.inputs[:, 9:12], np.tile([0, 0, 1], (len(part), 1)))
 
 
 def test_new_data_without_any_known_column_are_refused(mixed: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy.stats import yeojohnson
 from sklearn.datasets import load_breast_cancer, load_iris
 from torch import nn
 
@@ -71,7 +72,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 def by_hand(checkpoint: Path, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """What a checkpoint's mlp makes of a frame, without tunecli: numbers standardized, categories one column each."""
+    """What a checkpoint's mlp makes of a frame, without tunecli: numbers standardized, one column a category."""
     manifest, weights = (
         json.loads((checkpoint / "manifest.json").read_text()),
         load_file(checkpoint / "weights.safetensors"),
@@ -79,7 +80,10 @@ def by_hand(checkpoint: Path, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
     parts = []
     for column in manifest["preprocessing"]["columns"]:
         if column["kind"] == "number":
-            parts.append([(frame[column["name"]] - column["mean"]) / column["scale"]])
+            numbers, milder = frame[column["name"]], column["milder"]
+            if milder is not None:
+                numbers = yeojohnson((numbers - milder["center"]) / milder["spread"], milder["power"])
+            parts.append([(numbers - column["mean"]) / column["scale"]])
         else:
             parts.append([frame[column["name"]] == level for level in column["levels"]])
     inputs = np.concatenate(parts).T.astype(np.float64)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 StudyArgument = Annotated[
     str | None,
-    typer.Argument(metavar="STUDY", help="A study file, a study's name, or a table (.csv). Left out: the latest."),
+    typer.Argument(
+        metavar="STUDY",
+        help="A study file, a study's name, or a table (.csv, .tsv, .parquet, .npz). Left out: the latest.",
+    ),
 ]
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]
 SetOption = Annotated[

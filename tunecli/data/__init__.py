@@ -6,24 +6,42 @@ Only names and values here, so that a study file is checked without loading torc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunecli.data.samples import Features, Samples, each, tensors
 from tunecli.errors import DataError, did_you_mean
 from tunecli.source import is_function, source_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tunecli.data.raw import Raw
 
-__all__ = ["BUNDLED", "TABLE_SUFFIXES", "Data", "Features", "Samples", "check_source", "each", "load", "tensors"]
+__all__ = [
+    "BUNDLED",
+    "COLUMN_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "Data",
+    "Features",
+    "Samples",
+    "check_source",
+    "each",
+    "load",
+    "tensors",
+    "weigh",
+]
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 """Data that scikit-learn ships."""
 
-TABLE_SUFFIXES = (".csv",)
+COLUMN_SUFFIXES = (".csv", ".tsv", ".parquet")
+"""Files of columns that have names."""
+
+TABLE_SUFFIXES = (*COLUMN_SUFFIXES, ".npz")
+"""Files that are data themselves: those of columns, and NumPy's arrays."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +62,16 @@ class Data:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     target_scale: float = 1.0
     notices: tuple[str, ...] = ()
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """The last features of a table may be codes of categories, for a model to embed: how many codes each has.
+
+        0 is what is missing or was not seen in training.
+        """
+        if self.preprocessing.get("kind") != "table":
+            return ()
+        return tuple(len(own["levels"]) + 1 for own in self.preprocessing["columns"] if own["kind"] == "code")
 
     @property
     def features(self) -> Features:
@@ -90,16 +118,21 @@ def load(
     seed: int,
     split: tuple[float, ...] = (8, 1, 1),
     target: str | None = None,
+    features: Sequence[str] | None = None,
+    weight: str | None = None,
     task: str | None = None,
     fitted: Mapping[str, Any] | None = None,
+    embed: bool = False,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
-    `keys` go to a user's function, `target` names a table's column, `task` overrules what is inferred from the targets.
-    `fitted` is an earlier `preprocessing`, used instead of learning one from this training split.
+    `keys` go to a user's function. Of a table, `target` names the column to predict, `features` those to use (None:
+    all others) and `weight` the one that says how much a row counts in training. `task` overrules what is inferred from
+    the targets. `fitted` is an earlier `preprocessing`, used instead of learning one from this training split. `embed`
+    says that the model embeds columns of codes (`Data.categories`).
     Raises DataError, or SourceError from the user's function.
     """
-    from tunecli.data import bundled, prepare, table, user
+    from tunecli.data import bundled, npz, prepare, read, user
 
     check_source(source, base)
     raw: Raw
@@ -107,6 +140,40 @@ def load(
         raw = user.read(source, keys, base)
     elif source in BUNDLED:
         raw = bundled.read(source)
+    elif source.lower().endswith(COLUMN_SUFFIXES):
+        raw = read.read((base / source).expanduser(), target, weight)
     else:
-        raw = table.read((base / source).expanduser(), target)
-    return prepare.prepare(raw, split=split, seed=seed, task=task, fitted=fitted)
+        raw = npz.read((base / source).expanduser(), target)
+    wishes = prepare.Wishes(split, seed, task, fitted, features, embed)
+    return prepare.prepare(raw, wishes)
+
+
+def weigh(data: Data, class_weight: Mapping[str, float] | str) -> Data:
+    """The same samples, each of training and validation counting as its class does, times the weight that it had.
+
+    "balanced" gives a class n / (classes * count), n and count those of the training samples, as in scikit-learn;
+    else the weights of classes by label, 1 for those that are not named. Raises DataError where a label is no class.
+    """
+    import torch
+
+    if data.task != "classification":
+        raise DataError(f"class_weight is for classification, {data.name} is {data.task}", hint="leave it out")
+    if isinstance(class_weight, Mapping):
+        unknown = next((label for label in class_weight if label not in data.classes), None)
+        if unknown is not None:
+            raise DataError(
+                f"class_weight: {data.name} has no class {unknown!r}", hint=did_you_mean(unknown, data.classes)
+            )
+        of_class = torch.tensor([float(class_weight.get(label, 1)) for label in data.classes])
+    else:
+        counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+        of_class = len(data.train) / (len(data.classes) * counts.clamp(min=1))
+
+    def weighed(part: Samples) -> Samples:
+        own = of_class[part.targets]
+        return replace(part, weights=own if part.weights is None else own * part.weights)
+
+    train = weighed(data.train)
+    if not bool((cast("Tensor", train.weights) > 0).any()):
+        raise DataError("class_weight gives no training sample a weight above zero", hint="give one class more")
+    return replace(data, train=train, validation=weighed(data.validation))

@@ -18,5 +18,6 @@ def read(name: str) -> Table:
     classes = tuple(str(label) for label in bunch.target_names) if "target_names" in bunch else None
     columns = None
     if name == "digits":
-        columns = tuple({"name": n, "kind": "number", "fill": 0.0, "mean": 0.0, "scale": 16.0} for n in names)
+        pixel = {"kind": "number", "fill": 0.0, "milder": None, "missing": False, "mean": 0.0, "scale": 16.0}
+        columns = tuple({"name": own, **pixel} for own in names)
     return Table(name, frame, pd.Series(bunch.target, name="target"), columns, classes)

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tunecli.data import TABLE_SUFFIXES, prepare, table, user
+from tunecli.data import COLUMN_SUFFIXES, TABLE_SUFFIXES, arrays, npz, table, user
+from tunecli.data.read import read_frame
 from tunecli.data.samples import Features, Inputs, Samples
 from tunecli.errors import DataError
 from tunecli.source import is_function, source_file
@@ -51,20 +52,34 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
         )
     if not path.is_file():
         raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
-    if preprocessing["kind"] != "table":
+    is_table = path.suffix.lower() in COLUMN_SUFFIXES
+    expected = {"table": _TABLE, "array": "a .npz file"}.get(preprocessing["kind"], "file.py:function")
+    if expected != (_TABLE if is_table else "a .npz file"):
         raise DataError(
-            f"the model takes samples of shape {features} as a function returns them, {source} is a table",
-            hint='give "file.py:function"',
+            f"the model was trained on samples of shape {features} from {expected}, {source} is another kind",
+            hint=f"give {expected}",
         )
-    return _of_table(path, preprocessing)
+    return _of_table(path, preprocessing) if is_table else _of_file(path, preprocessing, features)
 
 
 _SUFFIXES = f"a {' or '.join(TABLE_SUFFIXES)} file"
+_TABLE = f"a {' or '.join(COLUMN_SUFFIXES)} file"
+
+
+def _of_file(path: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
+    inputs = arrays.as_inputs(npz.read_inputs(path))
+    arrays.check_finite(inputs, path.name, "prediction")
+    if tuple(inputs.shape[1:]) != features:
+        raise DataError(
+            f"{path.name} holds samples of shape {tuple(inputs.shape[1:])}, the model was trained on {features}",
+            hint="give samples of the same features",
+        )
+    return NewInputs(len(inputs), lambda low, high: arrays.standardized_inputs(inputs[low:high], preprocessing))
 
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
     columns = preprocessing["columns"]
-    frame = table.read_frame(path, text=[column["name"] for column in columns if _is_text(column)])
+    frame = read_frame(path, text=[column["name"] for column in columns if "levels" in column])
     known = {*(column["name"] for column in columns), preprocessing["target"]["name"]}
     others = [name for name in frame.columns if name not in known]
     notices = table.match(path.name, frame, columns)
@@ -84,28 +99,17 @@ def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
     )
 
 
-def _is_text(column: Mapping[str, Any]) -> bool:
-    """Whether a category's values are text: "01" is another one than "1". Those of a boolean are not."""
-    return "levels" in column and not {"True", "False"}.issuperset(column["levels"])
-
-
 def _strangers(series: pd.Series[Any], column: Mapping[str, Any]) -> list[str]:
-    """A notice about values that training never saw in this column, or that are no numbers where it had numbers."""
-    values = series.dropna()
-    if "levels" in column:
-        strange, what, instead = ~values.astype(str).isin(column["levels"]), "not seen in training", "taken for missing"
-    elif column["kind"] == "number":
-        strange, what, instead = pd.to_numeric(values, errors="coerce").isna(), "no number", "filled in"
-    else:
-        return []
+    """A notice about values that training never saw in this column, or that are of another kind than it had."""
+    strange, what = table.unknown(series, column)
     count = int(strange.sum())
     if not count:
         return []
-    shown = [repr(str(value)) for value in values[strange].unique()[: NAMED + 1]]
+    shown = [repr(str(value)) for value in series[strange].unique()[: NAMED + 1]]
     more = ", ..." if len(shown) > NAMED else ""
     return [
         f"column {column['name']!r}: {_rows(count)} a value that is {what} "
-        f"({', '.join(shown[:NAMED])}{more}), {instead}"
+        f"({', '.join(shown[:NAMED])}{more}), {'filled in' if column['kind'] == 'number' else 'taken for missing'}"
     ]
 
 
@@ -122,8 +126,8 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def _of_function(source: str, base: Path, features: Features) -> NewInputs:
-    inputs = prepare.as_inputs(user.read_inputs(source, base))
-    prepare.check_finite(inputs, source_file(source, base).stem, "prediction")
+    inputs = arrays.as_inputs(user.read_inputs(source, base))
+    arrays.check_finite(inputs, source_file(source, base).stem, "prediction")
     found = Samples(inputs, torch.zeros(len(inputs)))
     if found.features != features:
         raise DataError(

@@ -119,6 +119,7 @@ def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Mod
         features=data.features,
         outputs=loss_of(study, data).outputs(len(data.classes)),
         seed=seed,
+        categories=data.categories,
     )
 
 

@@ -25,13 +25,24 @@ BUNDLED: dict[str, frozenset[str]] = {
 }
 """Each bundled model and the keys that it takes."""
 
+EMBEDDING = frozenset({"linear", "mlp"})
+"""Those that embed columns of category codes."""
+
 
 def build(
-    source: str, keys: Mapping[str, Any], *, base: Path, features: Features, outputs: int, seed: int
+    source: str,
+    keys: Mapping[str, Any],
+    *,
+    base: Path,
+    features: Features,
+    outputs: int,
+    seed: int,
+    categories: tuple[int, ...] = (),
 ) -> nn.Module:
     """A new model with its initial weights drawn from `seed`; the process's random state is left as it was.
 
-    A bundled model is told `features` (the shape of a sample) and `outputs`; a user's function gets its keys alone.
+    A bundled model is told `features` (the shape of a sample), `outputs`, and `categories` (how many codes each of the
+    last features has, where these are codes of categories); a user's function gets its keys alone.
     Raises ModelError, or SourceError from the user's function.
     """
     import torch
@@ -48,7 +59,7 @@ def build(
                     f"{source} takes one tensor, a sample has inputs of shapes {features}",
                     hint="write a model of your own that takes them all",
                 )
-            return bundled.build(source, keys, features, outputs)
+            return bundled.build(source, keys, features, outputs, categories)
         model = call(source, keys, base)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{source} must return a torch.nn.Module, got {type(model).__name__}")

@@ -7,30 +7,68 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tunecli.errors import ModelError, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
-def build(name: str, keys: Mapping[str, Any], features: tuple[int, ...], outputs: int) -> nn.Module:
-    """The bundled model `name` for samples of shape `features`."""
+def build(
+    name: str, keys: Mapping[str, Any], features: tuple[int, ...], outputs: int, categories: tuple[int, ...] = ()
+) -> nn.Module:
+    """The bundled model `name` for samples of shape `features`, of which the last may be codes of `categories`."""
     if name == "linear":
-        return linear(features, outputs)
+        return linear(features, outputs, categories)
     if name == "mlp":
-        return mlp(features, outputs, **keys)
+        return mlp(features, outputs, categories, **keys)
     return cnn(features, outputs, **keys)
 
 
-def linear(features: tuple[int, ...], outputs: int) -> nn.Module:
+class Embed(nn.Module):
+    """Samples (N, F) whose last features are codes of categories -> (N, wider): each code becomes a learned vector."""
+
+    def __init__(self, features: int, categories: Sequence[int]) -> None:
+        super().__init__()
+        self.numbers = features - len(categories)
+        widths = [embedding_width(codes) for codes in categories]
+        self.tables = nn.ModuleList(nn.Embedding(codes, width) for codes, width in zip(categories, widths, strict=True))
+        self.width = self.numbers + sum(widths)
+        for table, width in zip(self.tables, widths, strict=True):
+            # As long as the column of zeros and a one that it stands for.
+            nn.init.normal_(table.get_parameter("weight"), std=width**-0.5)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        codes = samples[:, self.numbers :].long()
+        vectors = [table(codes[:, place]) for place, table in enumerate(self.tables)]
+        return torch.cat([samples[:, : self.numbers], *vectors], dim=1)
+
+
+def embedding_width(codes: int) -> int:
+    """fastai's rule of thumb, up to 50: 14 for 51 codes, 50 from about 470 on."""
+    return min(50, round(1.6 * math.pow(codes, 0.56)))
+
+
+def _first(features: tuple[int, ...], categories: tuple[int, ...]) -> tuple[dict[str, nn.Module], int]:
+    """The layer that makes samples flat, or embeds their codes, and how wide they are then."""
+    if not categories:
+        return {"flatten": nn.Flatten()}, math.prod(features)
+    embed = Embed(math.prod(features), categories)
+    return {"embed": embed}, embed.width
+
+
+def linear(features: tuple[int, ...], outputs: int, categories: tuple[int, ...] = ()) -> nn.Module:
     """Logistic or linear regression: one layer."""
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.Linear(math.prod(features), outputs)))
+    first, width = _first(features, categories)
+    return nn.Sequential(OrderedDict(first, head=nn.Linear(width, outputs)))
 
 
 def mlp(
     features: tuple[int, ...],
     outputs: int,
+    categories: tuple[int, ...] = (),
+    *,
     hidden: int | Sequence[int] = (128,),
     activation: str = "relu",
     dropout: float = 0.0,
@@ -38,8 +76,8 @@ def mlp(
     """Fully connected layers of the widths in `hidden`, an activation and dropout after each."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(f"unknown activation {activation!r} of mlp", hint=did_you_mean(str(activation), ACTIVATIONS))
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    width = math.prod(features)
+    first, width = _first(features, categories)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(first)
     for number, wider in enumerate(_widths("hidden", hidden), start=1):
         layers[f"layer{number}"] = nn.Linear(width, wider)
         layers[f"{activation}{number}"] = ACTIVATIONS[activation]()

@@ -15,10 +15,19 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from tunecli import data
+from tunecli import data, models
 from tunecli.errors import DataError, StudyFileError, UsageError
 from tunecli.space import Space, build_space
-from tunecli.study.faults import faulty, key_fault, name_faults, search_faults, source_faults, space_faults, without
+from tunecli.study.faults import (
+    faulty,
+    key_fault,
+    name_faults,
+    search_faults,
+    source_faults,
+    space_faults,
+    table_faults,
+    without,
+)
 from tunecli.study.sections import (
     DataSection,
     FinetuneSection,
@@ -168,22 +177,33 @@ def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[StudyFile
         file = StudyFile.model_validate(without(document, [detail["loc"] for detail in error.errors()]))
     base = base / file.base if file.base is not None else base
     name = name if file.name is None else file.name
-    faults += [*name_faults(name), *space_faults(file.space), *search_faults(file.search), *source_faults(file, base)]
+    faults += [
+        *name_faults(name),
+        *space_faults(file.space),
+        *search_faults(file.search),
+        *source_faults(file, base),
+        *table_faults(file),
+    ]
     return file, base, name, faults
 
 
 def load_data(study: Study) -> data.Data:
     """The study's data, split and prepared."""
     section = study.data
-    return data.load(
+    loaded = data.load(
         section.source,
         section.keys,
         base=study.base,
         seed=study.seed,
         split=tuple(section.split),
         target=section.target,
+        features=section.features,
+        weight=section.weight,
         task=section.task,
+        embed=study.model.source in models.EMBEDDING,
     )
+    class_weight = study.train.class_weight
+    return loaded if class_weight is None else data.weigh(loaded, class_weight)
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -192,3 +192,33 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         if given is not None and given not in table:
             faults.append(f"unknown {key} {given!r} in [train]\n{hint_for(given)}")
     return faults
+
+
+def table_faults(file: StudyFile) -> list[str]:
+    """Columns that are no question of this source, named twice or not at all; and weights of classes that are none."""
+    section, faults = file.data, []
+    is_file = section.source.lower().endswith(data.COLUMN_SUFFIXES)
+    kinds = {"features": is_file or section.source in data.BUNDLED, "weight": is_file}
+    for key, fits in kinds.items():
+        if getattr(section, key) is not None and not fits:
+            faults.append(f"data.{key} names columns of a table, and {section.source!r} is none\nleave it out")
+    if section.features is not None:
+        for role in ("target", "weight"):
+            if (name := getattr(section, role)) in section.features:
+                faults.append(f"data.features: {name!r} is the {role}\nleave it out of the features")
+        if not section.features:
+            faults.append("data.features names no column\nleave it out to use all of them")
+    return faults + _class_weight_faults(file.train.class_weight)
+
+
+def _class_weight_faults(given: Any) -> list[str]:
+    if given in (None, "balanced"):
+        return []
+    as_hint = 'give "balanced", or a number a class: { yes = 3, no = 1 }'
+    if not isinstance(given, Mapping) or not given:
+        return [f"train.class_weight: expected 'balanced' or a table of class and weight, got {given!r}\n{as_hint}"]
+    return [
+        f"train.class_weight: the weight of {label!r} must be a number from 0 on, got {weight!r}\n{as_hint}"
+        for label, weight in given.items()
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf
+    ]

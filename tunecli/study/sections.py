@@ -33,6 +33,8 @@ class DataSection(_Open):
     target: str | None = None
     split: Annotated[list[Share], Field(min_length=3, max_length=3)] = [8, 1, 1]
     task: Literal["classification", "regression"] | None = None
+    features: list[str] | None = None
+    weight: str | None = None
 
 
 class ModelSection(_Open):
@@ -44,6 +46,8 @@ class TrainSection(_Section):
     loss: str | None = None
     metric: str | None = None
     decay_biases: bool = True
+    class_weight: Any = None
+    """"balanced", or a table of class -> weight."""
 
 
 class SearchSection(_Section):

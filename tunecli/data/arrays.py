@@ -1,0 +1,137 @@
+"""Arrays and tensors -> Data: shapes and targets checked, split, and standardized where they come from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunecli.data import Data, Samples, tensors
+from tunecli.data.raw import Arrays
+from tunecli.data.samples import Inputs
+from tunecli.data.split import PARTS, split_indices
+from tunecli.data.table import LARGEST
+from tunecli.data.targets import infer_own_task, own_classes, own_numbers, unit
+from tunecli.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+
+def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None) -> Data:
+    """Samples as they are, split where they do not come in three parts. Raises DataError."""
+    pairs = [(as_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
+    every = [targets for _, targets in pairs]
+    for name, targets in zip(("train", "test") if len(every) == 2 else PARTS, every, strict=False):
+        if len(targets) == 0:
+            where = f" for {name}" if len(every) > 1 else ""
+            raise DataError(f"{raw.name} returned no samples{where}", hint="each part needs at least one sample")
+    task = task or infer_own_task(every)
+    notices: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    if task == "classification":
+        encoded, labels = own_classes(every)
+    else:
+        encoded = [own_numbers(targets) for targets in every]
+    weights = [None] * len(pairs) if raw.weights is None else [torch.from_numpy(own).float() for own in raw.weights]
+    samples = [Samples(inputs, targets, own) for (inputs, _), targets, own in zip(pairs, encoded, weights, strict=True)]
+    if len(samples) < len(PARTS):
+        whole, *tested = samples
+        shares = split if not tested else split[:2]
+        parts, notices = split_indices(len(whole), shares, seed, whole.targets.numpy() if labels else None, labels)
+        samples = [*(whole.take(torch.from_numpy(part)) for part in parts), *tested]
+    for name, part in zip(PARTS, samples, strict=True):
+        if part.features != samples[0].features:
+            raise DataError(
+                f"{raw.name}: samples for {name} have shape {part.features}, for training {samples[0].features}",
+                hint="all three parts go through one model",
+            )
+        check_finite(part.inputs, raw.name, name)
+    train, validation, test = samples
+    return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
+
+
+def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
+    """Raises DataError where inputs hold what no model can read."""
+    for _, part in tensors(inputs):
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            count = int((~torch.isfinite(part)).flatten(1).any(1).sum())
+            raise DataError(
+                f"{source} returned a NaN or an infinity in the inputs of {count} samples for {purpose}",
+                hint="fill them in or drop these samples",
+            )
+
+
+def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
+    """Inputs as float32 and standardized by the training samples: flat ones feature by feature, others as a whole.
+
+    Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples. A regression target is standardized as that
+    of a table is. `fitted` is an earlier preprocessing to be used instead.
+    """
+    learned = _learn(cast(Tensor, data.train.inputs), fitted)
+    target: dict[str, Any] = {"name": "targets", "mean": 0.0, "scale": 1.0}
+    if data.task == "regression":
+        target["mean"], target["scale"] = unit("targets", data.train.targets.double().numpy(), fitted)
+
+    def standardized(part: Samples) -> Samples:
+        inputs = standardized_inputs(cast(Tensor, part.inputs), learned)
+        targets = part.targets
+        if data.task == "regression":
+            targets = ((targets.double() - target["mean"]) / target["scale"]).float()
+        return Samples(inputs, targets, part.weights)
+
+    return replace(
+        data,
+        train=standardized(data.train),
+        validation=standardized(data.validation),
+        test=standardized(data.test),
+        preprocessing={"kind": "array", **learned, "target": target},
+        target_scale=target["scale"],
+    )
+
+
+def standardized_inputs(inputs: Tensor, learned: Mapping[str, Any]) -> Tensor:
+    """Raw inputs (N, *feature) of a file as float32, by what `standardize` learned."""
+    mean, scale = torch.tensor(learned["mean"]), torch.tensor(learned["scale"])
+    return ((inputs.float() - mean) / scale).clamp(-LARGEST, LARGEST)
+
+
+def _learn(train: Tensor, fitted: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and scale, each a number or a list of them, one a feature."""
+    if fitted.get("kind") == "array" and np.size(fitted["mean"]) in (1, train.shape[-1]):
+        return {"mean": fitted["mean"], "scale": fitted["scale"]}
+    if train.dtype == torch.uint8:
+        return {"mean": 0.0, "scale": 255.0}
+    axes = (0,) if train.dim() == 2 else tuple(range(train.dim()))
+    mean, scale = train.double().mean(axes), train.double().std(axes, correction=0)
+    return {"mean": mean.tolist(), "scale": torch.where(scale > 0, scale, 1.0).tolist()}
+
+
+def as_inputs(values: Tensor | Array) -> Tensor:
+    """As they are, except that float64 from NumPy becomes torch's default float32, as in every training script."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if values.dtype.kind not in "iufb":
+        raise DataError(f"inputs must be numbers, got {values.dtype}", hint="turn text and dates into numbers first")
+    return _tensor(values)
+
+
+def _targets(values: Tensor | Array) -> Tensor | Array:
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}", hint="each sample has one target"
+        )
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    return _tensor(values) if values.dtype.kind in "iuf" else values
+
+
+def _tensor(values: Array) -> Tensor:
+    # torch reads neither foreign byte order nor the read-only arrays that pandas hands out.
+    tensor = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+    return tensor.to(torch.get_default_dtype()) if values.dtype.kind == "f" else tensor

@@ -134,11 +134,39 @@ def test_the_manifest_holds_the_sha256_of_the_weights(tmp_path: Path) -> None:
     assert digest == manifest["sha256"] == hashlib.sha256(data).hexdigest()
 
 
+def test_the_manifest_ends_with_the_sha256_of_all_that_stands_before(tmp_path: Path) -> None:
+    save(tmp_path / "trial-1", 1)
+    data = (tmp_path / "trial-1" / "manifest.json").read_bytes()
+    own = json.loads(data)["manifest_sha256"]
+    assert hashlib.sha256(data[: data.index(own.encode())]).hexdigest() == own
+    assert data.endswith(own.encode() + b'"\n}\n')
+
+
+def test_a_checkpoint_that_was_read_can_be_written_again(tmp_path: Path) -> None:
+    digest = save(tmp_path / "trial-1", 1)
+    for copy in ("2", "3"):
+        weights, manifest = checkpoint.load(tmp_path / "trial-1")
+        assert checkpoint.save(tmp_path / copy, weights, manifest) == digest
+    assert checkpoint.load(tmp_path / "3")[1] == manifest
+
+
+def test_weights_that_are_none_are_refused_though_their_hashes_are_right(tmp_path: Path) -> None:
+    place = tmp_path / "trial-1"
+    save(place, 1)
+    for data in (b"", b"not safetensors", b"\xff" * 64):
+        weights, manifest = place / "weights.safetensors", place / "manifest.json"
+        weights.write_bytes(data)
+        before = json.dumps({"sha256": hashlib.sha256(data).hexdigest()})[:-1] + ', "manifest_sha256": "'
+        manifest.write_text(before + hashlib.sha256(before.encode()).hexdigest() + '"\n}\n')
+        with pytest.raises(CheckpointError, match=r"damaged .*holds no weights"):
+            checkpoint.load(place)
+
+
 def test_the_manifest_alone_is_read_without_the_weights(tmp_path: Path) -> None:
     save(tmp_path / "trial-1", 1)
     (tmp_path / "trial-1" / "weights.safetensors").unlink()
     assert checkpoint.load_manifest(tmp_path / "trial-1")["version"] == 1
-    with pytest.raises(CheckpointError, match=r"cannot read .*weights\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"damaged .*weights\.safetensors"):
         checkpoint.load(tmp_path / "trial-1")
 
 

@@ -1,4 +1,8 @@
-"""Weights worth keeping: safetensors and a JSON manifest with its SHA-256, written so that no crash loses them."""
+"""Weights worth keeping: safetensors and a JSON manifest, written so that no crash loses them.
+
+The manifest holds the SHA-256 of the weights and ends with its own, of all the bytes before it: what is loaded is what
+was written, to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,6 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
     # Cloned, for safetensors refuses tied weights: two names of one memory are written twice and read back as two.
     data = to_bytes({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()})
     digest = hashlib.sha256(data).hexdigest()
-    text = json.dumps({**manifest, "sha256": digest}, indent=2)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -40,7 +43,7 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(mode=0o700)
         _write(new / WEIGHTS, data)
-        _write(new / MANIFEST, text.encode())
+        _write(new / MANIFEST, _seal({**manifest, "sha256": digest}))
         _sync(new)
         if folder.exists():
             folder.rename(old)
@@ -56,34 +59,41 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the manifest of a checkpoint, verified. Raises CheckpointError."""
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     manifest = load_manifest(folder)
-    source = _whole(folder)
+    path = _whole(folder) / WEIGHTS
     try:
-        data = (source / WEIGHTS).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {source / WEIGHTS}: {error.strerror}", hint=DAMAGED_HINT) from error
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
-        raise CheckpointError(
-            f"damaged checkpoint: {source / WEIGHTS} is not what was written",
-            hint=DAMAGED_HINT,
-        )
-    return from_bytes(data), manifest
+        raise damaged(path, "is not what was written")
+    try:
+        return from_bytes(data), manifest
+    except SafetensorError as error:  # written by something else, with a hash of its own
+        raise damaged(path, f"holds no weights: {error}") from error
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest alone, without loading torch. Raises CheckpointError."""
+    """The manifest alone, verified, without loading torch. Raises CheckpointError."""
     path = _whole(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {folder}", hint="`tunecli report` lists the trials") from error
-    except ValueError as error:
-        raise CheckpointError(f"damaged checkpoint: {path} is no JSON", hint=DAMAGED_HINT) from error
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"damaged checkpoint: {path} holds no manifest", hint=DAMAGED_HINT)
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    if not _is_sealed(data):
+        raise damaged(path, "is not what was written")
+    manifest: dict[str, Any] = json.loads(data)
+    del manifest[_OWN_HASH]
     return manifest
+
+
+def damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"damaged checkpoint: {path} {how}", hint=DAMAGED_HINT)
 
 
 def remove(folder: Path) -> None:
@@ -91,6 +101,21 @@ def remove(folder: Path) -> None:
     # What a crash left beside it goes first, or it would be taken for the checkpoint.
     for suffix in (".new", ".old", ""):
         shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
+
+
+_OWN_HASH = "manifest_sha256"
+_END = b'"\n}\n'
+
+
+def _seal(manifest: Mapping[str, Any]) -> bytes:
+    """JSON whose last value is the SHA-256 of the bytes before that value."""
+    before = json.dumps(manifest, indent=2).removesuffix("\n}").encode() + f',\n  "{_OWN_HASH}": "'.encode()
+    return before + hashlib.sha256(before).hexdigest().encode() + _END
+
+
+def _is_sealed(data: bytes) -> bool:
+    before, digest = data[: -64 - len(_END)], data[-64 - len(_END) : -len(_END)]
+    return data.endswith(_END) and hashlib.sha256(before).hexdigest().encode() == digest
 
 
 def _whole(folder: Path) -> Path:

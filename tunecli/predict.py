@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from tunecli.errors import CheckpointError, ModelError, TunecliError
 from tunecli.home import checkpoint_folder
 from tunecli.output import csv_line
 from tunecli.source import describe
-from tunecli.store import Record, choose_trial, load_checkpoint, read
+from tunecli.store import Record, load_kept, read
+from tunecli.study import model_code
 from tunecli.trial import best_trial
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def predict(
     device = resolve_device(device)
     features = stored_features(manifest["features"])
     found = inputs.read(source, base=base, preprocessing=manifest["preprocessing"], features=features)
-    module = load_model(chosen, _code_folder(folder, manifest)).to(device)
+    module = load_model(chosen, folder / "study.toml").to(device)
     return Predicted(
         model=chosen.words,
         classes=tuple(manifest["classes"]),
@@ -82,26 +82,32 @@ def predict(
 
 
 def choose(folder: Path, trial: int | None) -> Chosen:
-    """The checkpoint to predict with. Raises NoUsableTrial, InputError, CheckpointError."""
+    """The checkpoint to predict with; a damaged one is passed over for the next best, with a notice, unless `trial`
+    names it. Raises NoUsableTrial, InputError, CheckpointError."""
     record = read(folder / "study.db")
-    tuned = _in_use(folder) if trial is None else None
-    if tuned is None:
-        own = choose_trial(record, trial)
-        weights, manifest = load_checkpoint(folder, record, own)
-        place = checkpoint_folder(folder, own.number)
-        _check_complete(manifest, place)
-        which = "the best trial" if trial is None else "trial"
-        return Chosen(place, weights, manifest, f"{which} {own.number} ({_score(manifest)})")
-    weights, manifest = checkpoint.load(tuned)
-    _check_complete(manifest, tuned)
-    words = f"the fine-tuned model {tuned.name}, from {manifest['source']} ({_score(manifest)})"
-    return Chosen(tuned, weights, manifest, words, _overtaken(record, manifest))
+    passed_over: tuple[str, ...] = ()
+    for place in _finetuned(folder) if trial is None else ():
+        try:
+            weights, manifest = checkpoint.load(place)
+        except CheckpointError as error:
+            passed_over += (f"{error.message}; an older model stands in",)
+            continue
+        if manifest.get("used"):
+            _check_complete(manifest, place)
+            words = f"the fine-tuned model {place.name}, from {manifest['source']} ({_score(manifest)})"
+            return Chosen(place, weights, manifest, words, (*passed_over, *_overtaken(record, manifest)))
+    kept = load_kept(folder, record, trial)
+    place = checkpoint_folder(folder, kept.trial.number)
+    _check_complete(kept.manifest, place)
+    which = "trial" if trial is not None or kept.notices else "the best trial"
+    words = f"{which} {kept.trial.number} ({_score(kept.manifest)})"
+    return Chosen(place, kept.weights, kept.manifest, words, (*passed_over, *kept.notices))
 
 
 def _check_complete(manifest: Mapping[str, Any], place: Path) -> None:
     needed = {"trial", "metric", "value", "split", "model", "features", "classes", "preprocessing"}
     missing = sorted(needed - manifest.keys())
-    missing += [f"model.{key}" for key in ("source", "keys", "outputs", "base") if key not in manifest.get("model", {})]
+    missing += [f"model.{key}" for key in ("source", "keys", "outputs") if key not in manifest.get("model", {})]
     if missing:
         raise CheckpointError(
             f"the checkpoint {place} does not say its {', '.join(missing)}: another version of tunecli wrote it",
@@ -109,11 +115,10 @@ def _check_complete(manifest: Mapping[str, Any], place: Path) -> None:
         )
 
 
-def _in_use(folder: Path) -> Path | None:
-    """The newest fine-tuned checkpoint that was not worse than what it was begun with."""
+def _finetuned(folder: Path) -> list[Path]:
+    """The fine-tuned checkpoints, the newest first."""
     numbers = sorted((int(own.name) for own in (folder / "finetuned").glob("*") if own.name.isdigit()), reverse=True)
-    places = (folder / "finetuned" / str(number) for number in numbers)
-    return next((place for place in places if checkpoint.load_manifest(place).get("used")), None)
+    return [folder / "finetuned" / str(number) for number in numbers]
 
 
 def _overtaken(record: Record, manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -128,28 +133,24 @@ def _score(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['metric']} {manifest['value']:.4f} on {manifest['split']}"
 
 
-def _code_folder(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Where the model's code lies: as study.toml says, which a search tells anew where a project was moved."""
-    question = folder / "study.toml"
-    if not question.is_file():
-        return Path(manifest["model"]["base"])
-    return Path(tomllib.loads(question.read_text(encoding="utf-8")).get("base", manifest["model"]["base"]))
-
-
-def load_model(chosen: Chosen, base: Path) -> nn.Module:
+def load_model(chosen: Chosen, question: Path) -> nn.Module:
     """The model of a checkpoint with its weights, in evaluation mode. Raises ModelError, SourceError, CheckpointError.
 
     A user's own function makes it with the head of the data that it was searched on; fine-tuning may have put in
-    another.
+    another. Which function that is, `question` says, the study.toml: a checkpoint is data, and names no code to run.
     """
     from tunecli import models
     from tunecli.data.samples import stored_features
     from tunecli.models.head import has_other_head, load_weights, replace_head
 
     model, features = chosen.manifest["model"], stored_features(chosen.manifest["features"])
-    module = models.build(
-        model["source"], model["keys"], base=base, features=features, outputs=model["outputs"], seed=0
-    )
+    source, base = model_code(question)
+    if model["source"] != source:
+        raise CheckpointError(
+            f"the checkpoint {chosen.place} is of the model {model['source']!r}, the study's is {source!r}",
+            hint=f"{question} says which model is the study's",
+        )
+    module = models.build(source, model["keys"], base=base, features=features, outputs=model["outputs"], seed=0)
     if has_other_head(module, chosen.weights):
         replace_head(module, model["outputs"], seed=0)
     load_weights(module, chosen.weights, fresh=None, where=chosen.place)

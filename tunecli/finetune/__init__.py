@@ -38,6 +38,13 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """What a user should know of what is trained on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """One epoch is done. `of` is "fine-tuning" or "from scratch"."""
 
@@ -77,7 +84,10 @@ class Finetuned:
     saved: Path | None
 
 
-def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch | Finetuned]:
+Event = Notice | Epoch | Finetuned
+
+
+def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it.
 
     Ends without a Finetuned where `stop()` said so; then nothing is written. Raises NoUsableTrial, CheckpointError,

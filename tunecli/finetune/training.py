@@ -18,13 +18,12 @@ from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.task import build_model, check_metric, evaluate, loss_of, make_task
 from tunecli.errors import InputError, NoUsableTrial, UsageError, did_you_mean
-from tunecli.finetune import Epoch, Finetuned, Request
+from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
-from tunecli.home import checkpoint_folder
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.space import OPTIMIZERS, parse_value
-from tunecli.store import Record, Store, choose_trial, load_checkpoint, read
+from tunecli.store import Record, Store, load_kept, read
 from tunecli.study import Study, load_data, read_study
 from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
 
@@ -42,8 +41,9 @@ class Training:
         self.folder, self.request = folder, request
         self.record = read(folder / "study.db")
         self.study = read_study(folder / "study.toml")
-        self.trial = choose_trial(self.record, request.trial)
-        self.start, self.manifest = _starting_weights(folder, self.record, self.trial, request)
+        kept = load_kept(folder, self.record, request.trial)
+        self.trial, self.manifest, self.notices = kept.trial, kept.manifest, kept.notices
+        self.start = kept.weights if request.checkpoint is None else read_weights(request.checkpoint)
         self.data = _load_data(self.study, self.record, self.manifest, request)
         self.hparams = _hparams(self.trial, request)
         self.new_head = list(self.data.classes) != self.manifest["classes"]
@@ -59,7 +59,8 @@ class Training:
         own = request.checkpoint is not None
         self.fresh_head = has_other_head(self._fresh(0), self.start) if own else self.new_head
 
-    def events(self, stop: Callable[[], bool]) -> Iterator[Epoch | Finetuned]:
+    def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        yield from map(Notice, self.notices)
         joined = self.data.train.join(self.data.validation)
         run = Run(
             self.trial.number,
@@ -190,15 +191,6 @@ def _train(
             if measured.fidelity == run.epochs:
                 return engine.weights(run), updates
     return None
-
-
-def _starting_weights(
-    folder: Path, record: Record, trial: Trial, request: Request
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if request.checkpoint is not None:
-        place = checkpoint_folder(folder, trial.number)
-        return read_weights(request.checkpoint), checkpoint.load_manifest(place)
-    return load_checkpoint(folder, record, trial)
 
 
 def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], request: Request) -> Data:

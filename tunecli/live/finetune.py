@@ -15,12 +15,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.finetune import Epoch, Finetuned
+from tunecli.finetune import Event, Finetuned, Notice
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.formats import strict_json
 
 
-def show_finetune(events: Iterable[Epoch | Finetuned], console: Console) -> Finetuned | None:
+def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None:
     """Show fine-tuning until it ends; None where a signal ended it."""
     shown = 0.0
     bar = Bar(
@@ -36,6 +36,9 @@ def show_finetune(events: Iterable[Epoch | Finetuned], console: Console) -> Fine
         for event in events:
             if isinstance(event, Finetuned):
                 return event
+            if isinstance(event, Notice):
+                console.print(f"note: {event.text}", soft_wrap=True)
+                continue
             text = f"epoch {event.epoch} of {event.epochs}, training loss {event.train_loss:.4f}"
             if console.is_terminal:
                 if event.of not in tasks:

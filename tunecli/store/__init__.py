@@ -4,7 +4,7 @@ An ordinary Optuna study, which Optuna's own reader, command line and dashboard 
 no place for lies in `tunecli_*` tables beside it.
 """
 
-from tunecli.store.chosen import choose_trial, load_checkpoint
+from tunecli.store.chosen import Kept, load_kept
 from tunecli.store.lock import hold, is_held
 from tunecli.store.overview import Overview, overview
 from tunecli.store.reader import Reading, Record, read
@@ -12,16 +12,16 @@ from tunecli.store.schema import is_unfinished
 from tunecli.store.writer import Store, create_study
 
 __all__ = [
+    "Kept",
     "Overview",
     "Reading",
     "Record",
     "Store",
-    "choose_trial",
     "create_study",
     "hold",
     "is_held",
     "is_unfinished",
-    "load_checkpoint",
+    "load_kept",
     "overview",
     "read",
 ]

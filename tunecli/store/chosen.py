@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +11,57 @@ from tunecli import checkpoint
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial
 from tunecli.home import checkpoint_folder
 from tunecli.store.reader import Record
-from tunecli.trial import Trial, best_trial
+from tunecli.trial import State, Trial, best_trial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def choose_trial(record: Record, number: int | None) -> Trial:
-    """The best complete trial, or trial `number`. Raises NoUsableTrial or InputError where it has no checkpoint."""
-    if number is None:
-        best = best_trial(list(record.trials), record.direction)
-        if best is None:
-            raise NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
-        return best
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A trial and its checkpoint, verified. `notices` say which better ones are damaged, so that it stands in."""
+
+    trial: Trial
+    weights: Mapping[str, Tensor]
+    manifest: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+
+
+def load_kept(folder: Path, record: Record, number: int | None = None) -> Kept:
+    """The best complete trial whose checkpoint is whole; or trial `number` and no other.
+
+    Raises NoUsableTrial where no trial is complete, InputError where `number` has no checkpoint, CheckpointError where
+    its checkpoint is damaged or none is left.
+    """
+    if number is not None:
+        trial = _trial(record, number)
+        return Kept(trial, *_load(folder, record, trial))
+    candidates = [trial for trial in record.trials if trial.state is State.COMPLETE and trial.number in record.kept]
+    best = best_trial(list(record.trials), record.direction)
+    if best is None:
+        raise NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
+    damaged: dict[int, CheckpointError] = {}
+    own: Trial | None = best
+    while own is not None:
+        try:
+            weights, manifest = _load(folder, record, own)
+        except CheckpointError as error:
+            damaged[own.number] = error
+            candidates = [trial for trial in candidates if trial.number not in damaged]
+            own = best_trial(candidates, record.direction)
+            continue
+        notices = (f"{error.message}; trial {own.number} stands in for trial {it}" for it, error in damaged.items())
+        return Kept(own, weights, manifest, tuple(notices))
+    if len(damaged) == 1:
+        raise damaged[best.number]
+    lines = "\n".join(f"  {error.message}" for error in damaged.values())
+    raise CheckpointError(
+        f"all {len(damaged)} checkpoints of {record.name} are damaged:\n{lines}",
+        hint="run the search again with --fresh",
+    )
+
+
+def _trial(record: Record, number: int) -> Trial:
     if number >= len(record.trials):
         raise InputError(
             f"{record.name} has no trial {number}: it has {len(record.trials)} trials, counted from 0",
@@ -33,12 +73,10 @@ def choose_trial(record: Record, number: int | None) -> Trial:
     return record.trials[number]
 
 
-def load_checkpoint(folder: Path, record: Record, trial: Trial) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load(folder: Path, record: Record, trial: Trial) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the manifest of a trial, those that the study recorded. Raises CheckpointError."""
     place = checkpoint_folder(folder, trial.number)
     weights, manifest = checkpoint.load(place)
     if record.kept.get(trial.number) != manifest["sha256"]:
-        raise CheckpointError(
-            f"damaged checkpoint: {place} is not the one that the study recorded", hint=checkpoint.DAMAGED_HINT
-        )
+        raise checkpoint.damaged(place, "is not the one that the study recorded")
     return weights, manifest

@@ -83,8 +83,25 @@ def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str,
 
     Raises StudyFileError with every fault of the file.
     """
+    return make_study(_read(path), path.parent.resolve(), path.stem, overrides, replaced, where=str(path))
+
+
+def model_code(path: Path) -> tuple[str, Path]:
+    """The source of a study's model and the folder that it is relative to: what a study file says, and nothing else.
+
+    The rest of the question is not checked: its data may be gone. Raises StudyFileError.
+    """
+    document = _read(path)
+    model, base = document.get("model", {}), document.get("base", "")
+    source = model.get("source", ModelSection().source) if isinstance(model, dict) else model
+    if not isinstance(source, str) or not isinstance(base, str):
+        raise StudyFileError(f"{path} does not say its model", hint="[model] has a source, a text")
+    return source, path.parent.resolve() / base
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StudyFileError(
             f"no such study file: {path}", hint="give the path of a study file or a table, or a study's name"
@@ -99,7 +116,6 @@ def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str,
         raise StudyFileError(
             f"{path} is no TOML: {error}", hint="a line is [section], or key = value with texts in quotes"
         ) from error
-    return make_study(document, path.parent.resolve(), path.stem, overrides, replaced, where=str(path))
 
 
 def study_of_table(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:

@@ -17,6 +17,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tests.forbidden
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli.errors import CheckpointError, StorageError
+from tunecli.files import make_folder, sync_folder, write_new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,19 +36,19 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
     digest = hashlib.sha256(data).hexdigest()
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder.parent)
         if old.exists() and not folder.exists():
             old.rename(folder)  # a crash fell between the two renames below: this is the one whole checkpoint
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        _write(new / WEIGHTS, data)
-        _write(new / MANIFEST, _seal({**manifest, "sha256": digest}))
-        _sync(new)
+        make_folder(new)
+        write_new(new / WEIGHTS, data)
+        write_new(new / MANIFEST, _seal({**manifest, "sha256": digest}))
+        sync_folder(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StorageError(
@@ -122,18 +122,3 @@ def _whole(folder: Path) -> Path:
     """`folder`, or the previous checkpoint where a crash fell between the two renames of `save`."""
     old = folder.with_name(folder.name + ".old")
     return old if old.exists() and not folder.exists() else folder
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunecli import checkpoint, data
 from tunecli.errors import InputError, StorageError, did_you_mean
+from tunecli.files import write_new
 from tunecli.study import Study, make_study, read_study, study_of_table, table_name
 from tunecli.study.faults import NAME
 
@@ -23,7 +23,7 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
         if latest is not None:
             return _begun(latest, overrides, replaced)
         argument = "digits"
-    path = Path(argument).expanduser()
+    path = _path(argument)
     if path.suffix == ".toml":
         return read_study(path, overrides, replaced)
     if path.suffix.lower() in data.TABLE_SUFFIXES:
@@ -50,6 +50,13 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
 
 
+def _path(argument: str) -> Path:
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:  # ~name, of nobody here
+        return Path(argument)
+
+
 def _begun(folder: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
     """The study in a folder, under the folder's name: a copy is a study of its own."""
     return read_study(folder / "study.toml", overrides, {"name": folder.name, **replaced})
@@ -62,7 +69,7 @@ def find_folder(argument: str | None, home: Path) -> Path:
         if latest is None:
             raise InputError(f"no study in {home} yet", hint="`tunecli search` begins one")
         return latest
-    path = Path(argument).expanduser()
+    path = _path(argument)
     name = read_study(path).name if path.suffix == ".toml" else argument
     if path.suffix.lower() in data.TABLE_SUFFIXES:
         name = table_name(path)
@@ -117,10 +124,7 @@ def write_question(folder: Path, study: Study) -> None:
     path = folder / "study.toml"
     try:
         unfinished = path.with_suffix(".toml.new")
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(study.toml())
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(unfinished, study.toml().encode())
         unfinished.replace(path)
     except OSError as error:
         raise StorageError(

@@ -8,16 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunecli.errors import StorageError
+from tunecli.errors import InputError, StorageError
+from tunecli.files import find_link, make_folder
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold the study in `folder` for writing. Raises StorageError where another process does."""
+    """Hold the study in `folder` for writing. Raises StorageError where another process does, InputError where it has
+    links in it; the folder itself may be one."""
     path = folder / "lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(folder)
+        if (link := find_link(folder)) is not None:
+            # What it points to is perhaps another study's, whose checkpoints would go when they are displaced here.
+            raise InputError(
+                f"{link} is a link, and what a study writes to must be its own", hint="put a copy in its place"
+            )
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"

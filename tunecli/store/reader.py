@@ -151,6 +151,9 @@ def _trials(
     result: list[Trial] = []
     for row in connection.execute(select(trials).where(trials.c.study_id == study_id).order_by(trials.c.number)):
         own = ours.get(row.trial_id)
+        if row.number != len(result):
+            # Folders are named by it: from a hostile database it could be a text with a path in it.
+            raise InputError(f"trial {len(result)} is missing, found {row.number!r}", hint="is it a study's database?")
         if own is None:
             raise InputError(
                 f"trial {row.number} was not written by tunecli",

@@ -29,6 +29,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tunecli.errors import InputError, StorageError
+from tunecli.files import make_folder, sync_folder
 
 SCHEMA_VERSION = 1
 OPTUNA_SCHEMA_VERSION = 12
@@ -122,7 +123,7 @@ def connect(path: Path, *, write: bool) -> Engine:
         connection.isolation_level = None
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
+        connection.execute("PRAGMA query_only=OFF" if write else "PRAGMA query_only=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook
@@ -144,9 +145,9 @@ def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> 
 
     unfinished = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent)
         unfinished.unlink(missing_ok=True)
-        descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY, 0o600)
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         storage = RDBStorage(_url(unfinished).render_as_string())
         study_id = storage.create_new_study([StudyDirection[direction.upper()]], name)
         _ours.create_all(storage.engine)
@@ -158,9 +159,7 @@ def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> 
         os.fsync(descriptor)
         os.close(descriptor)
         unfinished.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
     except (OSError, SQLAlchemyError) as error:
         raise unwritable(path, error) from error
 

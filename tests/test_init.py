@@ -99,6 +99,20 @@ def test_bundled_data_and_functions_of_ones_own_can_be_begun_with(tunecli: Comma
     assert tunecli("search", "mine.toml", *QUICK).code == 0
 
 
+def test_without_a_target_the_columns_are_named(tunecli: Command, tmp_path: Path) -> None:
+    write_answers(tmp_path / "answers.csv")
+    for command in ("init", "search"):
+        done = tunecli(command, "answers.csv")
+        assert done.code == 3
+        message, hint = done.complaint
+        assert message == "which column of answers.csv is to be predicted?"
+        assert hint.startswith("say it with --target COLUMN")
+        assert hint.endswith("its columns: x, kind, same, answer")
+    names = [f"c{number}" for number in range(50)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(names), *[",".join("0" * 50)] * 3]) + "\n")
+    assert tunecli("init", "wide.csv").complaint[1].endswith("c17, c18, ..., c49")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -20,6 +20,7 @@ from torch import nn
 
 from tests.conftest import Command, Question
 from tunecli import checkpoint
+from tunecli.data.split import split_indices
 from tunecli.errors import NoUsableTrial
 from tunecli.finetune import Finetuned, Request, finetune
 from tunecli.predict import predict
@@ -152,6 +153,56 @@ def test_a_table_longer_than_a_batch_is_predicted_row_by_row(tunecli: Command, h
     found = tunecli("predict", "price", "long.csv").out.splitlines()[1:]
     assert len(found) == 12_000
     np.testing.assert_allclose([float(line) for line in found], [float(line) for line in once] * 100, rtol=1e-6)
+
+
+def mixed(rows: int = 300) -> pd.DataFrame:
+    """A table of every kind of column, with gaps, and classes that all of them tell something of."""
+    draw = np.random.default_rng(3)
+    day = draw.integers(0, 900, rows)
+    frame = pd.DataFrame(
+        {
+            "income": np.exp(draw.normal(8, 2, rows)),
+            "member": draw.choice(["yes", "no"], rows),
+            "colour": draw.choice(["blue", "red", "white"], rows),
+            "postcode": [f"P{number}" for number in draw.integers(0, 80, rows)],
+            "since": (pd.Timestamp("2020-01-01") + pd.to_timedelta(day, unit="D")).strftime("%Y-%m-%d"),
+        }
+    )
+    score = np.log(frame.income) + (frame.member == "yes") * 3 + (frame.colour == "red") * 2 + day / 300
+    frame.loc[::9, "income"] = None
+    frame.loc[::11, "colour"] = None
+    frame["class"] = np.where(score > score.median(), "high", "low")
+    return frame
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".npz"])
+def test_predictions_score_what_the_search_recorded(
+    tunecli: Command, question: Question, tmp_path: Path, suffix: str
+) -> None:
+    frame, path = mixed(), tmp_path / f"mixed{suffix}"
+    if suffix == ".parquet":
+        frame.assign(since=pd.to_datetime(frame.since)).to_parquet(path)
+    elif suffix == ".npz":
+        np.savez(path, inputs=np.random.default_rng(0).normal(5, 3, (300, 4)), targets=frame["class"].to_numpy(str))
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    data = {"source": path.name} | ({} if suffix == ".npz" else {"target": "class"})
+    study = question(name="mixed", base=tmp_path, data=data, train={"epochs": 3}, trials=2, window=2)
+    list(search(study, tmp_path / "studies" / "mixed"))
+    if suffix != ".npz":
+        manifest = json.loads((best_checkpoint(tmp_path / "studies" / "mixed") / "manifest.json").read_text())
+        kinds = {column["kind"] for column in manifest["preprocessing"]["columns"]}
+        assert kinds == {"number", "boolean", "category", "code", "date"}
+    done = tunecli("predict", path.name)
+    told = [line.split(":")[1] for line in done.err.splitlines() if line.startswith("note")]
+    assert set(told) <= {" column 'postcode'"}, "only codes that training saw once at most are strange"
+    rows = rows_of(done.out)
+    assert len(rows) == 300
+    codes = (frame["class"] == "low").to_numpy(np.int64)
+    (_, validation, _), _ = split_indices(300, (8, 1, 1), study.seed, codes, ("high", "low"))
+    hits = sum(rows[row]["prediction"] == frame["class"][row] for row in validation)
+    value = tunecli("report", "--format", "json").document["best"]["value"]
+    assert hits / len(validation) == pytest.approx(value, abs=1e-12)
 
 
 # What goes in
@@ -458,7 +509,7 @@ def test_without_a_study_or_a_complete_trial_there_is_nothing_to_predict_with(
         (["flower", "flowers.csv"], 3, "no study 'flower'"),
         (["flowers", "none.csv"], 3, "no such file"),
         (["flowers", "flowers"], 3, "neither a table nor a function"),
-        (["flowers", "own.py:load"], 3, "the columns of a table"),
+        (["flowers", "own.py:load"], 3, "takes a table (.csv, .tsv, .parquet), and own.py:load is none"),
         (["flowers", "flowers.csv", "--device", "tpu9"], 2, "device"),
     ],
 )

@@ -140,17 +140,26 @@ def load_model(chosen: Chosen, question: Path) -> nn.Module:
     another. Which function that is, `question` says, the study.toml: a checkpoint is data, and names no code to run.
     """
     from tunecli import models
+    from tunecli.data import categories
     from tunecli.data.samples import stored_features
     from tunecli.models.head import has_other_head, load_weights, replace_head
 
-    model, features = chosen.manifest["model"], stored_features(chosen.manifest["features"])
+    model = chosen.manifest["model"]
     source, base = model_code(question)
     if model["source"] != source:
         raise CheckpointError(
             f"the checkpoint {chosen.place} is of the model {model['source']!r}, the study's is {source!r}",
             hint=f"{question} says which model is the study's",
         )
-    module = models.build(source, model["keys"], base=base, features=features, outputs=model["outputs"], seed=0)
+    module = models.build(
+        source,
+        model["keys"],
+        base=base,
+        features=stored_features(chosen.manifest["features"]),
+        outputs=model["outputs"],
+        seed=0,
+        categories=categories(chosen.manifest["preprocessing"]),
+    )
     if has_other_head(module, chosen.weights):
         replace_head(module, model["outputs"], seed=0)
     load_weights(module, chosen.weights, fresh=None, where=chosen.place)

@@ -65,13 +65,7 @@ class Data:
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """The last features of a table may be codes of categories, for a model to embed: how many codes each has.
-
-        0 is what is missing or was not seen in training.
-        """
-        if self.preprocessing.get("kind") != "table":
-            return ()
-        return tuple(len(own["levels"]) + 1 for own in self.preprocessing["columns"] if own["kind"] == "code")
+        return categories(self.preprocessing)
 
     @property
     def features(self) -> Features:
@@ -95,6 +89,16 @@ class Data:
                 # As bytes: NumPy has no bfloat16.
                 digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def categories(preprocessing: Mapping[str, Any]) -> tuple[int, ...]:
+    """The last features of a table may be codes of categories, for a model to embed: how many codes each has.
+
+    0 is what is missing or was not seen in training.
+    """
+    if preprocessing.get("kind") != "table":
+        return ()
+    return tuple(len(own["levels"]) + 1 for own in preprocessing["columns"] if own["kind"] == "code")
 
 
 def check_source(source: str, base: Path) -> None:

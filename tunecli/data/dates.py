@@ -67,7 +67,7 @@ def _parts(moments: pd.Series[Any], origin: pd.Timestamp) -> dict[str, Array]:
         "year": part.year.to_numpy(dtype=np.float64),
         "month": part.month.to_numpy(dtype=np.float64),
         "day": part.day.to_numpy(dtype=np.float64),
-        "weekday": part.weekday.to_numpy(dtype=np.float64),
+        "weekday": part.day_of_week.to_numpy(dtype=np.float64),
         "hour": part.hour.to_numpy(dtype=np.float64),
         "elapsed": ((moments - origin) / DAY).to_numpy(dtype=np.float64),
     }

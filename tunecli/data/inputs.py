@@ -14,7 +14,7 @@ from tunecli.data import COLUMN_SUFFIXES, TABLE_SUFFIXES, arrays, npz, table, us
 from tunecli.data.read import read_frame
 from tunecli.data.samples import Features, Inputs, Samples
 from tunecli.errors import DataError
-from tunecli.source import is_function, source_file
+from tunecli.source import is_function
 
 NAMED = 5
 """How many columns or values a notice names before it only counts."""
@@ -38,43 +38,45 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
 
     Raises DataError where the source cannot be read or is of another kind, SourceError from a user's function.
     """
-    if is_function(source):
-        if preprocessing["kind"] == "table":
-            raise DataError(
-                f"the model was trained on the columns of a table, {source} is a function", hint=f"give {_SUFFIXES}"
-            )
-        return _of_function(source, base, features)
     path = base / source
-    if path.suffix.lower() not in TABLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if is_function(source):
+        given = _FUNCTION
+    elif suffix in TABLE_SUFFIXES:
+        given = _TABLE if suffix in COLUMN_SUFFIXES else _ARRAYS
+    else:
         raise DataError(
             f"cannot predict {source!r}: it is neither a table nor a function",
-            hint=f'give {_SUFFIXES}, or "file.py:function", after the name of the study',
+            hint=f"give {_TABLE}, {_ARRAYS} or {_FUNCTION}: tunecli predict STUDY FILE",
         )
-    if not path.is_file():
+    if given is not _FUNCTION and not path.is_file():
         raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
-    is_table = path.suffix.lower() in COLUMN_SUFFIXES
-    expected = {"table": _TABLE, "array": "a .npz file"}.get(preprocessing["kind"], "file.py:function")
-    if expected != (_TABLE if is_table else "a .npz file"):
+    expected = {"table": _TABLE, "array": _ARRAYS}.get(preprocessing["kind"], _FUNCTION)
+    if given is not expected:
         raise DataError(
-            f"the model was trained on samples of shape {features} from {expected}, {source} is another kind",
-            hint=f"give {expected}",
+            f"the model takes {expected}, and {source} is none", hint=f"give {expected} like the one it was trained on"
         )
-    return _of_table(path, preprocessing) if is_table else _of_file(path, preprocessing, features)
+    return _of_table(path, preprocessing) if given is _TABLE else _of_arrays(source, base, preprocessing, features)
 
 
-_SUFFIXES = f"a {' or '.join(TABLE_SUFFIXES)} file"
-_TABLE = f"a {' or '.join(COLUMN_SUFFIXES)} file"
+_TABLE = f"a table ({', '.join(COLUMN_SUFFIXES)})"
+_ARRAYS = "arrays (.npz)"
+_FUNCTION = "a file.py:function"
 
 
-def _of_file(path: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
-    inputs = arrays.as_inputs(npz.read_inputs(path))
-    arrays.check_finite(inputs, path.name, "prediction")
-    if tuple(inputs.shape[1:]) != features:
+def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
+    raw = user.read_inputs(source, base) if is_function(source) else npz.read_inputs(base / source)
+    inputs = arrays.as_inputs(raw)
+    arrays.check_finite(inputs, Path(source).name, "prediction")
+    found = Samples(inputs, torch.zeros(len(inputs)))
+    if found.features != features:
         raise DataError(
-            f"{path.name} holds samples of shape {tuple(inputs.shape[1:])}, the model was trained on {features}",
+            f"{source} holds samples of shape {found.features}, the model was trained on {features}",
             hint="give samples of the same features",
         )
-    return NewInputs(len(inputs), lambda low, high: arrays.standardized_inputs(inputs[low:high], preprocessing))
+    if preprocessing["kind"] == "none":
+        return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
+    return NewInputs(len(found), lambda low, high: arrays.standardized_inputs(inputs[low:high], preprocessing))
 
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
@@ -123,15 +125,3 @@ def _columns(names: Sequence[str]) -> str:
         return f"column {names[0]!r} is"
     shown = ", ".join(repr(name) for name in names[:NAMED])
     return f"{len(names)} columns ({shown}{', ...' if len(names) > NAMED else ''}) are"
-
-
-def _of_function(source: str, base: Path, features: Features) -> NewInputs:
-    inputs = arrays.as_inputs(user.read_inputs(source, base))
-    arrays.check_finite(inputs, source_file(source, base).stem, "prediction")
-    found = Samples(inputs, torch.zeros(len(inputs)))
-    if found.features != features:
-        raise DataError(
-            f"{source} returned samples of shape {found.features}, the model was trained on {features}",
-            hint="return the inputs as the study's own data function does",
-        )
-    return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)

@@ -21,9 +21,12 @@ SEPARATORS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}
 
 def read(path: Path, target: str | None, weight: str | None = None) -> Table:
     """A file as a table with its target, and the weights of its rows where a column holds them. Raises DataError."""
-    if target is None:
-        raise DataError(f"which column of {path.name} is to be predicted?", hint="give target in [data], or --target")
     frame = read_frame(path)
+    if target is None:
+        raise DataError(
+            f"which column of {path.name} is to be predicted?",
+            hint=f"say it with --target COLUMN, or target in [data]; its columns: {_named(list(frame.columns))}",
+        )
     for role, name in (("", target), ("weight ", weight)):
         if name is not None and name not in frame.columns:
             hint = did_you_mean(name, list(frame.columns))
@@ -39,6 +42,11 @@ def read(path: Path, target: str | None, weight: str | None = None) -> Table:
     _refuse_missing(path, "target", frame[target], frame[target].isna())
     weights = None if weight is None else _weights(path, frame[weight])
     return Table(path.stem, features, frame[target], weights=weights)
+
+
+def _named(names: list[str], most: int = 20) -> str:
+    """The names, of many the first ones and the last, which is often what is to be predicted."""
+    return ", ".join(names if len(names) <= most else [*names[: most - 1], "...", names[-1]])
 
 
 def _refuse_missing(path: Path, role: str, series: pd.Series[Any], is_missing: pd.Series[bool]) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Task
@@ -21,7 +22,7 @@ from tunecli.engine.gradients import Vmapped
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
 from tunecli.models import build
-from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS
+from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS, SCHEDULES, settings_of
 from tunecli.trial import Measurement, Run, better
 
 MakeEngine = Callable[[Task], Engine]
@@ -90,7 +91,7 @@ def mish() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 33), nn.Mish(), nn.Linear(33, CLASSES))
 
 
-def make_run(trial: int, *, epochs: int = 4, schedule: str = "cosine", **hparams: Any) -> Run:
+def make_run(trial: int, *, epochs: int = 4, settings: dict[str, Any] | None = None, **hparams: Any) -> Run:
     """A run whose optimizer, batch size and the rest differ from those of its neighbours, where not given."""
     uniform = torch.rand(8, generator=torch.Generator().manual_seed(trial)).tolist()
     optimizer = hparams.get("optimizer", OPTIMIZERS[trial % len(OPTIMIZERS)])
@@ -105,7 +106,7 @@ def make_run(trial: int, *, epochs: int = 4, schedule: str = "cosine", **hparams
         defaults["momentum"] = 0.9 * uniform[3] if trial % 3 else 0.0
     if optimizer in ("adam", "adamw", "nadam", "radam", "adamax", "lion"):
         defaults |= {"beta1": 0.8 + 0.19 * uniform[4], "beta2": 0.9 + 0.09 * uniform[5]}
-    return Run(trial, 7, defaults | hparams, epochs, schedule)
+    return Run(trial, 7, defaults | hparams, epochs, {"schedule": "cosine"} if settings is None else settings)
 
 
 def shown(measurement: Measurement) -> tuple[Any, ...]:
@@ -177,15 +178,39 @@ def plain_optimizer(run: Run, module: nn.Module, decay_biases: bool) -> torch.op
     return found
 
 
+def plain_schedulers(settings: Any, optimizer: torch.optim.Optimizer, total: int) -> tuple[Any, Any]:
+    """The scheduler that is stepped after each update, and the one after each epoch."""
+    from torch.optim import lr_scheduler as theirs
+
+    rate = optimizer.param_groups[0]["lr"]
+    each_update: dict[str, Callable[[], Any]] = {
+        "cosine": lambda: theirs.CosineAnnealingLR(optimizer, T_max=total),
+        "one_cycle": lambda: theirs.OneCycleLR(
+            optimizer, rate, total, pct_start=settings["one_cycle_pct_start"], cycle_momentum=False
+        ),
+    }
+    each_epoch: dict[str, Callable[[], Any]] = {
+        "exponential": lambda: theirs.ExponentialLR(optimizer, settings["exponential_gamma"]),
+        "step": lambda: theirs.StepLR(optimizer, settings["step_epochs"], settings["step_gamma"]),
+        "plateau": lambda: theirs.ReduceLROnPlateau(
+            optimizer, factor=settings["plateau_factor"], patience=settings["plateau_patience"]
+        ),
+    }
+    nothing = lambda: None  # noqa: E731
+    name = settings["schedule"]
+    return each_update.get(name, nothing)(), each_epoch.get(name, nothing)()
+
+
 def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dict[str, Tensor]]:
     """The same training as everybody writes it: losses, metric and gradient norm by tick, and the best weights."""
     module = task.build(run)
     optimizer = plain_optimizer(run, module, task.decay_biases)
     samples = len(task.train)
     size = batch_length(run.hparams["batch_size"], samples)
-    if run.schedule == "cosine":
-        total = run.epochs * math.ceil(samples / size)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
+    settings = settings_of(run.settings, run.hparams)
+    each_update, each_epoch = plain_schedulers(settings, optimizer, run.epochs * math.ceil(samples / size))
+    clip, decay = float(settings["clip_norm"]), float(settings["ema_decay"])  # type: ignore[arg-type]
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
     assert task.validation is not None
     curve: list[list[float]] = []
     best: dict[str, Tensor] = {}
@@ -201,19 +226,26 @@ def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dic
             loss.backward()
             trained = [p for p in module.parameters() if p.grad is not None]
             norm = float(torch.cat([p.grad.flatten() for p in trained]).norm())  # type: ignore[union-attr]
+            if clip:
+                nn.utils.clip_grad_norm_(trained, clip)
             for p in trained:
                 if p.dim() > 1 or task.decay_biases:
                     p.grad += run.hparams["l1"] * p.detach().sign()  # type: ignore[operator]
             optimizer.step()
-            if run.schedule == "cosine":
-                scheduler.step()
+            if average is not None:
+                average.update_parameters(module)
+            if each_update is not None:
+                each_update.step()
             loss_sum += float(loss.detach()) * float(weights.sum())
-        module.eval()
+        counted = module if average is None else average.module
+        counted.eval()
         with torch.no_grad():
-            outputs = call(module, task.validation.inputs).reshape(1, len(task.validation), -1)
+            outputs = call(counted, task.validation.inputs).reshape(1, len(task.validation), -1)
         validation_loss, metric = (float(own) for own in task.score(outputs, task.validation.targets))
         if not curve or better(metric, min(own[2] for own in curve), "minimize"):
-            best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            best = {name: tensor.clone() for name, tensor in counted.state_dict().items()}
+        if each_epoch is not None:
+            each_epoch.step(*([metric] if settings["schedule"] == "plateau" else []))
         whole = samples if task.train.weights is None else float(task.train.weights.double().sum())
         curve.append([loss_sum / whole, validation_loss, metric, norm])
     return curve, best
@@ -237,10 +269,29 @@ def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine) -
     """101 samples: the last batch of 100 is a single one, that of 7 is three, that of 16 is five."""
     sizes = (1, 7, 16, 100, "full", 23)
     runs = [
-        make_run(trial, optimizer=optimizer, batch_size=size, schedule=("constant", "cosine")[trial % 2])
+        make_run(trial, optimizer=optimizer, batch_size=size, settings={"schedule": SCHEDULES[trial % 6]})
         for trial, (size, optimizer) in enumerate(zip(sizes, DEFAULT_OPTIMIZERS, strict=True))
     ]
     assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=101), runs, ticks=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3},
+        {"schedule": "step", "step_epochs": 2, "step_gamma": 0.5, "clip_norm": 0.3},
+        {"schedule": "one_cycle", "one_cycle_pct_start": 0.5, "ema_decay": 0.9},
+        {"ema_decay": 0.99, "clip_norm": 0.01},
+    ],
+)
+def test_a_recipe_equals_a_plain_loop_with_torchs_own(make_engine: MakeEngine, settings: dict[str, Any]) -> None:
+    """Some hold for a run by [train], some as hparams of its own; neighbours have none of them."""
+    by_train, by_trial = make_run(0, batch_size=16, epochs=6, settings=settings), make_run(1, epochs=6, **settings)
+    plain = [make_run(trial, settings={}, epochs=6) for trial in (2, 3)]
+    own = {"optimizer": "sgd", "batch_size": 7, "learning_rate": 0.3, "momentum": 0.9}
+    wild = make_run(4, epochs=6, settings=settings, **own)
+    task = make_task(dtype=torch.float64)
+    assert_equals_plain_loop(make_engine, task, [by_train, plain[0], by_trial, plain[1], wild], ticks=6)
 
 
 def test_a_run_without_decay_of_biases_equals_a_plain_loop(make_engine: MakeEngine) -> None:
@@ -558,7 +609,7 @@ def test_a_run_does_not_see_others_come_and_go(make_engine: MakeEngine) -> None:
 @pytest.mark.parametrize("size", [16, "full"])
 def test_a_run_that_diverges_fails_and_its_neighbours_do_not_notice(make_engine: MakeEngine, size: int | str) -> None:
     task = make_task(mlp(activation="relu"))
-    wild = make_run(3, optimizer="sgd", learning_rate=1e30, batch_size=size, schedule="constant")
+    wild = make_run(3, optimizer="sgd", learning_rate=1e30, batch_size=size, settings={})
     tame = [make_run(trial, optimizer="sgd", batch_size=own) for trial, own in ((1, 16), (2, 1), (4, 7), (5, 16))]
     calm = outcomes(make_engine(task), tame)
     crowd = outcomes(make_engine(task), [*tame[:2], wild, *tame[2:]])
@@ -607,7 +658,7 @@ def test_ways_agree_to_rounding() -> None:
 
 def test_the_seed_of_a_study_gives_another_training(make_engine: MakeEngine) -> None:
     task, run = make_task(), make_run(0)
-    other = Run(run.trial, run.study_seed + 1, run.hparams, run.epochs, run.schedule)
+    other = Run(run.trial, run.study_seed + 1, run.hparams, run.epochs, run.settings)
     assert outcomes(make_engine(task), [run]) != outcomes(make_engine(task), [other])
 
 

@@ -101,7 +101,7 @@ def joined(study: Study) -> tuple[Tensor, Tensor]:
 
 
 def run_of(study: Study, trial: int, hparams: Mapping[str, Any], epochs: int) -> Run:
-    return Run(trial, derive_seed(study.seed, trial, "finetune"), hparams, epochs, "cosine")
+    return Run(trial, derive_seed(study.seed, trial, "finetune"), hparams, epochs, {"schedule": "cosine"})
 
 
 # On the study's own task

@@ -18,6 +18,7 @@ def run(folder: Path, document: dict[str, Any]) -> Record:
     """Search the study that a document states; what its database holds then."""
     document = {"data": {"source": "iris"}, "search": {"trials": 3}, **document}
     document = {**document, "train": {"epochs": 2, **document.get("train", {})}}
+    folder.mkdir(exist_ok=True)
     study = make_study(document, folder, "own", where="own.toml")
     for _ in search(study, folder / "own"):
         pass
@@ -110,3 +111,109 @@ def test_a_name_that_is_no_optimizer_is_one_error(tmp_path: Path, optimizer: str
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not (tmp_path / "own" / "study.db").exists()
+
+
+# Schedules, clipping, averages and stopping early: keys of [train], and hparams as well.
+
+
+def test_keys_of_train_hold_for_every_trial_and_are_no_hparams(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", {})
+    recipe = {"schedule": "one_cycle", "warmup": 0.1, "clip_norm": 0.5, "ema_decay": 0.5}
+    record = run(tmp_path / "recipe", {"train": recipe})
+    assert [own.hparams for own in record.trials] == [own.hparams for own in plain.trials]
+    assert all(own.state is not State.FAILED for own in record.trials)
+    pairs = zip(record.trials, plain.trials, strict=True)
+    assert all(own.curve[0].train_loss != other.curve[0].train_loss for own, other in pairs)
+
+
+def test_an_hparam_of_a_trial_overrides_train(tmp_path: Path) -> None:
+    by_trial = run(tmp_path / "a", {"train": {"clip_norm": 9.0}, "space": {"clip_norm": 0.01}})
+    by_train = run(tmp_path / "b", {"train": {"clip_norm": 0.01}})
+    losses = [[[m.train_loss for m in own.curve] for own in record.trials] for record in (by_trial, by_train)]
+    assert losses[0] == losses[1]
+    assert all(own.hparams["clip_norm"] == 0.01 for own in by_trial.trials)
+
+
+def test_a_trial_has_the_keys_of_its_own_schedule(tmp_path: Path) -> None:
+    space = {
+        "schedule": ["constant", "step", "plateau"],
+        "step_gamma": {"low": 0.1, "high": 0.9},
+        "plateau_patience": {"low": 0, "high": 3},
+        "ema_decay": [0.0, 0.9],
+    }
+    record = run(tmp_path, {"space": space, "search": {"trials": 12}})
+    for own in record.trials:
+        assert ("step_gamma" in own.hparams) == (own.hparams["schedule"] == "step")
+        assert ("plateau_patience" in own.hparams) == (own.hparams["schedule"] == "plateau")
+        assert "ema_decay" in own.hparams
+
+
+def test_a_searched_key_of_a_schedule_that_train_states_is_read_by_every_trial(tmp_path: Path) -> None:
+    gamma = {"low": 0.1, "high": 0.9}
+    record = run(tmp_path / "a", {"train": {"schedule": "step"}, "space": {"step_gamma": gamma}})
+    assert all("step_gamma" in own.hparams for own in record.trials)
+    record = run(tmp_path / "b", {"space": {"step_gamma": gamma}})
+    assert all("step_gamma" not in own.hparams for own in record.trials)
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        ({"patience": 2}, "no better metric for 2 epochs"),
+        ({"loss_tolerance": 0.05}, "converged: the training loss changed by"),
+        ({"gradient_tolerance": 0.2}, "converged: the gradient norm is"),
+    ],
+)
+def test_a_trial_that_stops_early_is_complete_and_says_why(tmp_path: Path, train: dict[str, Any], reason: str) -> None:
+    document = {"train": {"epochs": 40, **train}, "search": {"trials": 6, "pruner": "none"}}
+    record = run(tmp_path, {**document, "space": {"learning_rate": 0.05, "optimizer": "adam"}})
+    early = [own for own in record.trials if own.fidelity < 40]
+    assert early
+    assert all(own.state is State.COMPLETE and (own.reason or "").startswith(reason) for own in early)
+    assert all(own.reason is None for own in record.trials if own.fidelity == 40)
+
+
+def test_a_search_of_recipes_that_was_stopped_goes_on_to_the_same_trials(tmp_path: Path) -> None:
+    document = {
+        "data": {"source": "iris"},
+        "train": {"epochs": 9, "patience": 3},
+        "space": {"schedule": ["plateau", "one_cycle"], "plateau_patience": 0, "ema_decay": [0.0, 0.8]},
+        "search": {"trials": 10},
+    }
+    study = make_study(document, tmp_path, "own", where="own.toml")
+    whole = run(tmp_path / "whole", document)
+    stops, how = 0, ""
+    while how != "done":
+        stops += 1
+        left = iter(range(6 * stops))
+        events = list(search(study, tmp_path / "own", stop=lambda left=left: next(left, None) is None))  # type: ignore[misc]
+        how = events[-1].how  # type: ignore[union-attr]
+    parts = read(tmp_path / "own" / "study.db")
+    assert stops > 2
+    for one, other in zip(whole.trials, parts.trials, strict=True):
+        assert (one.hparams, one.state, one.value, one.reason) == (
+            other.hparams,
+            other.state,
+            other.value,
+            other.reason,
+        )
+        assert [m.metric for m in one.curve] == [m.metric for m in other.curve]
+
+
+@pytest.mark.parametrize(
+    ("train", "message", "hint"),
+    [
+        ({"schedule": "cosin"}, "[train] schedule: unknown schedule 'cosin'", "did you mean 'cosine'?"),
+        ({"lr_scheduler": "cosine"}, "unknown key 'lr_scheduler' in [train]", "it is called 'schedule' here"),
+        ({"learning_rate": 1}, "unknown key 'learning_rate' in [train]", "it is a key of [space]: learning_rate = ..."),
+        ({"patience": -1}, "patience: expected a whole number of at least 0, got -1", "for example patience = 0"),
+        ({"warmup": 1.0}, "warmup: must be at least 0 and below 1, got 1.0", "for example warmup = 0.0"),
+        ({"clip_norm": "1"}, "clip_norm: expected a number, got '1'", "for example clip_norm = 0.0"),
+        ({"epohcs": 3}, "unknown key 'epohcs' in [train]", "did you mean 'epochs'?"),
+    ],
+)
+def test_a_mistake_in_train_is_answered(tmp_path: Path, train: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        run(tmp_path, {"train": train})
+    assert message in caught.value.message
+    assert caught.value.hint == hint

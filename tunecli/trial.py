@@ -35,13 +35,13 @@ def derive_seed(study_seed: int, trial: int, purpose: str, *more: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training of one trial."""
+    """One training of one trial. `settings` hold where its hparams say nothing: the keys of [train]."""
 
     trial: int
     study_seed: int
     hparams: Hparams = field(hash=False)
     epochs: int
-    schedule: str = "constant"
+    settings: Hparams = field(default_factory=dict, hash=False)
 
     def seed(self, purpose: str, *more: int) -> int:
         return derive_seed(self.study_seed, self.trial, purpose, *more)

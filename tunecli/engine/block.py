@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, 
 from tunecli.engine.gradients import Looped, Vmapped, Way
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import EVALUATION_SAMPLES
-from tunecli.engine.update import Due, State, plan_updates, update
+from tunecli.engine.update import Due, plan_updates, update
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
 from tunecli.trial import Measurement, better
@@ -30,8 +31,7 @@ class Block:
 
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
         self._lane, self._slots = lane, slots
-        state = lane.state
-        self._state = State(state.weights[rows], state.first[rows], state.second[rows], state.decay, state.matrices)
+        self._state = lane.state.part(rows)
         self._gradient = lane.gradient[rows]
         way: Callable[..., Way] = Looped if lane.micro is None else Vmapped
         self._way = way(
@@ -92,12 +92,14 @@ class Block:
             sizes[: own.steps, column] = size
         done = torch.tensor([slot.updates for slot in slots])
         numbers = done + ends.cumsum(0)  # (S, K)
-        totals = torch.tensor([s.run.epochs * int(b.ends.sum()) for s, b in zip(slots, batches, strict=True)])
-        rates = rate_factors([slot.run.schedule for slot in slots], numbers, totals)
+        epoch = torch.tensor([int(own.ends.sum()) for own in batches])
+        totals = torch.tensor([slot.run.epochs for slot in slots]) * epoch
+        scales = [slot.plateau.scale for slot in slots]
+        rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
         device = self._gradient.device
         return plan_updates(
             slots[0].rule,
-            [slot.run.hparams for slot in slots],
+            [slot.hparams for slot in slots],
             numbers.to(device),
             rates.to(device),
             sizes.to(device),
@@ -166,7 +168,9 @@ class Block:
         loss = metric = nothing
         if lane.validation is not None and self._failure is None:
             try:
-                loss, metric = lane.task.score(self._outputs(lane.validation), lane.validation.targets)
+                with self._averaged():
+                    outputs = self._outputs(lane.validation)
+                loss, metric = lane.task.score(outputs, lane.validation.targets)
             except Exception as error:
                 self._fail(error)
         train_loss = self._loss / lane.whole_weight
@@ -177,6 +181,20 @@ class Block:
             slot.updates += int(batches.ends.sum())
         seconds = (self._seconds + time.monotonic() - began) / len(self._slots)
         return [self._measurement(slot, values, seconds) for slot, values in zip(self._slots, found, strict=False)]
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The rows whose average counts hold it."""
+        rows = [row for row, slot in enumerate(self._slots) if slot.averages]
+        if not rows or self._state.average is None:
+            yield
+            return
+        trained = self._state.weights[rows]
+        self._state.weights[rows] = self._state.average[rows]
+        try:
+            yield
+        finally:
+            self._state.weights[rows] = trained
 
     def _measurement(self, slot: Slot, values: list[float], seconds: float) -> Measurement:
         train_loss, loss, metric, norm = values
@@ -194,11 +212,15 @@ class Block:
             lane.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)
         ):
             slot.best_metric = metric
-            lane.best[slot.row] = lane.state.weights[slot.row]
+            trained = lane.state.average if slot.averages else lane.state.weights
+            assert trained is not None
+            lane.best[slot.row] = trained[slot.row]
             if lane.micro is None:
                 kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
                 buffers = slot.module.named_buffers()
                 slot.best_state = {name: buffer.clone() for name, buffer in buffers if name in kept}
+        if failure is None and lane.validation is not None:
+            slot.see(metric, direction)
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
     def _outputs(self, samples: Samples) -> Tensor:

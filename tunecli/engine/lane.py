@@ -16,9 +16,11 @@ from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
 from tunecli.engine.rules import RULES, Rule
+from tunecli.engine.schedule import Plateau, warmup_updates
 from tunecli.engine.task import Task
 from tunecli.engine.update import State
-from tunecli.trial import Run
+from tunecli.space import settings_of
+from tunecli.trial import Hparams, Run
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +31,9 @@ class Slot:
     lane: Lane
     module: nn.Module
     rule: Rule
+    settings: Hparams
     initial: Tensor | None
+    plateau: Plateau = field(default_factory=Plateau)
     row: int = -1
     ticks: int = 0
     updates: int = 0
@@ -42,9 +46,28 @@ class Slot:
         return bool(self.run.hparams.get("l1")), bool(self.run.hparams.get("l2"))
 
     @property
+    def hparams(self) -> Hparams:
+        """All that the run trains with."""
+        return {**self.settings, **self.run.hparams}
+
+    @property
+    def averages(self) -> bool:
+        """Whether the weights that count are the average of those trained."""
+        return bool(self.settings["ema_decay"])
+
+    @property
     def order(self) -> tuple[str, str, tuple[bool, bool], int]:
         hparams = self.run.hparams
         return str(hparams["optimizer"]), str(hparams["batch_size"]).zfill(12), self.penalties, self.run.trial
+
+    def see(self, metric: float, direction: str) -> None:
+        """A tick was evaluated: what a schedule may remember of it."""
+        if self.settings["schedule"] != "plateau":
+            return
+        total = self.run.epochs * self.updates // self.ticks
+        if self.updates > warmup_updates(self.settings, total):
+            rate = float(self.run.hparams["learning_rate"])  # type: ignore[arg-type]  # a number by the space
+            self.plateau.see(metric, direction, self.settings, rate)
 
     def best_weights(self) -> dict[str, Tensor]:
         """The state dict at the best tick: the trained weights from the row, the rest from the module."""
@@ -88,7 +111,8 @@ class Lane:
 
     def start(self, run: Run, module: nn.Module) -> Slot:
         rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
-        slot = Slot(run, self, module, rule, initial=self.layout.row(module))
+        settings = settings_of(run.settings, run.hparams)
+        slot = Slot(run, self, module, rule, settings, initial=self.layout.row(module))
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module
@@ -119,7 +143,9 @@ class Lane:
         blocks = -(-len(self._slots) // self.block_rows)
         rows = blocks * self.block_rows
         like = self._slots[0].initial if self._slots and self._slots[0].initial is not None else self.state.weights
-        old = (self.state.weights, self.state.first, self.state.second, self.best)
+        old = [self.state.weights, self.state.first, self.state.second, self.best]
+        if any(slot.averages for slot in self._slots):
+            old.append(self.state.weights if self.state.average is None else self.state.average)
         new = tuple(torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device) for _ in old)
         for row, slot in enumerate(self._slots):
             if slot.initial is not None:
@@ -129,7 +155,8 @@ class Lane:
                     target[row] = source[slot.row]
             slot.row = row
         decay = None if self.task.decay_biases else self.layout.decay_mask(like.device, like.dtype)
-        self.state = State(new[0], new[1], new[2], decay, self.layout.matrices())
+        average = new[4] if len(new) > 4 else None
+        self.state = State(new[0], new[1], new[2], decay, self.layout.matrices(), average)
         self.best = new[3]
         self.gradient = torch.zeros_like(new[0])
         self._blocks = [

@@ -22,8 +22,10 @@ DEFAULTS: dict[str, float] = {
     "beta2": 0.999,
     "l1": 0.0,
     "l2": 0.0,
+    "clip_norm": 0.0,
+    "ema_decay": 0.0,
 }
-"""What torch.optim takes for an hparam that a trial does not have."""
+"""What torch.optim takes for an hparam that a trial does not have; the last two are off."""
 
 Columns = Mapping[str, Tensor]
 """Hparams of some rows: name -> (K, 1) in float64. `learning_rate` is (S, K, 1), one for each of S updates."""

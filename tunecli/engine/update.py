@@ -21,6 +21,7 @@ class State:
     """What training changes, a row a run: all (K, P). `first` and `second` are the optimizer's two moments.
 
     `decay` is None, or (P,) ones and zeros: the weights that l1 and l2 hold for. `matrices` are those among P.
+    `average` is None, or the exponential moving average of the weights.
     """
 
     weights: Tensor
@@ -28,14 +29,21 @@ class State:
     second: Tensor
     decay: Tensor | None = None
     matrices: Matrices = ()
+    average: Tensor | None = None
+
+    def part(self, rows: slice) -> State:
+        """A view of some rows."""
+        average = None if self.average is None else self.average[rows]
+        return State(self.weights[rows], self.first[rows], self.second[rows], self.decay, self.matrices, average)
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
     """Neighbouring rows of one rule whose batch is complete, with the columns of this update, (k, 1) each.
 
-    `share` is one over the number of samples in the batch, or over the sum of their weights; l1, l2 and shrink are
-    None where they do nothing.
+    `share` is one over the number of samples in the batch, or over the sum of their weights; `clip` is the largest
+    norm of a gradient, `keep` what the average keeps of itself. l1, l2, shrink, clip and keep are None where they do
+    nothing; in a row that has no clip of its own it is zero.
     """
 
     rows: slice
@@ -45,6 +53,8 @@ class Due:
     l1: Tensor | None = None
     l2: Tensor | None = None
     shrink: Tensor | None = None
+    clip: Tensor | None = None
+    keep: Tensor | None = None
 
 
 def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
@@ -52,10 +62,14 @@ def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
 
     `gradient` is (K, P), summed over the samples of the batch. l1 adds l1 * sign(weight) to the mean gradient and l2
     adds l2 * weight, except where the rule is decoupled: then it shrinks the weights (Loshchilov & Hutter 2019).
+    The gradient is clipped before either, by its norm over all weights, as torch's clip_grad_norm_ does.
     """
     for part in due:
         weights = state.weights[part.rows]  # (k, P)
         mean = gradient[part.rows] * part.share
+        if part.clip is not None:
+            found = part.clip / (mean.norm(dim=1, keepdim=True) + 1e-6)
+            mean *= torch.where(part.clip > 0, found.clamp(max=1), 1.0)
         if part.l1 is not None:
             mean += _spared(weights.sign() * part.l1, state.decay)
         if part.l2 is not None:
@@ -64,6 +78,9 @@ def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
             weights -= _spared(weights * part.shrink, state.decay)
         told = {"matrices": state.matrices} if part.rule.by_matrix else {}
         part.rule.step(weights, mean, state.first[part.rows], state.second[part.rows], *part.scalars, **told)
+        if part.keep is not None and state.average is not None:
+            average = state.average[part.rows]
+            average.mul_(part.keep).add_(weights * (1 - part.keep))
 
 
 def plan_updates(
@@ -95,6 +112,10 @@ def plan_updates(
     share = torch.where(sizes > 0, 1 / sizes.double(), 1.0)[..., None].to(dtype)
     l1, l2 = columns["l1"].to(dtype), columns["l2"].to(dtype)
     shrink = (learning_rate * columns["l2"]).to(dtype)
+    clip = columns["clip_norm"].to(dtype)
+    # The average begins with the weights after the first update, as torch's AveragedModel does.
+    keep = torch.where(numbers[..., None] == 1, 0.0, columns["ema_decay"]).to(dtype)
+    clips, averages = [bool(h.get("clip_norm")) for h in hparams], any(h.get("ema_decay") for h in hparams)
     has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]
 
     def due(step: int, own: slice, rows: slice) -> Due:
@@ -107,6 +128,8 @@ def plan_updates(
             l1=l1[own] if any(has_l1[own]) else None,
             l2=l2[own] if decays and not rule.decoupled else None,
             shrink=shrink[step, own] if decays and rule.decoupled else None,
+            clip=clip[own] if any(clips[own]) else None,
+            keep=keep[step, own] if averages else None,
         )
 
     return due

@@ -75,6 +75,7 @@ class Finetuned:
     epochs: int
     samples: int
     learning_rate: float
+    schedule: str
     trained: tuple[str, ...]
     new_head: bool
     start: str

@@ -67,7 +67,8 @@ class Training:
             derive_seed(self.study.seed, self.trial.number, "finetune"),
             self.hparams,
             self.epochs,
-            schedule="cosine",
+            # Down to zero over the epochs of this training, whatever the search did.
+            settings={**self.study.train.settings, "schedule": "cosine"},
         )
         test = self.data.test
         found: list[dict[str, Tensor]] = []
@@ -99,6 +100,7 @@ class Training:
             updates_before=0 if self.request.checkpoint else int(self.manifest["updates"]),
             epochs=self.epochs,
             samples=len(joined),
+            schedule=str(self.hparams.get("schedule", "cosine")),
             learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
             trained=self.trained,
             new_head=self.fresh_head,
@@ -236,13 +238,15 @@ def _fit_study(study: Study, data: Data) -> Study:
 
 def _hparams(trial: Trial, request: Request) -> Hparams:
     """The trial's hparams with the given ones laid over; a tenth of the learning rate on the study's own task."""
-    hparams: dict[str, Value] = dict(trial.hparams)
+    hparams: dict[str, Value] = {name: value for name, value in trial.hparams.items() if name != "schedule"}
     if not request.new_task:
         hparams["learning_rate"] = float(hparams["learning_rate"]) / 10  # type: ignore[arg-type]  # a number by the space
     for name, raw in (request.hparams or {}).items():
         if name.startswith("model."):
             raise UsageError(f"{name} cannot change: the checkpoint's model has the shape it has")
         hparams[name] = parse_value(name, raw)
+        if hparams.get("schedule") == "plateau":
+            raise UsageError("plateau goes by validation, which fine-tuning trains on", hint="--set schedule=cosine")
         if name == "optimizer" and raw not in OPTIMIZERS:
             # Code is taken from the study file only, which named it when the study began.
             raise UsageError(f"{raw} is no optimizer of tunecli's own", hint=did_you_mean(str(raw), OPTIMIZERS))

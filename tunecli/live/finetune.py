@@ -76,10 +76,11 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
     console.print(table)
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
+    course = "falling to 0 (cosine)" if result.schedule == "cosine" else f"({result.schedule})"
     console.print(
         f"trained {trained}{head}: {result.epochs} epoch{'s' if result.epochs > 1 else ''} on "
         f"{result.samples:,} samples, "
-        f"learning rate {result.learning_rate:.3g} falling to 0 (cosine)",
+        f"learning rate {result.learning_rate:.3g} {course}",
         soft_wrap=True,
     )
     unused = "" if result.used else " (not in use)"

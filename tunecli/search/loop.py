@@ -22,7 +22,8 @@ from tunecli.search import contradiction
 from tunecli.search.events import Differed, Ended, Event, Opened
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
-from tunecli.space import Choice, Range
+from tunecli.space import Choice, Range, settings_of
+from tunecli.stopping import reason_to_stop
 from tunecli.store import Record, Store, create_study
 from tunecli.study import Study, load_data
 from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
@@ -181,6 +182,10 @@ class Loop:
             return failed(trial, own.failure)
         if own.fidelity >= self.study.train.epochs:
             return replace(trial, state=State.COMPLETE)
+        run = self._run(own.trial, trial.hparams)
+        done = reason_to_stop(trial.curve, settings_of(run.settings, run.hparams), self.direction)
+        if done is not None:
+            return replace(trial, state=State.COMPLETE, reason=done)
         reason = self.ledger.reason_to_prune(own)
         return None if reason is None else replace(trial, state=State.PRUNED, reason=reason)
 
@@ -197,7 +202,7 @@ class Loop:
             self.shelf.clear_away()
 
     def _run(self, number: int, hparams: Hparams) -> Run:
-        return Run(number, self.study.seed, hparams, self.study.train.epochs)
+        return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)
 
     def _create(self) -> None:
         write_question(self.folder, self.study)

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from tunecli.errors import SpaceError
 from tunecli.space.hparams import (
     DEFAULT_OPTIMIZERS,
+    DEFAULT_SETTINGS,
     HPARAMS,
     OPTIMIZERS,
     PRUNERS,
     SAMPLERS,
+    SCHEDULES,
     WITH_BETAS,
     WITH_MOMENTUM,
     YOURS,
     When,
     nearest,
+    parse_settings,
     parse_value,
+    settings_of,
     when,
 )
 from tunecli.space.parse import parse
@@ -31,9 +36,12 @@ from tunecli.trial import Hparams, Value
 
 __all__ = [
     "DEFAULT_OPTIMIZERS",
+    "DEFAULT_SETTINGS",
+    "HPARAMS",
     "OPTIMIZERS",
     "PRUNERS",
     "SAMPLERS",
+    "SCHEDULES",
     "Choice",
     "Dimension",
     "Float",
@@ -42,7 +50,10 @@ __all__ = [
     "Space",
     "build_space",
     "distribution_json",
+    "nearest",
+    "parse_settings",
     "parse_value",
+    "settings_of",
 ]
 
 
@@ -98,6 +109,11 @@ class Space:
         """The hparams that have a range, each once, in order."""
         return tuple(dict.fromkeys(d.hparam for d in self.dimensions if isinstance(d.range, Range)))
 
+    @property
+    def hparams(self) -> frozenset[str]:
+        """The names of all hparams that a trial may have."""
+        return frozenset(dimension.hparam for dimension in self.dimensions)
+
     def values_of(self, hparam: str) -> tuple[Value, ...]:
         """Every value that a choice or a fixed hparam can take; empty for a range or an unknown name."""
         for dimension in self.dimensions:
@@ -144,11 +160,12 @@ _DEFAULTS: tuple[Dimension, ...] = (
 )
 
 
-def build_space(overrides: Mapping[str, Any]) -> Space:
+def build_space(overrides: Mapping[str, Any], train: Mapping[str, Any] = MappingProxyType({})) -> Space:
     """The default space with a study file's [space] laid over it.
 
     A list is a choice, a table `{low, high, log}` a range, anything else fixes the hparam. A range given by the user
-    holds for every optimizer, under the one name. Raises SpaceError with every fault, a line each.
+    holds for every optimizer, under the one name. What a study file's [train] says decides which hparams are read
+    where no trial decides it. Raises SpaceError with every fault, a line each.
     """
     faults: list[str] = []
     given: dict[str, Range | Value] = {}
@@ -178,19 +195,24 @@ def build_space(overrides: Mapping[str, Any]) -> Space:
     # In an order of their own: the study file's is not the one in which it is recorded, and proposals follow it.
     more = [name for name in HPARAMS if name in given] + sorted(name for name in given if name.startswith("model."))
     dimensions += [_own(name, given[name]) for name in more if name not in known]
-    return Space(_read_by_some(dimensions))
+    return Space(_read_by_some(dimensions, train))
 
 
-def _read_by_some(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
+def _read_by_some(
+    dimensions: Iterable[Dimension], train: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Dimension, ...]:
     """The dimensions that some trial reads: others would only mislead a reader of the space."""
     space = Space(tuple(dimensions))
     yours = [value for value in space.values_of("optimizer") if value not in OPTIMIZERS]
     named = [d if d.when is None else replace(d, when=d.when.naming(yours)) for d in space.dimensions]
-    return tuple(
-        d
-        for d in named
-        if d.when is None or any(d.when.holds({d.when.hparam: value}) for value in space.values_of(d.when.hparam))
-    )
+    fixed = {**DEFAULT_SETTINGS, **train}
+    found: list[Dimension] = []
+    for own in named:
+        if own.when is None or any(own.when.holds({own.when.hparam: v}) for v in space.values_of(own.when.hparam)):
+            found.append(own)
+        elif own.when.hparam not in space.hparams and own.when.holds(fixed):
+            found.append(replace(own, when=None))
+    return tuple(found)
 
 
 def _own(hparam: str, value: Range | Value) -> Dimension:

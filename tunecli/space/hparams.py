@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tunecli.errors import SpaceError, did_you_mean
@@ -12,6 +13,7 @@ from tunecli.trial import Value
 
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam", "radam", "adamax", "adadelta", "lion", "muon")
 DEFAULT_OPTIMIZERS = OPTIMIZERS[:6]
+SCHEDULES = ("constant", "exponential", "step", "cosine", "one_cycle", "plateau")
 YOURS = "file.py:Class"
 """Stands for every optimizer of the user's own where a condition names optimizers."""
 SAMPLERS = ("tpe", "random")
@@ -60,6 +62,31 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number of `low` or more."""
+
+    low: int
+
+    def check(self, value: Any) -> Value:
+        if isinstance(value, bool) or not isinstance(value, int) or value < self.low:
+            raise SpaceError(f"expected a whole number of at least {self.low}, got {value!r}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One of the names of its kind."""
+
+    kind: str
+    known: tuple[str, ...]
+
+    def check(self, value: Any) -> Value:
+        if value not in self.known:
+            raise SpaceError(f"unknown {self.kind} {value!r}: {did_you_mean(str(value), self.known)}")
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Flag:
     name: str
 
@@ -89,15 +116,19 @@ class BatchSize:
         return value  # type: ignore[no-any-return]  # checked above
 
 
-Kind = Number | Flag | Optimizer | BatchSize
+Kind = Number | Whole | Name | Flag | Optimizer | BatchSize
 
 
 @dataclass(frozen=True, slots=True)
 class Hparam:
-    """What an hparam takes, and when a trial reads it (None: always)."""
+    """What an hparam takes, and when a trial reads it (None: always).
+
+    One with a `default` is a key of [train] as well, which holds for every trial that does not have it of its own.
+    """
 
     kind: Kind
     when: When | None = None
+    default: Value | None = None
 
 
 WITH_MOMENTUM = when("optimizer", "sgd", "rmsprop", "muon", YOURS)
@@ -114,8 +145,28 @@ HPARAMS: dict[str, Hparam] = {
     "batch_size": Hparam(BatchSize()),
     "l1": Hparam(Number()),
     "l2": Hparam(Number()),
+    "schedule": Hparam(Name("schedule", SCHEDULES), default="constant"),
+    "warmup": Hparam(Number(high=1.0), default=0.0),
+    "exponential_gamma": Hparam(Number(high=1.0, closed=True), when("schedule", "exponential"), default=0.95),
+    "step_gamma": Hparam(Number(high=1.0, closed=True), when("schedule", "step"), default=0.1),
+    "step_epochs": Hparam(Whole(1), when("schedule", "step"), default=10),
+    "one_cycle_pct_start": Hparam(Number(high=1.0), when("schedule", "one_cycle"), default=0.3),
+    "one_cycle_div_factor": Hparam(Number(low=1.0), when("schedule", "one_cycle"), default=25.0),
+    "one_cycle_final_div_factor": Hparam(Number(low=1.0), when("schedule", "one_cycle"), default=1e4),
+    "plateau_factor": Hparam(Number(high=1.0), when("schedule", "plateau"), default=0.1),
+    "plateau_patience": Hparam(Whole(0), when("schedule", "plateau"), default=10),
+    "clip_norm": Hparam(Number(), default=0.0),
+    "ema_decay": Hparam(Number(high=1.0), default=0.0),
+    "patience": Hparam(Whole(0), default=0),
+    "loss_tolerance": Hparam(Number(), default=0.0),
+    "gradient_tolerance": Hparam(Number(), default=0.0),
 }
 """Every hparam of training by its name, in the order in which those without a default range are recorded."""
+
+DEFAULT_SETTINGS: Mapping[str, Value] = MappingProxyType(
+    {name: own.default for name, own in HPARAMS.items() if own.default is not None}
+)
+"""The hparams that are keys of [train] too, and what training does where neither says."""
 
 _ELSEWHERE = {
     "lr": "learning_rate",
@@ -123,6 +174,14 @@ _ELSEWHERE = {
     "wd": "l2",
     "bs": "batch_size",
     "nesterov_momentum": "nesterov",
+    "lr_schedule": "schedule",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "grad_clip": "clip_norm",
+    "gradient_clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "ema": "ema_decay",
+    "early_stopping": "patience",
 }
 """Other tools' words for ours."""
 
@@ -148,8 +207,28 @@ def parse_value(hparam: str, raw: Any) -> Value:
         raise SpaceError(f"{hparam}: {error.message}") from error
 
 
-def nearest(name: str) -> str | None:
+def parse_settings(train: Mapping[str, Any]) -> dict[str, Value]:
+    """The settings among the keys of [train]. Raises SpaceError with every fault, a line each."""
+    found: dict[str, Value] = {}
+    faults: list[str] = []
+    for name, raw in train.items():
+        try:
+            found[name] = parse_value(name, raw)
+        except SpaceError as error:
+            faults.append(error.message)
+    if faults:
+        raise SpaceError("\n".join(faults))
+    return found
+
+
+def settings_of(train: Mapping[str, Value], hparams: Mapping[str, Value]) -> dict[str, Value]:
+    """What a trial trains with beside its optimizer: its own hparams, else those of [train], else the defaults."""
+    return {name: hparams.get(name, train.get(name, default)) for name, default in DEFAULT_SETTINGS.items()}
+
+
+def nearest(name: str, known: Iterable[str] = ()) -> str | None:
     """A hint for an unknown name; other tools' words for ours are known."""
-    if name in _ELSEWHERE:
+    known = list(known) or [*HPARAMS, "model.KEY"]
+    if _ELSEWHERE.get(name) in known:
         return f"it is called {_ELSEWHERE[name]!r} here"
-    return did_you_mean(name, [*HPARAMS, "model.KEY"])
+    return did_you_mean(name, known)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunecli.errors import SpaceError
-from tunecli.space.hparams import HPARAMS, BatchSize, Flag, Optimizer, check_value
+from tunecli.space.hparams import HPARAMS, BatchSize, Flag, Name, Optimizer, Whole, check_value
 from tunecli.space.ranges import Choice, Float, Int, Range
 from tunecli.trial import Value
 
@@ -44,9 +44,9 @@ def _parse_range(name: str, raw: Mapping[str, Any], default: Mapping[str, Any]) 
         if isinstance(bound, bool) or not isinstance(bound, int | float):
             raise SpaceError(f"{key} must be a number, got {bound!r}")
     kind = HPARAMS[name].kind if name in HPARAMS else None
-    if isinstance(kind, Optimizer | Flag):
+    if isinstance(kind, Optimizer | Name | Flag):
         raise SpaceError(f"a choice is a list, got a range from {low!r} to {high!r}")
-    if isinstance(kind, BatchSize) or (kind is None and isinstance(low, int) and isinstance(high, int)):
+    if isinstance(kind, BatchSize | Whole) or (kind is None and isinstance(low, int) and isinstance(high, int)):
         if not (isinstance(low, int) and isinstance(high, int)):
             raise SpaceError(f"a range of whole numbers needs whole bounds, got {low!r} to {high!r}")
         check_value(name, low)

@@ -67,7 +67,7 @@ class Record:
 
     @property
     def space(self) -> Space:
-        return build_space(self.document.get("space", {}))
+        return build_space(self.document.get("space", {}), self.document.get("train", {}))
 
 
 def read(path: Path) -> Record:
@@ -92,7 +92,7 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     name = connection.execute(select(studies.c.study_name).where(studies.c.study_id == study_id)).scalar_one()
     direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
     document = json.loads(ours["document"])
-    space = build_space(document.get("space", {}))
+    space = build_space(document.get("space", {}), document.get("train", {}))
     trials, ids = _trials(connection, found, study_id, space, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))

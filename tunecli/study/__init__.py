@@ -26,6 +26,7 @@ from tunecli.study.faults import (
     source_faults,
     space_faults,
     table_faults,
+    train_faults,
     without,
 )
 from tunecli.study.sections import (
@@ -165,7 +166,7 @@ def make_study(
         train=file.train,
         search=file.search.resolved(),
         finetune=file.finetune,
-        space=build_space(file.space),
+        space=build_space(file.space, file.train.keys),
         space_keys=file.space,
     )
 
@@ -195,6 +196,7 @@ def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[StudyFile
     name = name if file.name is None else file.name
     faults += [
         *name_faults(name),
+        *train_faults(file.train),
         *space_faults(file.space),
         *search_faults(file.search),
         *source_faults(file, base),

@@ -14,8 +14,8 @@ from typing import Any
 from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
 from tunecli.source import is_function, source_file
-from tunecli.space import build_space
-from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile
+from tunecli.space import DEFAULT_SETTINGS, HPARAMS, build_space, nearest, parse_settings
+from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile, TrainSection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -131,12 +131,32 @@ def space_faults(space: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def train_faults(train: TrainSection) -> list[str]:
+    """Keys of [train] beside its fields: hparams that hold for every trial."""
+    faults = []
+    for key, value in train.keys.items():
+        if key not in DEFAULT_SETTINGS:
+            hint = f"it is a key of [space]: {key} = ..." if key in HPARAMS else nearest(key, _train_keys())
+            faults.append(f"unknown key {key!r} in [train]\n{hint}")
+            continue
+        try:
+            parse_settings({key: value})
+        except SpaceError as error:
+            example = f"for example {key} = {json.dumps(DEFAULT_SETTINGS[key])}"
+            faults.append(f"[train] {_with_hint(error.message, example)}")
+    return faults
+
+
+def _train_keys() -> list[str]:
+    return [*TrainSection.model_fields, *DEFAULT_SETTINGS]
+
+
 _RANGES = "for example learning_rate = { low = 1e-4, high = 1e-1, log = true }, [1e-3, 1e-2] or 1e-3"
 
 
 def _with_hint(line: str, hint: str) -> str:
     """A fault of the space with its own hint where it names one: the nearest known word."""
-    unknown = re.fullmatch(r"(.*?unknown (?:hyperparameter|optimizer) .*?): (.*)", line)
+    unknown = re.fullmatch(r"(.*?unknown (?:hyperparameter|optimizer|schedule|loss|precision) .*?): (.*)", line)
     return f"{unknown[1]}\n{unknown[2]}" if unknown else f"{line}\n{hint}"
 
 

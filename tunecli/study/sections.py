@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunecli.space import PRUNERS, SAMPLERS
+from tunecli.space import PRUNERS, SAMPLERS, parse_settings
+from tunecli.trial import Value
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,13 +42,19 @@ class ModelSection(_Open):
     source: str = "mlp"
 
 
-class TrainSection(_Section):
+class TrainSection(_Open):
+    """Beside these the keys that may be searched as well, by the table of hparams in tunecli.space."""
+
     epochs: Positive = 30
     loss: str | None = None
     metric: str | None = None
     decay_biases: bool = True
     class_weight: Any = None
     """"balanced", or a table of class -> weight."""
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        return parse_settings(self.keys)
 
 
 class SearchSection(_Section):

@@ -1,11 +1,12 @@
 # make search   set up, search the bundled digits study, report it
 # make test     the test suite          make check   format, lint, types, floors
+# make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    benchmarks: they print, they never fail
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test check format bench clean
+.PHONY: search test check format faults bench clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -24,6 +25,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+faults: $(READY)
+	$(BIN)/pytest tests/faults --full --durations=5
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots

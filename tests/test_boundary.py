@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -205,6 +206,24 @@ def test_a_base_that_a_database_names_is_not_where_code_is_taken_from(
     assert tunecli("finetune", "tiny", "--best", "--epochs", "1").code == 0
     assert tunecli("report", "tiny").code == 0
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_name_of_a_file_writes_no_line_of_a_drafted_study_file(tunecli: Command, tmp_path: Path) -> None:
+    name = 'x\n[finetune]\nlayers = ["own"]\n\x1b[2J\u202e.csv'
+    (tmp_path / name).write_text("a,y\n" + "".join(f"{i % 7},{i % 2}\n" for i in range(60)))
+    assert tunecli("init", name, "--target", "y").code == 0
+    (path,) = tmp_path.glob("*.toml")
+    assert "finetune" not in tomllib.loads(path.read_text())
+    assert "\x1b" not in path.read_text()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_an_error_and_no_traceback(tunecli: Command, tmp_path: Path) -> None:
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    (place / "t.csv").write_text("a,y\n" + "".join(f"{i % 7},{i % 2}\n" for i in range(60)))
+    done = tunecli("search", str(place / "t.csv"), "--target", "y", "--trials", "1")
+    assert done.code == 3
+    assert "a study file is UTF-8" in done.complaint[0]
 
 
 # make check refuses what would execute data

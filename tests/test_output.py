@@ -174,5 +174,5 @@ def test_a_study_s_name_written_into_its_database_by_hand_is_only_ever_shown(tun
         done = tunecli("report", "tiny", "--format", form)
         assert done.code == 0
         assert_harmless(done)
-    for done in (tunecli("search", "tiny"), tunecli("finetune", "tiny", "--trial", "99")):
+    for done in (tunecli("ls"), tunecli("search", "tiny"), tunecli("finetune", "tiny", "--trial", "99")):
         assert_harmless(done)

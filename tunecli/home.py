@@ -126,6 +126,11 @@ def write_question(folder: Path, study: Study) -> None:
         unfinished = path.with_suffix(".toml.new")
         write_new(unfinished, study.toml().encode())
         unfinished.replace(path)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a study file is UTF-8, and cannot hold {error.object[max(0, error.start - 40) : error.end]!r}",
+            hint="rename the file or the folder",
+        ) from error
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"

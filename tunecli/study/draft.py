@@ -10,6 +10,7 @@ import tomlkit
 from tunecli import models
 from tunecli.data import BUNDLED, Data
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
+from tunecli.output import visible
 from tunecli.space import DEFAULT_OPTIMIZERS
 from tunecli.study import Study
 from tunecli.study.sections import DataSection, SearchSection, TrainSection
@@ -24,7 +25,8 @@ def draft(study: Study, data: Data, file: str) -> str:
 
 
 def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
-    yield f"# Which recipe trains a model of {data.name} best?"
+    # A file's name may hold a line feed, and what follows one is no comment.
+    yield f"# Which recipe trains a model of {' '.join(visible(data.name).split())} best?"
     yield f"#   tunecli search {file}"
     yield "# What is commented out holds by default, or is an example where it says so."
     yield ""

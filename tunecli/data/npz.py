@@ -68,7 +68,10 @@ def _arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is a single array", hint="save both with np.savez(FILE, inputs=x, targets=y)")
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise DataError(f"{path} cannot be read: it holds files that are no arrays", hint="write it with np.savez")
+        return found
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "pickle" in text.lower() and zipfile.is_zipfile(path):

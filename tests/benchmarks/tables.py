@@ -28,14 +28,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
-from tunecli import checkpoint
 from tunecli.data.split import split_indices
 from tunecli.engine.task import build_model, evaluate, make_task
-from tunecli.home import checkpoint_folder
 from tunecli.metrics import METRICS
 from tunecli.search import search
 from tunecli.store import read
-from tunecli.store.chosen import choose_trial
+from tunecli.store.chosen import load_kept
 from tunecli.study import load_data, make_study
 
 Score = Callable[[Any, Any], float]
@@ -111,7 +109,7 @@ def churn(rows: int = 20_000, seed: int = 0) -> pd.DataFrame:
         + 0.9 * np.isin(signed.month, [11, 12])
         - 0.5 * (signed.year - 2021)
         + 0.012 * idle_days
-        + 1.1 * (seen.weekday >= 5)
+        + 1.1 * (seen.day_of_week >= 5)
         + 0.9 * np.abs(age - 45) / 15
         - 0.6 * (np.log(spend) - 6.5)
         - 0.16 * visits * (1 + newsletter)
@@ -161,7 +159,7 @@ def reference_frame(goal: Goal, frame: pd.DataFrame | None) -> tuple[pd.DataFram
     for name in ("signed", "last_seen"):
         if name in inputs:
             moment = pd.to_datetime(inputs.pop(name), format="ISO8601").dt
-            parts = {"year": moment.year, "month": moment.month, "day": moment.day, "weekday": moment.weekday}
+            parts = {"year": moment.year, "month": moment.month, "day": moment.day, "weekday": moment.day_of_week}
             for part, values in (parts | {"hour": moment.hour, "elapsed": moment.normalize().astype("int64")}).items():
                 inputs[f"{name} {part}"] = values
     return inputs, frame[goal.target].to_numpy()
@@ -203,10 +201,10 @@ def our_score(goal: Goal, source: str, folder: Path, seed: int) -> tuple[float, 
     study = make_study(document, folder, goal.name, where=goal.name)
     results = folder / f"{goal.name}-{seed}"
     list(search(study, results))
-    trial = choose_trial(read(results / "study.db"), None)
-    data = load_data(study)
+    kept = load_kept(results, read(results / "study.db"))
+    trial, data = kept.trial, load_data(study)
     module = build_model(study, data, trial.hparams, 0)
-    module.load_state_dict(checkpoint.load(checkpoint_folder(results, trial.number))[0])
+    module.load_state_dict(kept.weights)
     print(f"         {goal.name} {seed}: trial {trial.number} {trial.best_tick} {dict(trial.hparams)}", file=sys.stderr)
     task = replace(make_task(study, data), metric=METRICS[goal.metric])
     return evaluate(task, module, data.test), evaluate(task, module, data.validation)

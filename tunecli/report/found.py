@@ -55,6 +55,8 @@ def _columns(columns: Sequence[Mapping[str, Any]]) -> Table:
 def _holds(column: Mapping[str, Any]) -> str:
     if "levels" in column:
         return f"{len(column['levels'])} values: {_some(column['levels'])}"
+    if column["kind"] == "date":
+        return f"from {column['origin'][:10]} on"
     return f"median {column['fill']:.6g}" if "fill" in column else ""
 
 

@@ -38,6 +38,9 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     if study.data.target is not None:
         yield _key("target", study.data.target)
     yield _default("task", data.task, "inferred")
+    if "columns" in data.preprocessing and study.data.source not in BUNDLED:
+        columns = [own["name"] for own in data.preprocessing["columns"][:2]]
+        yield _default("features", columns, "an example: the columns to use, all others left out")
     yield _default("split", DataSection.model_fields["split"].default, "train : validation : test")
     yield "\n[model]"
     bundled = ", ".join(name for name in models.BUNDLED if name != study.model.source)
@@ -48,6 +51,8 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     metric, loss = DEFAULT_METRIC[data.task], DEFAULT_LOSS[data.task]
     yield _default("metric", metric, _others(metric, METRICS.values(), data.task))
     yield _default("loss", loss, _others(loss, LOSSES.values(), data.task))
+    if data.task == "classification":
+        yield _default("class_weight", "balanced", "an example: rare classes count as much as common ones")
     yield "\n" + _line("[space]", "what is left out has its default range")
     yield _default("optimizer", list(DEFAULT_OPTIMIZERS))
     yield _line("# learning_rate = { low = 1e-4, high = 0.1 }", "an example")

@@ -1,37 +1,45 @@
-"""The epoch time of 32 slots over that of 32 single runs, narrow mlp on digits.
+"""Slots against the loops that people write: an epoch of 32 recipes, evaluation included, one thread each.
 
-    python -m tests.benchmarks.slots
+    python -m tests.benchmarks.slots [narrow | wide] [mix | 32] [--l1]
 
-Both sides train the same 32 recipes (the default space, sampled once) and evaluate on validation after the epoch; they
-take turns in one process, A B A B, on one thread each. "slots" is the plan that a study with a window of 32 gets,
-"single" the engine with one run after another in a module of its own, "torch" a plain loop with torch.optim on data in
-memory.
+"mix" is the default space's mix of batch sizes, "32" that size alone; optimizers are mixed in both. The sides take
+turns in one process, A B A B, and train the same recipes with or without L1 alike:
+
+    rules, vmap, looped   the engine under the plans of this name
+    res                   a plain loop on tensors in memory, Adam(fused=True) for every recipe
+    DL                    the same with a DataLoader, as in every tutorial
+
+Times are the process's CPU time, which on one thread is the wall time of an idle machine: others may be at work.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tunecli import data, metrics, models
+from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, Plan, Task, choose_plan
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.space import Choice, Int, Range, build_space
 from tunecli.trial import Run, Value
 
-SLOTS, ROUNDS, EPOCHS = 32, 5, 1000
+SLOTS, ROUNDS, EPOCHS = 32, 7, 1000
 
 
-def sample_runs(seed: int) -> list[Run]:
-    """32 recipes of the default space."""
+def sample_runs(seed: int, batch_size: int | None, l1: bool) -> list[Run]:
+    """32 recipes of the default space, of one batch size or of all."""
     draw = random.Random(seed)
 
     def ask(name: str, range_: Range) -> Value:
@@ -44,7 +52,11 @@ def sample_runs(seed: int) -> list[Run]:
         return draw.uniform(range_.low, range_.high)
 
     space = build_space({})
-    return [Run(number, seed, space.suggest(ask), EPOCHS) for number in range(SLOTS)]
+    runs = [Run(number, seed, space.suggest(ask), EPOCHS) for number in range(SLOTS)]
+    fixed = ({"batch_size": batch_size} if batch_size else {}) | ({} if l1 else {"l1": 0.0})
+    # Rates at which no recipe diverges: infinite numbers are slow to compute with.
+    rates = ({"learning_rate": min(float(run.hparams["learning_rate"]), 0.01)} for run in runs)  # type: ignore[arg-type]
+    return [replace(run, hparams=run.hparams | fixed | rate) for run, rate in zip(runs, rates, strict=True)]
 
 
 def slots(task: Task, runs: list[Run], plan: Plan) -> Callable[[], None]:
@@ -60,74 +72,107 @@ def slots(task: Task, runs: list[Run], plan: Plan) -> Callable[[], None]:
     return epoch
 
 
-def plain(task: Task, runs: list[Run]) -> Callable[[], None]:
-    """An epoch of all runs as people write it: a module, torch.optim, batches indexed from tensors in memory."""
-    made = [(run, task.build(run)) for run in runs]
-    optimizers = [_optimizer(run, module) for run, module in made]
-    epochs = 0
+Batches = Callable[[Samples, int, int], Iterator[tuple[Tensor, Tensor]]]
+
+
+def resident(train: Samples, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in epoch_order(seed, len(train)).split(size):
+        yield train.inputs[index], train.targets[index]
+
+
+def loaded(train: Samples, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    torch.manual_seed(seed)
+    yield from DataLoader(TensorDataset(train.inputs, train.targets), batch_size=size, shuffle=True)
+
+
+def plain(task: Task, runs: list[Run], batches: Batches) -> Callable[[], None]:
+    """An epoch of all runs as people write it: a module, torch.optim, a batch at a time."""
+    made = []
+    for run in runs:
+        h, module = run.hparams, task.build(run)
+        keys = {"lr": h["learning_rate"], "weight_decay": min(h["l2"], 0.01)}
+        made.append((run, module, torch.optim.Adam(module.parameters(), fused=True, **keys)))
 
     def epoch() -> None:
-        nonlocal epochs
-        for (run, module), optimizer in zip(made, optimizers, strict=True):
-            order = epoch_order(run.seed("order", epochs), len(task.train))
-            for index in order.split(batch_length(run.hparams["batch_size"], len(task.train))):
+        for run, module, optimizer in made:
+            size = batch_length(run.hparams["batch_size"], len(task.train))
+            module.train()
+            for inputs, targets in batches(task.train, size, run.trial):
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(module(task.train.inputs[index]), task.train.targets[index])
-                loss.backward()
-                for parameter in module.parameters():
-                    parameter.grad.add_(parameter.detach().sign(), alpha=run.hparams["l1"])
+                nn.functional.cross_entropy(module(inputs), targets).backward()
+                if run.hparams["l1"]:
+                    for parameter in module.parameters():
+                        parameter.grad.add_(parameter.detach().sign(), alpha=run.hparams["l1"])
                 optimizer.step()
+            module.eval()
             with torch.no_grad():
                 task.score(module(task.validation.inputs)[None], task.validation.targets)[1].item()
-        epochs += 1
 
     return epoch
 
 
-def _optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
-    h = run.hparams
-    name, common = h["optimizer"], {"lr": h["learning_rate"], "weight_decay": h["l2"]}
-    weights = module.parameters()
-    if name == "sgd":
-        return torch.optim.SGD(weights, momentum=h["momentum"], **common)
-    if name == "adagrad":
-        return torch.optim.Adagrad(weights, **common)
-    if name == "rmsprop":
-        return torch.optim.RMSprop(weights, momentum=h["momentum"], **common)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam}[str(name)]
-    return kind(weights, betas=(h["beta1"], h["beta2"]), **common)
+def narrow_task() -> Task:
+    """64-128-10 on digits."""
+    digits = data.load("digits", {}, base=Path(), seed=0)
+    return _task(digits.train, digits.validation, 128)
+
+
+def wide_task() -> Task:
+    """784-1024-10 on 1,000 random images."""
+    draw = torch.Generator().manual_seed(0)
+    sets = [Samples(torch.randn(n, 784, generator=draw), torch.randint(10, (n,), generator=draw)) for n in (1000, 125)]
+    return _task(*sets, 1024)
+
+
+def _task(train: Samples, validation: Samples, hidden: int) -> Task:
+    def build(run: Run) -> nn.Module:
+        seed, keys = run.seed("weights"), {"hidden": hidden}
+        return models.build("mlp", keys, base=Path(), features=train.features, outputs=10, seed=seed)
+
+    return Task(train, validation, metrics.LOSSES["cross_entropy"], metrics.METRICS["accuracy"], 10, build)
+
+
+def measure(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round, a first one not counted."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, epoch in sides.items():
+            began = time.process_time()
+            epoch()
+            if number:
+                times[name].append(time.process_time() - began)
+    return times
+
+
+def report(times: dict[str, list[float]], base: str) -> None:
+    for name, seconds in times.items():
+        ratio = statistics.median(own / one for own, one in zip(seconds, times[base], strict=True))
+        spread = f"{min(seconds) / SLOTS * 1e6:.0f} to {max(seconds) / SLOTS * 1e6:.0f}"
+        median = statistics.median(seconds) / SLOTS * 1e6
+        print(f"{name:<24}{median:7.0f} us an epoch of one trial ({spread}), {ratio:.2f} x {base}")
 
 
 def main() -> None:
-    digits = data.load("digits", {}, base=Path(), seed=0)
-
-    def build(run: Run) -> nn.Module:
-        seed = run.seed("weights")
-        return models.build("mlp", {}, base=Path(), features=digits.features, outputs=10, seed=seed)
-
-    task = Task(
-        digits.train, digits.validation, metrics.LOSSES["cross_entropy"], metrics.METRICS["accuracy"], 10, build
-    )
-    runs = sample_runs(seed=0)
-    plan = choose_plan(weights=9610, window=SLOTS)
-    sides = {"slots": slots(task, runs, plan), "single": slots(task, runs, LOOPED), "torch": plain(task, runs)}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?", choices=["narrow", "wide"], default="narrow")
+    parser.add_argument("batches", nargs="?", choices=["mix", "32"], default="mix")
+    parser.add_argument("--l1", action="store_true")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--plans", nargs="*", default=[], metavar="WAY:CAP:ROWS")
+    given = parser.parse_args()
+    task = narrow_task() if given.model == "narrow" else wide_task()
+    runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
+    weights = sum(p.numel() for p in task.build(runs[0]).parameters())
+    chosen = replace(choose_plan(weights, window=SLOTS), threads=1)
+    plans = {"chosen": chosen, "vmap": Plan("vmap", 16, 32, 1), "looped": LOOPED}
+    if given.plans:
+        plans = {text: Plan((own := text.split(":"))[0], int(own[1]), int(own[2]), 1) for text in given.plans}
+    sides = {name: slots(task, runs, plan) for name, plan in plans.items()}
+    sides |= {"res": plain(task, runs, resident), "DL": plain(task, runs, loaded)}
     torch.set_num_threads(1)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for epoch in sides.values():
-        epoch()
-    for _ in range(ROUNDS):
-        for name, epoch in sides.items():
-            began = time.perf_counter()
-            epoch()
-            times[name].append(time.perf_counter() - began)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, 1 thread")
-    print(f"slots: {plan}")
-    for name, seconds in times.items():
-        ratio = statistics.median(own / base for own, base in zip(seconds, times["slots"], strict=True))
-        spread = f"{min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}"
-        print(
-            f"{name:<7}{statistics.median(seconds) * 1e3:7.0f} ms an epoch of {SLOTS} ({spread}), {ratio:.2f} x slots"
-        )
+    print(f"{given.model} mlp, batch size {given.batches}, {'L1' if given.l1 else 'no L1'}; chosen: {chosen}")
+    report(measure(sides, given.rounds), base=next(iter(sides)))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from typing import Protocol
 from torch import Tensor
 
 from tunecli.engine.device import resolve_device
-from tunecli.engine.gradients import Traits
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
 from tunecli.engine.task import Task
+from tunecli.engine.traits import Traits
 from tunecli.trial import Measurement, Run
 
 __all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "Traits", "choose_plan", "resolve_device"]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tunecli.data import Samples, each
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
-from tunecli.engine.gradients import Looped, Vmapped, Way
+from tunecli.engine.gradients import Looped, Vmapped
+from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import EVALUATION_SAMPLES
 from tunecli.engine.update import Due, plan_updates, update
@@ -33,13 +34,18 @@ class Block:
         self._lane, self._slots = lane, slots
         self._state = lane.state.part(rows)
         self._gradient = lane.gradient[rows]
-        way: Callable[..., Way] = Looped if lane.micro is None else Vmapped
-        self._way = way(
-            slots[0].module, lane.layout, self._state.weights, self._gradient, lane.task.loss, lane.weights is not None
-        )
+        self._way = self._make_way()
         self._batches = [self._epoch_batches(slot) for slot in slots]
         self._due = _due_table(slots, self._batches)
         self._step = 0
+
+    def _make_way(self) -> Rowwise | Vmapped | Looped:
+        lane = self._lane
+        own = lane.layout, self._state.weights, self._gradient, lane.task.loss
+        if lane.chain is not None:
+            return Rowwise(lane.chain, *own)
+        module, weighted = self._slots[0].module, lane.weights is not None
+        return Looped(module, *own, weighted) if lane.way == "looped" else Vmapped(module, *own, weighted)
 
     def _epoch_batches(self, slot: Slot) -> Batches:
         samples = len(self._lane.train)

@@ -1,8 +1,9 @@
 """Two ways from weights (B, P) to gradients (B, P): all rows of a block at once by vmap, or one row by its module.
 
-Both add to the gradient the sum over samples, so a batch can be read in parts. The forward pass is mapped over the rows
-with `torch.func.vmap` and differentiated by plain autograd: rows do not touch each other, so the gradient of the sum of
-their losses is each row's own, and functorch's second transform is not paid for.
+The third is in `rowwise`, for models whose layers have rules. Each adds to the gradient the sum over samples, so a
+batch can be read in parts. Under vmap the forward pass is mapped over the rows and differentiated by plain autograd:
+rows do not touch each other, so the gradient of the sum of their losses is each row's own, and functorch's second
+transform is not paid for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tunecli.data import Samples, each
+from tunecli.data import each
 from tunecli.data.samples import Inputs
 from tunecli.engine.forward import arguments, as_matrix, call, evaluating
 from tunecli.metrics import Loss
@@ -146,74 +147,3 @@ class Looped:
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         with torch.no_grad(), evaluating(self._module):
             return as_matrix(call(self._module, inputs), samples)[None]
-
-
-Way = Vmapped | Looped
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What a model allows. `looped_because` is None where its rows can be computed at once."""
-
-    looped_because: str | None
-    stochastic: bool
-    mixes_samples: bool
-
-
-def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss) -> Traits:
-    """What a model does, found by trying it on a few samples, an even number of them.
-
-    `twin` is the same model built from another seed: what neither trains must be the same in both to be shared.
-    Raises ModelError where the model does not fit its data.
-    """
-    module.train()
-    whole, half = samples.inputs, len(samples) // 2
-    halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
-    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        first = as_matrix(call(module, whole), len(samples))
-        second = as_matrix(call(module, whole), len(samples))
-        stochastic = not torch.equal(first, second)
-        mixes = stateful = False
-        if not stochastic:
-            parts = torch.cat([as_matrix(call(module, part), half) for part in halves])
-            mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
-        stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
-    for name, buffer in module.named_buffers():
-        buffer.copy_(state[name])
-    mixes = mixes or any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
-    if stochastic:
-        return Traits("dropout", True, mixes)
-    if mixes or stateful:
-        return Traits("samples of a batch depend on each other", False, True)
-    if any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in module.modules()):
-        return Traits("convolutions and recurrent layers are faster one by one", False, False)
-    own, other = module.state_dict(), twin.state_dict()
-    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
-        return Traits("its frozen weights differ from trial to trial", False, False)
-    return Traits(_vmap_fails(module, samples, loss), False, False)
-
-
-def _vmap_fails(module: nn.Module, samples: Samples, loss: Loss) -> str | None:
-    """Why vmap does not give this model's gradient, or None where it does."""
-    layout = Layout.of(module)
-    row = layout.row(module)
-    gradient, expected = torch.zeros(2, layout.width).to(row), torch.zeros(1, layout.width).to(row)
-    present = torch.ones(2, len(samples)).to(row)
-    twice = samples.take(torch.arange(len(samples)).repeat(2, 1))
-    try:
-        way = Vmapped(module, layout, row.repeat(2, 1), gradient, loss, weighted=False)
-        way.add_gradient(twice.inputs, twice.targets, present)
-        way.outputs(samples.inputs, len(samples))
-    except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
-        return f"vmap cannot follow its forward pass ({type(error).__name__})"
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    losses = loss.per_sample(as_matrix(call(module, samples.inputs), len(samples)), samples.targets).sum()
-    found = torch.autograd.grad(losses, parameters, allow_unused=True)
-    for view, addend in zip(layout.views(expected).values(), found, strict=True):
-        if addend is not None:
-            view[0].copy_(addend)
-    agree = torch.allclose(gradient, expected.expand(2, -1), rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    return None if agree else "vmap gives another gradient"

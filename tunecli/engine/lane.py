@@ -15,6 +15,7 @@ from tunecli.data import Samples
 from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
+from tunecli.engine.rowwise import Chain, find_chain
 from tunecli.engine.rules import RULES, Rule
 from tunecli.engine.schedule import Plateau, warmup_updates
 from tunecli.engine.task import Task
@@ -91,13 +92,14 @@ class Lane:
         train: Samples,
         validation: Samples | None,
         layout: Layout,
+        way: str,
         block_rows: int,
         micro: int | None,
         stochastic: bool,
         mixes_samples: bool,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
-        self.layout, self.block_rows, self.micro = layout, block_rows, micro
+        self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
         self._blocks: list[Block] = []
@@ -108,6 +110,7 @@ class Lane:
         self.state = State(empty, empty, empty)
         self.gradient = self.best = empty
         self._shared: nn.Module | None = None
+        self.chain: Chain | None = None
 
     def start(self, run: Run, module: nn.Module) -> Slot:
         rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
@@ -116,6 +119,8 @@ class Lane:
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module
+            if self.chain is None and self.way == "rules":
+                self.chain = find_chain(module)
         self._slots.append(slot)
         self._changed = True
         return slot

@@ -12,11 +12,12 @@ from torch import Tensor
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.forward import as_matrix, call
-from tunecli.engine.gradients import Layout, Traits, traits
+from tunecli.engine.gradients import Layout
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
 from tunecli.engine.rules import RULES
 from tunecli.engine.task import Task
+from tunecli.engine.traits import Traits, traits
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
 from tunecli.trial import Hparams, Measurement, Run, Value
@@ -44,7 +45,7 @@ class LocalEngine:
         module = self._task.build(run).to(self._device)
         module.train()
         found = self.traits(run)
-        looped = self._plan.way == "looped" or found.looped_because is not None
+        looped = found.way == "looped"
         # A row of its own has neighbours neither in its block nor in its batch: it reads whole batches.
         cap = None if looped else self._plan.cap
         micro = micro_length(run.hparams["batch_size"], len(self._train), cap)
@@ -55,6 +56,7 @@ class LocalEngine:
                 train=self._train,
                 validation=self._validation,
                 layout=Layout.of(module),
+                way=found.way,
                 block_rows=1 if looped else self._plan.block_rows,
                 micro=None if looped else micro,
                 stochastic=found.stochastic,
@@ -88,10 +90,10 @@ class LocalEngine:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
         shape = _shape(run.hparams)
         if shape not in self._traits:
-            self._traits[shape] = _try_model(self._task, run, self._device)
+            self._traits[shape] = _try_model(self._task, run, self._device, self._plan.way)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
-            return replace(found, looped_because=f"{optimizer} steps a module, not a block")
+            return replace(found, way="looped", looped_because=f"{optimizer} steps a module, not a block")
         return found
 
 
@@ -100,7 +102,7 @@ def _shape(hparams: Hparams) -> Shape:
     return tuple(sorted((name, value) for name, value in hparams.items() if name.startswith("model.")))
 
 
-def _try_model(task: Task, run: Run, device: torch.device) -> Traits:
+def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
     samples = task.train.take(slice(0, count)).to(device)
     module = task.build(run).to(device)
@@ -110,7 +112,7 @@ def _try_model(task: Task, run: Run, device: torch.device) -> Traits:
         with torch.no_grad():
             outputs = as_matrix(call(module, samples.inputs), count)
         _check_outputs(task, outputs.shape[1])
-        return traits(module, twin, samples, task.loss)
+        return traits(module, twin, samples, task.loss, way)
     except TunecliError:
         raise
     except Exception as error:

@@ -15,8 +15,8 @@ NARROW_WEIGHTS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`way`: how gradients are had; `cap`: largest micro-batch (None: whole batches); `block_rows`: rows computed at
-    once; `threads`: of the process."""
+    """`way`: how gradients are had: by "rules", by "vmap" (so too where layers have none), or "looped"; `cap`: largest
+    micro-batch (None: whole batches); `block_rows`: rows computed at once; `threads`: of the process."""
 
     way: str
     cap: int | None
@@ -47,4 +47,4 @@ def choose_plan(weights: int, window: int, processors: int | None = None) -> Pla
         return Plan("looped", cap=None, block_rows=1, threads=processors or os.cpu_count() or 1)
     if window < 8:
         return LOOPED
-    return Plan("vmap", cap=16, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)
+    return Plan("rules", cap=16, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)

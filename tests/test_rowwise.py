@@ -1,0 +1,302 @@
+"""Row-wise rules give the gradient that plain autograd gives each row by itself, and are found wherever they hold."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tunecli.data import Samples
+from tunecli.engine import LocalEngine, Plan, Task
+from tunecli.engine.gradients import Layout
+from tunecli.engine.rowwise import Rowwise, find_chain
+from tunecli.metrics import LOSSES, METRICS, Loss
+from tunecli.models import build
+from tunecli.trial import Run
+
+FEATURES, CLASSES = 6, 3
+RULES = Plan("rules", cap=16, block_rows=8, threads=1)
+RUN = Run(0, 0, {"optimizer": "adam"}, 1)
+
+
+def activations() -> st.SearchStrategy[nn.Module]:
+    plain = st.sampled_from([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Identity]).map(lambda kind: kind())
+    shaped = st.floats(0.01, 0.9).flatmap(lambda a: st.sampled_from([nn.LeakyReLU(a), nn.ELU(a)]))
+    return plain | shaped | st.sampled_from(["none", "tanh"]).map(lambda kind: nn.GELU(kind))
+
+
+@st.composite
+def chains(draw: st.DrawFn, outputs: int) -> nn.Module:
+    """Layers that fit each other, nested here and there, some of them frozen."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    layers: list[nn.Module] = [nn.Flatten()] if draw(st.booleans()) else []
+    width = FEATURES
+    for _ in range(draw(st.integers(0, 3))):
+        wider = draw(st.sampled_from([1, 5, 16, 20]))
+        part: list[nn.Module] = [nn.Linear(width, wider, bias=draw(st.booleans()))]
+        if draw(st.booleans()):
+            part.append(nn.LayerNorm(wider, elementwise_affine=draw(st.booleans())))
+        if wider % 4 == 0 and draw(st.booleans()):
+            # Layers work on the last dimension, whatever stands before it.
+            part += [nn.Unflatten(1, (4, wider // 4)), nn.Linear(wider // 4, 3), nn.Flatten()]
+            wider = 12
+        part.append(draw(activations()))
+        layers += [nn.Sequential(*part)] if draw(st.booleans()) else part
+        width = wider
+    for layer in layers:
+        layer.requires_grad_(draw(st.integers(0, 3)) > 0)
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def random_rows(module: nn.Module, rows: int) -> tuple[Layout, Tensor]:
+    """`rows` models of one kind: the module with other trained weights in each row."""
+    layout = Layout.of(module)
+    row = layout.row(module)
+    return layout, row + 0.3 * torch.randn(rows, layout.width, dtype=row.dtype)
+
+
+def alone(module: nn.Module, layout: Layout, row: Tensor, samples: Samples, present: Tensor, loss: Loss) -> Any:
+    """Loss sum, gradient (P,) and outputs of one row by plain autograd."""
+    for name, view in layout.views(row[None]).items():
+        module.get_parameter(name).data = view[0].clone()
+    outputs = module(samples.inputs).reshape(len(samples), -1)
+    loss_sum = (loss.per_sample(outputs, samples.targets) * present).sum()
+    module.zero_grad()
+    loss_sum.backward()
+    gradient = torch.zeros_like(row)
+    for name, view in layout.views(gradient[None]).items():
+        found = module.get_parameter(name).grad
+        if found is not None:
+            view[0].copy_(found)
+    return loss_sum.detach(), gradient, outputs.detach()
+
+
+def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int) -> None:
+    """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). The gradient is added to what is there."""
+    chain = find_chain(module)
+    assert chain is not None
+    layout, weights = random_rows(module, rows)
+    before = torch.randn_like(weights)
+    gradient = before.clone()
+    block = samples.take(torch.arange(len(samples)).view(rows, -1))
+    present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
+    way = Rowwise(chain, layout, weights, gradient, loss)
+    assert isinstance(samples.inputs, Tensor)
+    shared = samples.inputs[:5]
+    found_outputs = way.outputs(shared, 5)
+    found_losses = way.add_gradient(block.inputs, block.targets, present)
+    for row in range(rows):
+        own = samples.take(torch.arange(len(samples)).view(rows, -1)[row])
+        losses, expected, _ = alone(module, layout, weights[row], own, present[row], loss)
+        torch.testing.assert_close(found_losses[row], losses, rtol=1e-9, atol=1e-12, check_dtype=False)
+        torch.testing.assert_close(gradient[row], before[row] + expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found_outputs[row], module(shared).reshape(5, -1).detach(), rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), loss=st.sampled_from(sorted(LOSSES)), rows=st.integers(1, 3), m=st.integers(5, 17))
+def test_a_chain_has_the_gradient_of_plain_autograd(data: st.DataObject, loss: str, rows: int, m: int) -> None:
+    own = LOSSES[loss]
+    module = data.draw(chains(own.outputs(CLASSES))).double()
+    inputs = torch.randn(rows * m, FEATURES, dtype=torch.float64)
+    if own.task == "regression":
+        targets = torch.randn(rows * m)
+    else:
+        targets = torch.randint(2 if own.one_output else CLASSES, (rows * m,))
+    assert_equal_alone(module, Samples(inputs, targets), own, rows)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_embeddings_of_tokens_have_the_gradient_of_plain_autograd(padding: int | None) -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(9, 4, padding_idx=padding)
+    module = nn.Sequential(table, nn.LayerNorm(4), nn.Flatten(), nn.Tanh(), nn.Linear(20, CLASSES)).double()
+    samples = Samples(torch.randint(9, (3 * 16, 5)), torch.randint(CLASSES, (3 * 16,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], rows=3)
+
+
+# Which models have them.
+
+
+def make_task(make: Any, **more: Any) -> Task:
+    def seeded(run: Run) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed("weights"))
+            found: nn.Module = make()
+            return found
+
+    drawn = torch.Generator().manual_seed(0)
+    train = Samples(torch.randn(24, FEATURES, generator=drawn), torch.randint(CLASSES, (24,), generator=drawn))
+    defaults = {"train": train, "validation": train, "loss": LOSSES["cross_entropy"], "metric": METRICS["loss"]}
+    return Task(**{**defaults, "classes": CLASSES, "build": seeded, **more})
+
+
+class Own(nn.Module):
+    """As people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 8), nn.LayerNorm(8))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(x.size(0), -1)
+        x = functional.relu(self.body(x), inplace=True)
+        outputs: Tensor = self.head(torch.flatten(x, 1).tanh())
+        return outputs
+
+
+class Residual(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        outputs: Tensor = self.head(x + x.tanh())
+        return outputs
+
+
+class Counting(Own):
+    """Changes with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class Training(Own):
+    """Another model in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.body(x).relu() if self.training else self.body(x).tanh())
+        return outputs
+
+
+class Scaled(Own):
+    """A weight of its own beside its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class Twice(Own):
+    """A layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.again(self.again(self.body(x)).tanh()))
+        return outputs
+
+
+class Doubled(nn.Linear):
+    """A layer of a user's own that only looks like torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked() -> nn.Module:
+    module = Own()
+    module.head.register_forward_hook(lambda module, inputs, outputs: outputs * 2)
+    return module
+
+
+def patched() -> nn.Module:
+    module = Own()
+    module.head.forward = lambda x: functional.linear(x, module.head.weight)  # type: ignore[method-assign]
+    return module
+
+
+def tied() -> nn.Module:
+    module = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES))
+    module[1].weight = module[0].weight
+    return module
+
+
+def normed() -> nn.Module:
+    module = Own()
+    torch.nn.utils.parametrizations.weight_norm(module.head)
+    return module
+
+
+@pytest.mark.parametrize("make", [Own, lambda: build_mlp("linear"), lambda: build_mlp("mlp")])
+def test_layers_with_rules_are_computed_by_them(make: Any) -> None:
+    assert LocalEngine(make_task(make), RULES).traits(RUN).way == "rules"
+
+
+def build_mlp(source: str) -> nn.Module:
+    return build(source, {}, base=Path(), features=(FEATURES,), outputs=CLASSES, seed=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Residual,
+        Counting,
+        Training,
+        Scaled,
+        Twice,
+        lambda: Doubled(FEATURES, CLASSES),
+        hooked,
+        patched,
+        tied,
+        normed,
+        lambda: nn.Sequential(nn.Linear(FEATURES, 8), nn.Mish(), nn.Linear(8, CLASSES)),
+    ],
+)
+def test_a_model_that_is_more_than_its_layers_is_not(make: Any) -> None:
+    assert LocalEngine(make_task(make), RULES).traits(RUN).way in ("vmap", "looped")
+
+
+def test_a_regression_may_give_one_number_a_sample() -> None:
+    class Lone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(FEATURES, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.head(x).squeeze(-1)
+            return outputs
+
+    samples = Samples(torch.randn(24, FEATURES), torch.randn(24))
+    task = make_task(Lone, train=samples, validation=samples, loss=LOSSES["mse"], metric=METRICS["mse"], classes=0)
+    assert LocalEngine(task, RULES).traits(RUN).way == "rules"
+
+
+def test_tracing_a_model_leaves_it_as_it_was() -> None:
+    module = Own().eval()
+    find_chain(module)
+    assert not any(part.training for part in module.modules())
+
+
+def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Flatten(), nn.GELU(), nn.Linear(20, CLASSES))
+    layout, weights = random_rows(module, 3)
+    tokens, targets = torch.randint(9, (3, 16, 5)), torch.randint(CLASSES, (3, 16))
+    chain, ones = find_chain(module), torch.ones(3, 16)
+    assert chain is not None
+
+    def gradients(value: float) -> Tensor:
+        rows = weights.clone()
+        rows[1] *= value
+        found = torch.zeros_like(rows)
+        Rowwise(chain, layout, rows, found, LOSSES["cross_entropy"]).add_gradient(tokens, targets, ones)
+        return found
+
+    calm, wild = gradients(1.0), gradients(math.inf)
+    assert not wild[1].isfinite().all()
+    assert torch.equal(calm[::2], wild[::2])

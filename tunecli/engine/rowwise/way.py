@@ -1,0 +1,54 @@
+"""A block of rows whose model is a chain of layers with a rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tunecli.data.samples import Inputs
+from tunecli.engine.gradients import Layout
+from tunecli.engine.rowwise.chain import Chain
+from tunecli.engine.rowwise.layers import RULES, Layer, Weights
+from tunecli.engine.rowwise.loss import loss_gradient
+from tunecli.metrics import Loss
+
+
+class Rowwise:
+    """A block of B rows that share one chain. A sample's loss counts by how `present` it is."""
+
+    def __init__(self, chain: Chain, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss) -> None:
+        values, gradients = layout.views(weights), layout.views(gradient)
+        self._rows = len(weights)
+        self._layers: list[Layer] = []
+        self._trained: list[bool] = []
+        for name, module in chain:
+            names = {key: f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()}
+            own = {key: gradients[full] for key, full in names.items() if full in gradients}
+            shared = {key: p.detach().expand(len(weights), *p.shape) for key, p in module.named_parameters()}
+            bound = Weights({key: values.get(full, shared[key]) for key, full in names.items()}, own)
+            self._layers.append(RULES[type(module)](module, bound))
+            self._trained.append(bool(own))
+        self._first = self._trained.index(True)
+        self._loss = loss_gradient(loss)
+
+    @torch.no_grad()
+    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
+        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m)."""
+        losses, gradient = self._loss(self._forward(inputs), targets, present)
+        for number in range(len(self._layers) - 1, self._first - 1, -1):
+            further = self._layers[number].backward(gradient, number > self._first)
+            gradient = gradient if further is None else further
+        return (losses * present).sum(1)
+
+    @torch.no_grad()
+    def outputs(self, inputs: Inputs, samples: int) -> Tensor:
+        """(B, N, O) for inputs (N, *feature) of N samples, in evaluation mode."""
+        assert isinstance(inputs, Tensor)
+        return self._forward(inputs.expand(self._rows, *inputs.shape))
+
+    def _forward(self, inputs: Inputs) -> Tensor:
+        assert isinstance(inputs, Tensor)  # a chain has one input
+        outputs = inputs
+        for layer in self._layers:
+            outputs = layer.forward(outputs)
+        return outputs

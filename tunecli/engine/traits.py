@@ -1,0 +1,132 @@
+"""What a model allows: which way its gradient is had, found by trying it on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunecli.data import Samples
+from tunecli.engine.forward import as_matrix, call, evaluating
+from tunecli.engine.gradients import Layout, Vmapped
+from tunecli.engine.rowwise import Rowwise, find_chain
+from tunecli.metrics import Loss
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a model allows. `way` is the plan's or, where the model has not got it, the next: rules, vmap, looped.
+
+    `looped_because` is None where its rows can be computed at once.
+    """
+
+    way: str
+    looped_because: str | None
+    stochastic: bool = False
+    mixes_samples: bool = False
+
+
+def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str) -> Traits:
+    """What a model does, tried on a few samples, an even number of them, for the way of a plan.
+
+    `twin` is the same model built from another seed: what neither trains must be the same in both to be shared.
+    Raises ModelError where the model does not fit its data.
+    """
+    module.train()
+    stochastic, mixes, stateful = _behaviour(module, samples)
+    if stochastic:
+        return Traits("looped", "dropout", True, mixes)
+    if mixes or stateful:
+        return Traits("looped", "samples of a batch depend on each other", mixes_samples=True)
+    if any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in module.modules()):
+        return Traits("looped", "convolutions and recurrent layers are faster one by one")
+    own, other = module.state_dict(), twin.state_dict()
+    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
+        return Traits("looped", "its frozen weights differ from trial to trial")
+    trial = _Trial(module, samples, loss)
+    if way == "rules" and trial.fault(trial.rowwise) is None:
+        return Traits("rules", None)
+    because = trial.fault(trial.vmapped)
+    return Traits("looped" if way == "looped" or because is not None else "vmap", because)
+
+
+def _behaviour(module: nn.Module, samples: Samples) -> tuple[bool, bool, bool]:
+    """Whether a model in training draws random numbers, mixes the samples of a batch, changes its buffers."""
+    whole, half = samples.inputs, len(samples) // 2
+    halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
+    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        first = as_matrix(call(module, whole), len(samples))
+        second = as_matrix(call(module, whole), len(samples))
+        stochastic = not torch.equal(first, second)
+        mixes = False
+        if not stochastic:
+            parts = torch.cat([as_matrix(call(module, part), half) for part in halves])
+            mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
+        stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
+    for name, buffer in module.named_buffers():
+        buffer.copy_(state[name])
+    mixes = mixes or any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    return stochastic, mixes, stateful
+
+
+Way = Rowwise | Vmapped
+
+
+class _Trial:
+    """Two rows of one model, by which a way's gradient and outputs are compared with plain autograd's."""
+
+    def __init__(self, module: nn.Module, samples: Samples, loss: Loss) -> None:
+        self._module, self._samples, self._loss = module, samples, loss
+        self._layout = Layout.of(module)
+        self._row = self._layout.row(module)
+
+    def rowwise(self, gradient: Tensor) -> Rowwise | None:
+        chain = find_chain(self._module) if isinstance(self._samples.inputs, Tensor) else None
+        rows = self._row.repeat(2, 1)
+        return None if chain is None else Rowwise(chain, self._layout, rows, gradient, self._loss)
+
+    def vmapped(self, gradient: Tensor) -> Vmapped | None:
+        rows = self._row.repeat(2, 1)
+        return Vmapped(self._module, self._layout, rows, gradient, self._loss, weighted=False)
+
+    def fault(self, make: Callable[[Tensor], Way | None]) -> str | None:
+        """Why a way does not give this model's gradient, or None where it does."""
+        samples = self._samples
+        gradient = torch.zeros(2, self._layout.width).to(self._row)
+        present = torch.ones(2, len(samples)).to(self._row)
+        twice = samples.take(torch.arange(len(samples)).repeat(2, 1))
+        try:
+            way = make(gradient)
+            if way is None:
+                return "its layers have no rules"
+            way.add_gradient(twice.inputs, twice.targets, present)
+            outputs = way.outputs(samples.inputs, len(samples))
+        except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
+            return f"vmap cannot follow its forward pass ({type(error).__name__})"
+        with torch.no_grad(), evaluating(self._module):
+            given = as_matrix(call(self._module, samples.inputs), len(samples))
+        same = _agree(gradient, self._expected()) and outputs.shape[1:] == given.shape and _agree(outputs, given)
+        return None if same else "vmap gives another gradient"
+
+    def _expected(self) -> Tensor:
+        """The row's gradient (P,) by plain autograd."""
+        samples, expected = self._samples, torch.zeros(1, self._layout.width).to(self._row)
+        parameters = [p for p in self._module.parameters() if p.requires_grad]
+        outputs = as_matrix(call(self._module, samples.inputs), len(samples))
+        losses = self._loss.per_sample(outputs, samples.targets).sum()
+        found = torch.autograd.grad(losses, parameters, allow_unused=True)
+        for view, addend in zip(self._layout.views(expected).values(), found, strict=True):
+            if addend is not None:
+                view[0].copy_(addend)
+        return expected[0]
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Both rows, to float32 rounding; infinite numbers agree with the same ones."""
+    scale = float(expected.abs().nan_to_num(0, 0, 0).max())
+    return torch.allclose(found, expected.expand_as(found), rtol=1e-3, atol=1e-4 * scale, equal_nan=True)

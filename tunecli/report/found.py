@@ -24,7 +24,8 @@ def draw_found(data: Data, console: Console) -> None:
     if columns:
         console.print(_columns(columns))
     else:
-        console.print(f"each of shape {data.features}, taken as they are", soft_wrap=True)
+        how = "standardized" if data.preprocessing.get("kind") == "array" else "taken as they are"
+        console.print(f"each of shape {data.features}, {how}", soft_wrap=True)
     for notice in data.notices:
         console.print(Text(notice, style="yellow"), soft_wrap=True)
 
@@ -48,16 +49,24 @@ def _columns(columns: Sequence[Mapping[str, Any]]) -> Table:
     for head in ("column", "kind", "holds"):
         table.add_column(head, overflow="fold")
     for column in columns:
-        table.add_row(Text(str(column["name"])), str(column["kind"]), Text(_holds(column)))
+        # To a model that embeds them categories are codes; to a person they stay what they are.
+        kind = "category" if column["kind"] == "code" else str(column["kind"])
+        table.add_row(Text(str(column["name"])), kind, Text(_holds(column)))
     return table
 
 
 def _holds(column: Mapping[str, Any]) -> str:
+    parts = []
     if "levels" in column:
-        return f"{len(column['levels'])} values: {_some(column['levels'])}"
-    if column["kind"] == "date":
-        return f"from {column['origin'][:10]} on"
-    return f"median {column['fill']:.6g}" if "fill" in column else ""
+        embedded = ", embedded" if column["kind"] == "code" else ""
+        parts.append(f"{len(column['levels'])} values{embedded}: {_some(column['levels'])}")
+    if "fill" in column:
+        parts.append(f"median {column['fill']:.6g}")
+    if "origin" in column:
+        parts.append(f"from {column['origin'][:10]}")
+    if column.get("missing"):
+        parts.append("with gaps")
+    return ", ".join(parts)
 
 
 def _some(names: Sequence[str]) -> str:

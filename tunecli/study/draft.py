@@ -11,7 +11,7 @@ from tunecli import models
 from tunecli.data import BUNDLED, Data
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
 from tunecli.output import visible
-from tunecli.space import DEFAULT_OPTIMIZERS
+from tunecli.space import DEFAULT_OPTIMIZERS, HPARAMS, SCHEDULES
 from tunecli.study import Study
 from tunecli.study.sections import DataSection, SearchSection, TrainSection
 
@@ -53,6 +53,7 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield _default("loss", loss, _others(loss, LOSSES.values(), data.task))
     if data.task == "classification":
         yield _default("class_weight", "balanced", "an example: rare classes count as much as common ones")
+    yield _default("schedule", HPARAMS["schedule"].default, "or " + ", ".join(SCHEDULES[1:]))
     yield "\n" + _line("[space]", "what is left out has its default range")
     yield _default("optimizer", list(DEFAULT_OPTIMIZERS))
     yield _line("# learning_rate = { low = 1e-4, high = 0.1 }", "an example")

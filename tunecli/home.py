@@ -7,17 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from tunecli import checkpoint, data
+from tunecli.command import Command
 from tunecli.errors import InputError, StorageError, did_you_mean
 from tunecli.files import write_new
-from tunecli.study import Study, make_study, read_study, study_of_table, table_name
+from tunecli.source import is_function, source_file
+from tunecli.study import (
+    ProgramStudy,
+    Question,
+    Study,
+    make_program,
+    make_study,
+    read_question,
+    study_of_table,
+    table_name,
+)
 from tunecli.study.faults import NAME
 
 BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
 """Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
 
 
-def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
-    """The study that a user means: a file, a table, a name, or the latest in the home (else the bundled digits)."""
+def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Question:
+    """The study that a user means: a file, a table, a script's function, a name, or the latest in the home.
+
+    Where there is none yet, it is the bundled digits.
+    """
     if argument is None:
         latest = latest_folder(home)
         if latest is not None:
@@ -25,19 +39,24 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
         argument = "digits"
     path = _path(argument)
     if path.suffix == ".toml":
-        return read_study(path, overrides, replaced)
+        return read_question(path, overrides, replaced)
+    if is_function(argument):
+        script = source_file(argument, Path.cwd())
+        return _of_program({"objective": argument}, argument, table_name(script), home, overrides, replaced)
+    if path.suffix == ".py":
+        raise InputError(f"{argument} is a script: which function of it?", hint=f"tunecli search {argument}:objective")
     if path.suffix.lower() in data.TABLE_SUFFIXES:
         begun = home / table_name(path)
         if replaced.get("data.target") is None and (begun / "study.toml").is_file():
             # The target was said when the study of this very file began.
-            first = read_study(begun / "study.toml")
-            if (first.base / first.data.source).resolve() == path.resolve():
+            first = read_question(begun / "study.toml")
+            if isinstance(first, Study) and (first.base / first.data.source).resolve() == path.resolve():
                 replaced = {**replaced, "data.target": first.data.target}
         return study_of_table(path, overrides, replaced)
     if NAME.fullmatch(argument):
         for candidate in (home / f"{argument}.toml", bundled_study(argument)):
             if candidate is not None and candidate.is_file():
-                return read_study(candidate, overrides, replaced)
+                return read_question(candidate, overrides, replaced)
         if (home / argument / "study.toml").is_file():
             return _begun(home / argument, overrides, replaced)
         if argument in data.BUNDLED:
@@ -57,9 +76,25 @@ def _path(argument: str) -> Path:
         return Path(argument)
 
 
-def _begun(folder: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Study:
+def find_command(text: str, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> ProgramStudy:
+    """The study of a command, `python train.py --lr {learning_rate}`, named after the first script file in it."""
+    command = Command.parse(text)
+    name = table_name(command.script(Path.cwd()) or Path(command.program))
+    return _of_program({"command": text}, "--command", name, home, overrides, replaced)
+
+
+def _of_program(
+    program: dict[str, str], where: str, name: str, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]
+) -> ProgramStudy:
+    study = make_program({"program": program}, Path.cwd(), name, overrides, replaced, where=where)
+    begun = home / study.name / "study.toml"
+    first = read_question(begun) if begun.is_file() else None
+    return study.begun_as(first) if isinstance(first, ProgramStudy) else study
+
+
+def _begun(folder: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Question:
     """The study in a folder, under the folder's name: a copy is a study of its own."""
-    return read_study(folder / "study.toml", overrides, {"name": folder.name, **replaced})
+    return read_question(folder / "study.toml", overrides, {"name": folder.name, **replaced})
 
 
 def find_folder(argument: str | None, home: Path) -> Path:
@@ -70,7 +105,9 @@ def find_folder(argument: str | None, home: Path) -> Path:
             raise InputError(f"no study in {home} yet", hint="`tunecli search` begins one")
         return latest
     path = _path(argument)
-    name = read_study(path).name if path.suffix == ".toml" else argument
+    name = read_question(path).name if path.suffix == ".toml" else argument
+    if is_function(argument) or path.suffix == ".py":
+        name = table_name(source_file(argument, Path.cwd()) if is_function(argument) else path)
     if path.suffix.lower() in data.TABLE_SUFFIXES:
         name = table_name(path)
     if not NAME.fullmatch(name):
@@ -119,7 +156,7 @@ def checkpoint_folder(folder: Path, trial: int) -> Path:
     return folder / "checkpoints" / f"trial-{trial}"
 
 
-def write_question(folder: Path, study: Study) -> None:
+def write_question(folder: Path, study: Question) -> None:
     """study.toml, the question as it was resolved; written before the database, so that none is without it."""
     path = folder / "study.toml"
     try:

@@ -49,7 +49,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one run showed after one tick. `fidelity` counts the ticks seen, this one included."""
+    """What one run showed after one tick. `fidelity` counts the ticks seen, this one included.
+
+    A report of a program has its metric alone; `step` is the number that the program gave it, where that is another.
+    """
 
     trial: int
     fidelity: int
@@ -59,6 +62,7 @@ class Measurement:
     gradient_norm: float
     seconds: float
     failure: str | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ StudyArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="STUDY",
-        help="A study file, a study's name, or a table (.csv, .tsv, .parquet, .npz). Left out: the latest.",
+        help="A study file, a name, a table (.csv, .tsv, .parquet, .npz), or script.py:objective. Default: the latest.",
     ),
 ]
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]
@@ -29,6 +29,11 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 HOME = Path("studies")
+
+
+class Direction(StrEnum):
+    MINIMIZE = "minimize"
+    MAXIMIZE = "maximize"
 
 
 class TextOrJson(StrEnum):
@@ -59,7 +64,7 @@ def read_summary(folder: Path) -> Summary:
         metric=record.metric,
         direction=record.direction,
         asked=int(record.document["search"]["trials"]),
-        epochs=int(record.document["train"]["epochs"]),
+        epochs=None if record.of_program else int(record.document["train"]["epochs"]),
         trials=record.trials,
     )
 

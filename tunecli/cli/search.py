@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunecli.cli.options import (
     HOME,
     DeviceOption,
+    Direction,
     HomeOption,
     SetOption,
     StudyArgument,
@@ -25,6 +27,7 @@ from tunecli.trial import State
 
 if TYPE_CHECKING:
     from tunecli.report.summary import Summary
+    from tunecli.study import Question
 
 
 def search(
@@ -36,6 +39,12 @@ def search(
     pruner: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who stops early: {', '.join(PRUNERS)}.")] = None,
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
+    command: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Search a program: "python train.py --lr {learning_rate}".')
+    ] = None,
+    direction: Annotated[
+        Direction | None, typer.Option(help="Which way a script's or a program's value is better.")
+    ] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
     settings: SetOption = None,
@@ -47,15 +56,14 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
-    from tunecli.home import find_study
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
     _check_known("--sampler", sampler, SAMPLERS)
     _check_known("--pruner", pruner, PRUNERS)
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
-    replaced |= {"search.window": window, "data.target": target}
-    question = find_study(study, home, settings or [], replaced)
+    replaced |= {"search.window": window, "data.target": target, "program.direction": direction and str(direction)}
+    question = _question(study, command, home, settings or [], replaced)
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
     if fresh and (aside := set_aside(folder)):
@@ -68,7 +76,7 @@ def search(
         live.say_stopped(ended, typed_command(), console)
         raise typer.Exit(interrupt.exit_code)
     _print_result(summary, output)
-    live.say_next(ended, question.name, home_option(home), typed_command(), console)
+    live.say_next(ended, question, home_option(home), typed_command(), console)
     if summary.best is None and ended.how == "done":
         raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
 
@@ -89,6 +97,18 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
         f"all {summary.ended} trials failed{share}: {reason}",
         hint=f"trial {trials[0].number} had {hparams}; {report} tells more",
     )
+
+
+def _question(
+    study: str | None, command: str | None, home: Path, settings: list[str], replaced: dict[str, Any]
+) -> Question:
+    from tunecli.home import find_command, find_study
+
+    if command is None:
+        return find_study(study, home, settings, replaced)
+    if study is not None:
+        raise UsageError(f"{study} and --command both say what to search", hint="give one of them")
+    return find_command(command, home, settings, replaced)
 
 
 def _check_known(option: str, name: str | None, known: tuple[str, ...]) -> None:

@@ -15,9 +15,9 @@ from rich.text import Text
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
-from tunecli.search import Differed, Ended, Event, Opened, Progress
+from tunecli.search import Differed, Ended, Event, Opened, OpenedProgram, Progress
 from tunecli.space import Choice, Float, Int
-from tunecli.study import Study
+from tunecli.study import ProgramStudy, Question, Study
 from tunecli.trial import State
 
 
@@ -26,7 +26,7 @@ def show(events: Iterable[Event], console: Console) -> Ended:
     view = _BarView(console) if console.is_terminal else _LineView(console)
     try:
         for event in events:
-            if isinstance(event, Opened):
+            if isinstance(event, Opened | OpenedProgram):
                 console.print(opening(event, console.width), soft_wrap=True)
                 view.open(event)
             elif isinstance(event, Differed):
@@ -51,7 +51,7 @@ def say_stopped(ended: Ended, again: str, console: Console) -> None:
     console.print(f"to go on:\n  {again}", soft_wrap=True)
 
 
-def say_next(ended: Ended, study: str, home: str, again: str, console: Console) -> None:
+def say_next(ended: Ended, study: Question, home: str, again: str, console: Console) -> None:
     """What to type after a search."""
     if ended.how == "timeout":
         console.print(
@@ -61,17 +61,33 @@ def say_next(ended: Ended, study: str, home: str, again: str, console: Console) 
     elif ended.progress.ended_now == 0:
         console.print(f"all {ended.progress.total} trials were done already; --trials N asks for more", soft_wrap=True)
     if ended.progress.best is not None:
-        console.print(f"next:\n  tunecli report {study}{home}\n  tunecli finetune {study} --best{home}", soft_wrap=True)
+        # A program keeps its weights itself.
+        finetune = "" if isinstance(study, ProgramStudy) else f"\n  tunecli finetune {study.name} --best{home}"
+        console.print(f"next:\n  tunecli report {study.name}{home}{finetune}", soft_wrap=True)
 
 
-def opening(event: Opened, width: int) -> Text:
+def opening(event: Opened | OpenedProgram, width: int) -> Text:
     """What is being searched, a few lines."""
+    paragraphs = _of_model(event) if isinstance(event, Opened) else _of_program(event)
+    if event.done:
+        total = event.study.search.trials
+        paragraphs.append(("", [f"{event.done} of {total} done, {total - event.done} to go"]))
+    text = Text()
+    for label, items in paragraphs:
+        lines = wrap(items, width - 7).splitlines()
+        text.append(f"{label:<7}", style="bold")
+        text.append("\n       ".join(lines) + "\n")
+    text.right_crop(1)
+    return text
+
+
+def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
     study, data = event.study, event.data
     samples = [len(part) for part in (data.train, data.validation, data.test)]
     shape = " x ".join(str(size) for size in data.features)
     kind = f"{len(data.classes)} classes" if data.classes else "regression"
     looped = f"trials one after another ({event.looped_because})" if event.looped_because else str(event.plan)
-    paragraphs = [
+    return [
         ("data", [f"{data.name}: {sum(samples):,} samples of {shape}", kind, *_split(samples)]),
         *(("", [notice]) for notice in data.notices),
         ("model", [study.model.source, *_keys(study), f"{event.weights:,} weights"]),
@@ -88,17 +104,26 @@ def opening(event: Opened, width: int) -> Text:
         ),
         ("device", [event.device, looped]),
     ]
-    if event.done:
-        paragraphs.append(
-            ("", [f"{event.done} of {study.search.trials} done, {study.search.trials - event.done} to go"])
-        )
-    text = Text()
-    for label, items in paragraphs:
-        lines = wrap(items, width - 7).splitlines()
-        text.append(f"{label:<7}", style="bold")
-        text.append("\n       ".join(lines) + "\n")
-    text.right_crop(1)
-    return text
+
+
+def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:
+    study = event.study
+    search = study.search
+    return [
+        ("run", [study.program.objective or study.program.command or "", f"in {study.base}"]),
+        ("space", list(_ranges(study)) if study.space.dimensions else ["as the objective suggests it"]),
+        (
+            "search",
+            [
+                f"{search.trials} trials",
+                f"{study.window} at a time",
+                search.sampler,
+                search.pruner,
+                f"{event.metric} is {study.direction}d",
+            ],
+        ),
+        ("logs", [f"{event.folder / 'logs'}"]),
+    ]
 
 
 def _split(samples: list[int]) -> list[str]:
@@ -109,7 +134,7 @@ def _keys(study: Study) -> list[str]:
     return [f"{key} {short(value)}" for key, value in study.model.keys.items()]
 
 
-def _ranges(study: Study) -> Iterator[str]:
+def _ranges(study: Study | ProgramStudy) -> Iterator[str]:
     """Each hparam with its range; where optimizers have ranges of their own, from the lowest to the highest."""
     for hparam in dict.fromkeys(dimension.hparam for dimension in study.space.dimensions):
         ranges = [dimension.range for dimension in study.space.dimensions if dimension.hparam == hparam]
@@ -129,10 +154,10 @@ class _LineView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown = time.monotonic()
-        self._metric = ""
+        self._opened: Opened | OpenedProgram | None = None
 
-    def open(self, event: Opened) -> None:
-        self._metric = event.metric
+    def open(self, event: Opened | OpenedProgram) -> None:
+        self._opened = event
 
     def note(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -140,11 +165,11 @@ class _LineView:
     def update(self, progress: Progress) -> None:
         if time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
-            self._console.print(_status(progress, self._metric), soft_wrap=True)
+            self._console.print(_status(progress, self._opened), soft_wrap=True)
 
     def close(self, event: Ended) -> None:
-        if self._metric:
-            self._console.print(_status(event.progress, self._metric), soft_wrap=True)
+        if self._opened is not None:
+            self._console.print(_status(event.progress, self._opened), soft_wrap=True)
 
 
 class _BarView:
@@ -159,10 +184,10 @@ class _BarView:
             expand=True,
         )
         self._live = Live(console=console, refresh_per_second=8)
-        self._metric = ""
+        self._opened: Opened | OpenedProgram | None = None
 
-    def open(self, event: Opened) -> None:
-        self._metric = event.metric
+    def open(self, event: Opened | OpenedProgram) -> None:
+        self._opened = event
         total = event.study.search.trials
         self._task = self._bar.add_task("", total=total, completed=event.done, done=f"{event.done}/{total}", left="")
         self._live.start()
@@ -174,10 +199,10 @@ class _BarView:
         ended = _ended(progress)
         left = _left(progress)
         self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
-        self._live.update(Group(self._bar, Text(", ".join(_standing(progress, self._metric)), overflow="ellipsis")))
+        self._live.update(Group(self._bar, Text(", ".join(_standing(progress, self._opened)), overflow="ellipsis")))
 
     def close(self, event: Ended) -> None:
-        if self._metric:
+        if self._opened is not None:
             self.update(event.progress)
             self._live.stop()
 
@@ -186,19 +211,21 @@ def _ended(progress: Progress) -> int:
     return sum(count for state, count in progress.counts.items() if state.ended)
 
 
-def _status(progress: Progress, metric: str) -> str:
+def _status(progress: Progress, opened: Opened | OpenedProgram | None) -> str:
     """Where the search is, in one line."""
     left = _left(progress)
     return ", ".join(
-        [f"{_ended(progress)} of {progress.total} done", *_standing(progress, metric), *([left] if left else [])]
+        [f"{_ended(progress)} of {progress.total} done", *_standing(progress, opened), *([left] if left else [])]
     )
 
 
-def _standing(progress: Progress, metric: str) -> list[str]:
+def _standing(progress: Progress, opened: Opened | OpenedProgram | None) -> list[str]:
     """The most important first, since a narrow terminal cuts the end off."""
     parts = []
-    if progress.best is not None:
-        parts.append(f"best {metric} {progress.best.value:.4f} on validation (trial {progress.best.number})")
+    if progress.best is not None and opened is not None:
+        # What a program measures its value on, it alone knows.
+        split = " on validation" if isinstance(opened, Opened) else ""
+        parts.append(f"best {opened.metric} {progress.best.value:.4f}{split} (trial {progress.best.number})")
     parts += [f"{progress.counts[s]} {s}" for s in (State.RUNNING, State.PRUNED, State.FAILED) if progress.counts[s]]
     rate = _rate(progress)
     if rate > 0:

@@ -37,8 +37,8 @@ def as_csv(summary: Summary) -> str:
 def as_markdown(summary: Summary, top: int) -> str:
     """The best trials as a table, with a line about the study above it."""
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
-    lines = [f"**{summary.study}**: {summary.metric} on validation, {summary.direction}d; {counts}.", ""]
-    lines += [f"| trial | {summary.metric} | epochs | seconds | hparams |", "|---:|---:|---:|---:|---|"]
+    lines = [f"**{summary.study}**: {summary.what}, {summary.direction}d; {counts}.", ""]
+    lines += [f"| trial | {summary.metric} | {summary.unit}s | seconds | hparams |", "|---:|---:|---:|---:|---|"]
     for trial in summary.ranked[:top]:
         lines.append(
             f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {trial.seconds:.1f} "

@@ -12,13 +12,16 @@ from tunecli.trial import Hparams, State, Trial, best_trial, better
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A study in numbers. `ranked` are the complete trials from the best on, `ties` how many share the best value."""
+    """A study in numbers. `epochs` is None where its trials are runs of a program.
+
+    `ranked` are the complete trials from the best on, `ties` how many share the best value.
+    """
 
     study: str
     metric: str
     direction: str
     asked: int
-    epochs: int
+    epochs: int | None
     trials: tuple[Trial, ...]
     counts: Mapping[State, int]
     best: Trial | None
@@ -28,11 +31,28 @@ class Summary:
     ticks: int
 
     @property
+    def split(self) -> str | None:
+        """What the values are from; what a program measures on, it alone knows."""
+        return None if self.epochs is None else "validation"
+
+    @property
+    def what(self) -> str:
+        """The metric and the split that it is from."""
+        return self.metric if self.split is None else f"{self.metric} on {self.split}"
+
+    @property
+    def unit(self) -> str:
+        """What a tick of a trial is."""
+        return "report" if self.epochs is None else "epoch"
+
+    @property
     def ended(self) -> int:
         return sum(count for state, count in self.counts.items() if state.ended)
 
 
-def summarize(*, study: str, metric: str, direction: str, asked: int, epochs: int, trials: Sequence[Trial]) -> Summary:
+def summarize(
+    *, study: str, metric: str, direction: str, asked: int, epochs: int | None, trials: Sequence[Trial]
+) -> Summary:
     """Count, rank and add up. `asked` is the study's total of trials, `seconds` the training time of all of them."""
     sign = -1.0 if direction == "maximize" else 1.0
     complete = [trial for trial in trials if trial.state is State.COMPLETE and trial.value is not None]
@@ -70,7 +90,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "study": summary.study,
         "metric": summary.metric,
         "direction": summary.direction,
-        "split": "validation",
+        "split": summary.split,
         "asked": summary.asked,
         "counts": {str(state): count for state, count in summary.counts.items()},
         "ties": summary.ties,

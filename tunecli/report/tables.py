@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -38,14 +38,15 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     yield _best(summary, summary.best, width)
     yield Text(f"\nTop {len(shown)} of {len(summary.ranked)} complete trials", style="bold")
     yield _table(summary, shown, width)
-    yield Text(f"\nLearning curves: {summary.metric} on validation, epoch by epoch", style="bold")
-    yield _curves(summary, shown, width)
+    if any(trial.curve for trial in shown):
+        yield Text(f"\nLearning curves: {summary.what}, {summary.unit} by {summary.unit}", style="bold")
+        yield _curves(summary, [trial for trial in shown if trial.curve], width)
     yield from _failures(summary, width)
 
 
 def _heading(summary: Summary) -> Text:
     goal = "higher is better" if summary.direction == "maximize" else "lower is better"
-    return Text.assemble((summary.study, "bold"), f"  {summary.metric} on validation, {goal}")
+    return Text.assemble((summary.study, "bold"), f"  {summary.what}, {goal}")
 
 
 def _counts(summary: Summary) -> Text:
@@ -62,7 +63,7 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
     text = Text.assemble(
         ("Best: ", "bold"),
         (f"trial {best.number}", "bold green"),
-        f", {summary.metric} {best.value:.4f} on validation, after epoch {best.best_tick} of {summary.epochs}",
+        f", {summary.metric} {best.value:.4f}{_after(summary, best)}",
     )
     if summary.ties > 1:
         text.append(f"; {summary.ties} trials tie, the lowest number goes first")
@@ -71,10 +72,17 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
     return text
 
 
+def _after(summary: Summary, best: Trial) -> str:
+    """When the best trial reached its value."""
+    if summary.epochs is not None:
+        return f" on {summary.split}, after epoch {best.best_tick} of {summary.epochs}"
+    return f", after {best.fidelity} report{'' if best.fidelity == 1 else 's'}" if best.fidelity else ""
+
+
 def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     main = [name for name in _MAIN if any(name in trial.hparams for trial in shown)]
-    numbers = ["trial", summary.metric, "epochs", "seconds"]
+    numbers = ["trial", summary.metric, f"{summary.unit}s", "seconds"]
     heads = [*numbers, *({"learning_rate": "rate", "batch_size": "batch"}.get(name, name) for name in main)]
     rows = [
         [
@@ -98,7 +106,7 @@ def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     return table
 
 
-def _curves(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
+def _curves(summary: Summary, shown: Sequence[Trial], width: int) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
     for justify in ("right", "right", "left", "right"):
         table.add_column(justify=justify, no_wrap=True)

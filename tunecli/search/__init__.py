@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError
 from tunecli.home import remove_unknown_checkpoints
-from tunecli.search.events import Differed, Ended, Event, Opened, Progress, Tally
+from tunecli.search.events import Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
 from tunecli.store import Record, hold, is_unfinished, read
-from tunecli.study import Study, differences
+from tunecli.study import ProgramStudy, Question, Study, differences
 
-__all__ = ["Differed", "Ended", "Event", "Opened", "Progress", "search", "set_aside"]
+if TYPE_CHECKING:
+    from tunecli.search.loop import Loop
+    from tunecli.search.programs import ProgramLoop
+
+__all__ = ["Differed", "Ended", "Event", "Opened", "OpenedProgram", "Progress", "search", "set_aside"]
 
 
 def search(
-    study: Study,
+    study: Question,
     folder: Path,
     *,
     device: str = "auto",
@@ -37,19 +42,27 @@ def search(
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
             done = sum(trial.state.ended for trial in record.trials) >= study.search.trials
-            if done and not _data_may_differ(study, record, folder):
+            if done and (isinstance(study, ProgramStudy) or not _data_may_differ(study, record, folder)):
                 remove_unknown_checkpoints(folder, record.kept)
                 yield Ended("done", Tally(record.trials, record.direction).progress(study.search.trials))
                 return
         else:
             study = study.with_window(study.window)
-        from tunecli.search.loop import Loop
-
-        loop = Loop(study, folder, record, device)
+        loop = _make_loop(study, folder, record, device)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
+
+
+def _make_loop(study: Question, folder: Path, record: Record | None, device: str) -> Loop | ProgramLoop:
+    if isinstance(study, ProgramStudy):
+        from tunecli.search.programs import ProgramLoop
+
+        return ProgramLoop(study, folder, record)
+    from tunecli.search.loop import Loop
+
+    return Loop(study, folder, record, device)
 
 
 def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
@@ -63,7 +76,7 @@ def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
     return not path.is_file() or path.stat().st_mtime > (folder / "study.toml").stat().st_mtime
 
 
-def open_record(study: Study, folder: Path) -> Record | None:
+def open_record(study: Question, folder: Path) -> Record | None:
     """What the folder holds of this study, or None where it is new. Raises InputError where it is another question."""
     path = folder / "study.db"
     if is_unfinished(path):

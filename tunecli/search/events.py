@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunecli.study import Study
+from tunecli.study import ProgramStudy, Study
 from tunecli.trial import State, Trial, best_trial
 
 if TYPE_CHECKING:
@@ -29,6 +29,16 @@ class Opened:
     device: str
     plan: Plan
     looped_because: str | None
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedProgram:
+    """The search begins or goes on: the program whose runs are its trials."""
+
+    study: ProgramStudy
+    folder: Path
+    metric: str
     done: int
 
 
@@ -62,7 +72,7 @@ class Ended:
     progress: Progress
 
 
-Event = Opened | Progress | Differed | Ended
+Event = Opened | OpenedProgram | Progress | Differed | Ended
 
 
 class Tally:

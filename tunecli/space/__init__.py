@@ -24,6 +24,7 @@ from tunecli.space.hparams import (
     WITH_MOMENTUM,
     YOURS,
     When,
+    elsewhere,
     nearest,
     parse_settings,
     parse_value,
@@ -31,7 +32,7 @@ from tunecli.space.hparams import (
     when,
 )
 from tunecli.space.parse import parse
-from tunecli.space.ranges import Choice, Float, Int, Range, distribution_json
+from tunecli.space.ranges import Choice, Float, Int, Range, distribution_json, external_value
 from tunecli.trial import Hparams, Value
 
 __all__ = [
@@ -50,9 +51,11 @@ __all__ = [
     "Space",
     "build_space",
     "distribution_json",
+    "external_value",
     "nearest",
     "parse_settings",
     "parse_value",
+    "placeholder_space",
     "settings_of",
 ]
 
@@ -213,6 +216,42 @@ def _read_by_some(
         elif own.when.hparam not in space.hparams and own.when.holds(fixed):
             found.append(replace(own, when=None))
     return tuple(found)
+
+
+def placeholder_space(names: Iterable[str], overrides: Mapping[str, Any]) -> Space:
+    """The space of a command's placeholders, in their order. They are only words: no condition, no rule of ours.
+
+    What `overrides` does not state has the default range of the hparam of that name, over the optimizers that are
+    searched by default. Raises SpaceError with every fault, a line each.
+    """
+    names, dimensions, faults, defaults = list(names), [], [], _read_by_some(_DEFAULTS)
+    hint = f"its placeholders: {', '.join(f'{{{name}}}' for name in names)}"
+    for name in names:
+        try:
+            # In braces, so that no rule of an hparam of ours applies.
+            if name in overrides:
+                own = parse(f"{{{name}}}", overrides[name], _default_bounds(name, defaults))
+            else:
+                own = _default_range(name, defaults)
+            dimensions.append(Dimension(name, name, own))
+        except SpaceError as error:
+            faults.append(error.message)
+            hint = error.hint or "a range is {low=1e-4, high=1e-1, log=true}, [a, b] or a value"
+    faults += [f"the command has no placeholder {{{name}}}" for name in overrides if name not in names]
+    if not names:
+        faults, hint = ["the command has no placeholder to search"], "name what is searched: --lr {learning_rate}"
+    if faults:
+        raise SpaceError("\n".join(faults), hint=hint)
+    return Space(tuple(dimensions))
+
+
+def _default_range(name: str, defaults: Iterable[Dimension]) -> Range:
+    own = [d.range for d in defaults if d.hparam == name and isinstance(d.range, Range)]
+    if not own:
+        ours = elsewhere(name)
+        call = f", or call it {{{ours}}}" if ours is not None else ""
+        raise SpaceError(f"{{{name}}} has no default range", hint=f"--set 'space.{name}={{low=0.0, high=1.0}}'{call}")
+    return Float(**_default_bounds(name, defaults)) if isinstance(own[0], Float) else own[0]
 
 
 def _own(hparam: str, value: Range | Value) -> Dimension:

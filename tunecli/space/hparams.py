@@ -226,6 +226,11 @@ def settings_of(train: Mapping[str, Value], hparams: Mapping[str, Value]) -> dic
     return {name: hparams.get(name, train.get(name, default)) for name, default in DEFAULT_SETTINGS.items()}
 
 
+def elsewhere(name: str) -> str | None:
+    """Our word for what another tool calls `name`."""
+    return _ELSEWHERE.get(name)
+
+
 def nearest(name: str, known: Iterable[str] = ()) -> str | None:
     """A hint for an unknown name; other tools' words for ours are known."""
     known = list(known) or [*HPARAMS, "model.KEY"]

@@ -99,3 +99,11 @@ Range = Float | Int | Choice
 def distribution_json(range_: Range) -> str:
     """The range as Optuna writes it into its databases."""
     return json.dumps(range_.distribution())
+
+
+def external_value(distribution: str, internal: float) -> Value:
+    """The value that Optuna's internal representation stands for, by its distribution's JSON."""
+    document = json.loads(distribution)
+    if document["name"] == "CategoricalDistribution":
+        return document["attributes"]["choices"][int(internal)]  # type: ignore[no-any-return]  # Optuna's scalars
+    return int(internal) if document["name"] == "IntDistribution" else internal

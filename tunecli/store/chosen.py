@@ -11,6 +11,7 @@ from tunecli import checkpoint
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial
 from tunecli.home import checkpoint_folder
 from tunecli.store.reader import Record
+from tunecli.study.program import no_weights
 from tunecli.trial import State, Trial, best_trial
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ class Kept:
 def load_kept(folder: Path, record: Record, number: int | None = None) -> Kept:
     """The best complete trial whose checkpoint is whole; or trial `number` and no other.
 
-    Raises NoUsableTrial where no trial is complete, InputError where `number` has no checkpoint, CheckpointError where
-    its checkpoint is damaged or none is left.
+    Raises NoUsableTrial where no trial is complete, InputError where `number` or the whole study has no checkpoint,
+    CheckpointError where its checkpoint is damaged or none is left.
     """
+    if record.of_program:
+        raise no_weights(record.name)
     if number is not None:
         trial = _trial(record, number)
         return Kept(trial, *_load(folder, record, trial))

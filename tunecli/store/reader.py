@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.exc import DatabaseError
 
 from tunecli.errors import InputError
-from tunecli.space import Space, build_space
+from tunecli.space import Space, build_space, external_value
 from tunecli.store.schema import (
     CHECKPOINTS,
     MEASUREMENTS,
@@ -27,7 +27,7 @@ from tunecli.store.schema import (
     tables,
     unreadable,
 )
-from tunecli.trial import Measurement, State, Trial, first_best
+from tunecli.trial import Hparams, Measurement, State, Trial, first_best
 
 STATES = {
     "RUNNING": State.RUNNING,
@@ -51,7 +51,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A study as its database tells it. `document` is the question, `kept`: trial -> SHA-256 of its checkpoint."""
+    """A study as its database tells it. `document` is the question, `kept`: trial -> SHA-256 of its checkpoint.
+
+    `asked`: trial -> what it asked for, in order: name -> (Optuna's distribution as JSON, its internal value).
+    """
 
     name: str
     metric: str
@@ -64,10 +67,16 @@ class Record:
     trials: tuple[Trial, ...]
     kept: Mapping[int, str]
     readings: tuple[Reading, ...]
+    asked: Mapping[int, Mapping[str, tuple[str, float]]]
 
     @property
     def space(self) -> Space:
         return build_space(self.document.get("space", {}), self.document.get("train", {}))
+
+    @property
+    def of_program(self) -> bool:
+        """Whether its trials are runs of a user's program."""
+        return "program" in self.document
 
 
 def read(path: Path) -> Record:
@@ -92,8 +101,17 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     name = connection.execute(select(studies.c.study_name).where(studies.c.study_id == study_id)).scalar_one()
     direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
     document = json.loads(ours["document"])
-    space = build_space(document.get("space", {}), document.get("train", {}))
-    trials, ids = _trials(connection, found, study_id, space, direction.lower())
+    params = _params(connection, found, study_id)
+    # What a program is asked with, it alone knows: each value speaks for itself.
+    space = None if "program" in document else build_space(document.get("space", {}), document.get("train", {}))
+
+    def hparams(trial_id: int) -> Hparams:
+        if space is None:
+            return {name: external_value(*own) for name, own in params[trial_id].items()}
+        return space.decode({name: internal for name, (_, internal) in params[trial_id].items()})
+
+    steps = None if space is not None else _steps(connection, found, study_id)
+    trials, ids = _trials(connection, found, study_id, hparams, steps, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
     return Record(
@@ -106,6 +124,7 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         environment=json.loads(ours["environment"]),
         created=ours["created"],
         trials=tuple(trials),
+        asked={ids[trial_id]: own for trial_id, own in params.items()},
         kept=kept,
         readings=tuple(
             Reading(row.read_at, row.split, row.purpose, row.trial_number, json.loads(row.values)) for row in readings
@@ -113,18 +132,46 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     )
 
 
+def _params(
+    connection: Connection, found: Mapping[str, Table], study_id: int
+) -> dict[int, dict[str, tuple[str, float]]]:
+    """Trial id -> name -> (distribution, internal value) of every trial, in the order in which they were asked for."""
+    trials, table = found["trials"], found["trial_params"]
+    mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    params: dict[int, dict[str, tuple[str, float]]] = {trial_id: {} for (trial_id,) in connection.execute(mine)}
+    columns = (table.c.trial_id, table.c.param_name, table.c.distribution_json, table.c.param_value)
+    for trial_id, name, distribution, value in connection.execute(
+        select(*columns).where(table.c.trial_id.in_(mine)).order_by(table.c.param_id)
+    ):
+        params[trial_id][name] = (distribution, value)
+    return params
+
+
+def _steps(connection: Connection, found: Mapping[str, Table], study_id: int) -> dict[tuple[int, int], int]:
+    """(trial id, fidelity) -> the number that the program gave its report, where that is another."""
+    trials, table = found["trials"], found["trial_intermediate_values"]
+    mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    reported = select(table.c.trial_id, table.c.step).where(table.c.trial_id.in_(mine))
+    count: Counter[int] = Counter()
+    steps: dict[tuple[int, int], int] = {}
+    for trial_id, step in connection.execute(reported.order_by(table.c.trial_intermediate_value_id)):
+        count[trial_id] += 1
+        if step != count[trial_id]:
+            steps[trial_id, count[trial_id]] = step
+    return steps
+
+
 def _trials(
-    connection: Connection, found: Mapping[str, Table], study_id: int, space: Space, direction: str
+    connection: Connection,
+    found: Mapping[str, Table],
+    study_id: int,
+    hparams: Callable[[int], Hparams],
+    steps: Mapping[tuple[int, int], int] | None,
+    direction: str,
 ) -> tuple[list[Trial], dict[int, int]]:
     """All trials in the order of their numbers, and trial id -> number."""
     trials = found["trials"]
     mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
-    params: dict[int, dict[str, float]] = defaultdict(dict)
-    table = found["trial_params"]
-    for trial_id, name, value in connection.execute(
-        select(table.c.trial_id, table.c.param_name, table.c.param_value).where(table.c.trial_id.in_(mine))
-    ):
-        params[trial_id][name] = value
     values = found["trial_values"]
     value_of = {
         row.trial_id: finite_or_infinite(row.value, row.value_type)
@@ -145,6 +192,7 @@ def _trials(
                 gradient_norm=_number(row.gradient_norm),
                 seconds=row.seconds,
                 failure=row.failure,
+                step=steps.get((row.trial_id, row.fidelity)) if steps is not None else None,
             )
         )
     ours = {row.trial_id: row for row in connection.execute(select(TRIALS))}
@@ -160,6 +208,10 @@ def _trials(
                 hint="a study of tunecli has one writer: tunecli search",
             )
         state, curve = STATES[row.state], curves[row.trial_id]
+        seconds = sum((measurement.seconds for measurement in curve), 0.0)
+        if steps is not None and row.datetime_complete is not None:
+            # A program's reports do not tell all of its time, and it may make none.
+            seconds = (row.datetime_complete - row.datetime_start).total_seconds()
         value, best_tick = value_of.get(row.trial_id), own.best_tick
         if not state.ended and (best := first_best(curve, direction)):
             # Written when the trial ends; until then its curve tells.
@@ -168,12 +220,12 @@ def _trials(
             Trial(
                 number=row.number,
                 state=state,
-                hparams=space.decode(params[row.trial_id]),
+                hparams=hparams(row.trial_id),
                 start_tick=own.start_tick,
                 end_tick=own.end_tick,
                 value=value,
                 best_tick=best_tick,
-                seconds=sum((measurement.seconds for measurement in curve), 0.0),
+                seconds=seconds,
                 reason=own.reason,
                 curve=tuple(curve),
             )

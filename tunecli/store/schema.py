@@ -41,6 +41,7 @@ OPTUNA_TABLES = (
     "trials",
     "trial_params",
     "trial_values",
+    "trial_user_attributes",
     "trial_intermediate_values",
     "version_info",
 )

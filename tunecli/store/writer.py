@@ -118,6 +118,22 @@ class Store:
         ]
         self._pending["own trial"].append({"trial_id": trial_id, "start_tick": trial.start_tick})
 
+    def restart(self, number: int) -> None:
+        """A trial is run again from its start: its time counts from now."""
+        self._pending["restart"].append({"own": self._ids[number], "datetime_start": utc_now()})
+
+    def suggest(self, number: int, name: str, distribution: str, internal: float) -> None:
+        """A running trial's objective asked for `name`: Optuna's distribution and its internal value."""
+        row = {"param_name": name, "param_value": internal, "distribution_json": distribution}
+        self._pending["param"].append({"trial_id": self._ids[number], **row})
+
+    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """What a trial's objective noted down, for Optuna's readers; once a trial."""
+        own = self._ids[number]
+        self._pending["attribute"] += [
+            {"trial_id": own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
+        ]
+
     def record(self, measurements: Iterable[Measurement]) -> None:
         """What runs showed in this tick; the metric is also the value that Optuna shows for the step."""
         for measured in measurements:
@@ -126,7 +142,7 @@ class Store:
             self._pending["step"].append(
                 {
                     "trial_id": trial_id,
-                    "step": measured.fidelity,
+                    "step": measured.fidelity if measured.step is None else measured.step,
                     "intermediate_value": value,
                     "intermediate_value_type": kind,
                 }
@@ -216,9 +232,11 @@ class Store:
             "own trial": insert(TRIALS),
             "step": insert(optuna["trial_intermediate_values"]),
             "measurement": insert(MEASUREMENTS),
+            "restart": update(trials).where(trials.c.trial_id == bindparam("own")),
             "end": update(trials).where(trials.c.trial_id == bindparam("own")),
             "own end": update(TRIALS).where(TRIALS.c.trial_id == bindparam("own")),
             "value": insert(optuna["trial_values"]),
+            "attribute": insert(optuna["trial_user_attributes"]),
             "keep": insert(CHECKPOINTS),
             "drop": delete(CHECKPOINTS).where(CHECKPOINTS.c.trial_id == bindparam("own")),
             "reading": insert(READINGS),

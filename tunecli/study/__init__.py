@@ -6,13 +6,12 @@ import copy
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
-import tomlkit
 from pydantic import ValidationError
 
 from tunecli import data, models
@@ -29,6 +28,8 @@ from tunecli.study.faults import (
     train_faults,
     without,
 )
+from tunecli.study.program import ProgramStudy as ProgramStudy
+from tunecli.study.program import checked_program, no_weights
 from tunecli.study.sections import (
     DataSection,
     FinetuneSection,
@@ -36,6 +37,7 @@ from tunecli.study.sections import (
     SearchSection,
     StudyFile,
     TrainSection,
+    as_toml,
 )
 
 
@@ -72,19 +74,38 @@ class Study:
         return document
 
     def toml(self) -> str:
-        head = "# The question as it was resolved when this study began. Later commands take code from here.\n"
-        return head + tomlkit.dumps({k: v for k, v in self.document().items() if v != {}})
+        return as_toml(self.document())
 
+
+Question = Study | ProgramStudy
+"""What can be searched."""
+
+
+_Q = TypeVar("_Q", Study, ProgramStudy)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:
-    """The study that a TOML file states, with `replaced` values by dotted key, and `--set` overrides (KEY=VALUE).
+    """The study that a TOML file states, as `read_question` reads it.
+
+    Raises InputError where its trials are runs of a program: then there is no model here.
+    """
+    study = read_question(path, overrides, replaced)
+    if isinstance(study, ProgramStudy):
+        raise no_weights(study.name)
+    return study
+
+
+def read_question(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Question:
+    """The question that a TOML file states, with `replaced` values by dotted key, and `--set` overrides (KEY=VALUE).
 
     Raises StudyFileError with every fault of the file.
     """
-    return make_study(_read(path), path.parent.resolve(), path.stem, overrides, replaced, where=str(path))
+    document, base = _read(path), path.parent.resolve()
+    if "program" in document:
+        return make_program(document, base, path.stem, overrides, replaced, where=str(path))
+    return make_study(document, base, path.stem, overrides, replaced, where=str(path))
 
 
 def model_code(path: Path) -> tuple[str, Path]:
@@ -145,30 +166,47 @@ def make_study(
 
     Raises StudyFileError with every fault, or UsageError where the document alone has none.
     """
+    if replaced.get("program.direction") is not None:
+        raise UsageError("--direction is for scripts and programs", hint="the direction of a metric is known")
+    return _made(_checked, document, base, name, overrides, replaced, where)
+
+
+def make_program(
+    document: dict[str, Any],
+    base: Path,
+    name: str,
+    overrides: Iterable[str] = (),
+    replaced: Mapping[str, Any] = _NOTHING,
+    *,
+    where: str,
+) -> ProgramStudy:
+    """The study of a program that a document states, as `make_study` makes one."""
+    return _made(checked_program, document, base, name, overrides, replaced, where)
+
+
+def _made(
+    check: Callable[[dict[str, Any], Path, str], tuple[_Q | None, list[str]]],
+    document: dict[str, Any],
+    base: Path,
+    name: str,
+    overrides: Iterable[str],
+    replaced: Mapping[str, Any],
+    where: str,
+) -> _Q:
+    """What `check` makes of a document and what was typed beside it; a fault is blamed on where it stands."""
     if "name" in replaced:  # a folder's, which nobody typed
         document = _changed(document, [("name", replaced["name"])])
     changes = {
         _option(key, value): (key, value) for key, value in replaced.items() if value is not None and key != "name"
     }
     changes |= {f"--set {override}": parse_override(override) for override in overrides}
-    file, base_now, name_now, faults = _checked(_changed(document, changes.values()), base, name)
-    if faults and changes and not _checked(_changed(document, ()), base, name)[3]:
-        alone = [option for option in changes if _checked(_changed(document, [changes[option]]), base, name)[3]]
+    study, faults = check(_changed(document, changes.values()), base, name)
+    if study is not None:
+        return study
+    if changes and not check(_changed(document, ()), base, name)[1]:
+        alone = [option for option in changes if check(_changed(document, [changes[option]]), base, name)[1]]
         raise faulty(" ".join(alone or changes), faults, UsageError)
-    if faults:
-        raise faulty(where, faults)
-    return Study(
-        name=name_now,
-        seed=file.seed,
-        base=base_now,
-        data=file.data,
-        model=file.model,
-        train=file.train,
-        search=file.search.resolved(),
-        finetune=file.finetune,
-        space=build_space(file.space, file.train.keys),
-        space_keys=file.space,
-    )
+    raise faulty(where, faults)
 
 
 def _option(key: str, value: Any) -> str:
@@ -183,8 +221,8 @@ def _changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) ->
     return changed
 
 
-def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[StudyFile, Path, str, list[str]]:
-    """What a document states, its base and its name, and everything that is wrong with it."""
+def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[Study | None, list[str]]:
+    """The study that a document states, or everything that is wrong with it."""
     faults: list[str] = []
     try:
         file = StudyFile.model_validate(document)
@@ -202,7 +240,21 @@ def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[StudyFile
         *source_faults(file, base),
         *table_faults(file),
     ]
-    return file, base, name, faults
+    if faults:
+        return None, faults
+    study = Study(
+        name=name,
+        seed=file.seed,
+        base=base,
+        data=file.data,
+        model=file.model,
+        train=file.train,
+        search=file.search.resolved(),
+        finetune=file.finetune,
+        space=build_space(file.space, file.train.keys),
+        space_keys=file.space,
+    )
+    return study, []
 
 
 def load_data(study: Study) -> data.Data:

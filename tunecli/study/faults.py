@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
 from tunecli.source import is_function, source_file
@@ -47,13 +49,13 @@ _EXPECTED = {
 """What a key takes, by the kind of pydantic's complaint. Only `split` has a length."""
 
 
-def key_fault(detail: Any) -> str:
-    """One of pydantic's complaints in our words."""
+def key_fault(detail: Any, file: type[BaseModel] = StudyFile) -> str:
+    """One of pydantic's complaints about a `file` in our words."""
     path = [str(part) for part in detail["loc"]]
     key, section = path[-1], ".".join(path[:-1])
     place = f"in [{section}]" if section else "at the top"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r} {place}\n{did_you_mean(key, _fields(section))}"
+        return f"unknown key {key!r} {place}\n{did_you_mean(key, _fields(file, section))}"
     if detail["type"] == "missing":
         example = '[data] with source = "digits", say'
         return f"{key!r} is missing {place}\n{example}" if section else f"[{key}] is missing\na study needs {example}"
@@ -67,7 +69,7 @@ def key_fault(detail: Any) -> str:
         rule = f"must be {limits['expected']}"
     else:
         rule = str(detail["msg"]).removeprefix("Input ")
-    return f"{'.'.join(path)}: {rule}, got {detail['input']!r}\n{_example(path) or ''}"
+    return f"{'.'.join(path)}: {rule}, got {detail['input']!r}\n{_example(file, path) or ''}"
 
 
 _LIMITS = {
@@ -78,32 +80,37 @@ _LIMITS = {
 }
 
 
-def _fields(section: str) -> Mapping[str, Any]:
+def _fields(file: type[BaseModel], section: str) -> Mapping[str, Any]:
     """The keys of a section, or of the top where it is empty."""
-    fields = StudyFile.model_fields
+    fields = file.model_fields
     return fields[section].annotation.model_fields if section else fields  # type: ignore[union-attr]
 
 
-def _example(path: list[str]) -> str | None:
+def _example(file: type[BaseModel], path: list[str]) -> str | None:
     """How the key is written, by its default."""
     section, key = (path[0], path[1]) if len(path) > 1 else ("", path[0])
-    if not section and key in ("data", "model", "train", "search", "finetune", "space"):
+    if not section and key in ("data", "model", "program", "train", "search", "finetune", "space"):
         return f"for example a line [{key}], and below it its keys"
-    fields = _fields(section) if section in ("", *StudyFile.model_fields) else {}
+    fields = _fields(file, section) if section in ("", *file.model_fields) else {}
     default = fields[key].default if key in fields else None
     return f"for example {key} = {json.dumps(default)}" if isinstance(default, int | float | str | list) else None
 
 
 def without(document: Mapping[str, Any], faulty: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
     """The document less its faulty keys: what is left can be checked further."""
+    kept = without_keys(document, faulty)
+    if "source" not in kept.get("data", {}):
+        kept["data"] = {"source": data.BUNDLED[0]}  # a stand-in for what was reported as missing
+    return kept
+
+
+def without_keys(document: Mapping[str, Any], faulty: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
     kept = copy.deepcopy(dict(document))
     for section, *keys in faulty:
         if keys:
             kept.get(section, {}).pop(keys[0], None)
         else:
             kept.pop(section, None)
-    if "source" not in kept.get("data", {}):
-        kept["data"] = {"source": data.BUNDLED[0]}  # a stand-in for what was reported as missing
     return kept
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
+import tomlkit
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunecli.space import PRUNERS, SAMPLERS, parse_settings
@@ -110,6 +111,34 @@ class StudyFile(_Section):
     space: dict[str, Any] = {}
     search: SearchSection = SearchSection()
     finetune: FinetuneSection = FinetuneSection()
+
+
+class ProgramSection(_Section):
+    """One of the two: an objective as Optuna calls it, or a command with placeholders."""
+
+    objective: str | None = None
+    command: str | None = None
+    direction: Literal["minimize", "maximize"] | None = None
+
+
+class ProgramTrainSection(_Section):
+    metric: str | None = None
+
+
+class ProgramFile(_Section):
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    base: str | None = None
+    program: ProgramSection = ProgramSection()
+    train: ProgramTrainSection = ProgramTrainSection()
+    space: dict[str, Any] = {}
+    search: SearchSection = SearchSection()
+
+
+def as_toml(document: Mapping[str, Any]) -> str:
+    """A question as its study.toml states it."""
+    head = "# The question as it was resolved when this study began. Later commands take code from here.\n"
+    return head + tomlkit.dumps({key: value for key, value in document.items() if value != {}})
 
 
 assert get_args(SearchSection.model_fields["sampler"].annotation) == SAMPLERS

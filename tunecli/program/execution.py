@@ -1,0 +1,106 @@
+"""A program of the user's, run from a worker: its lines of JSON are its reports, the last one is its value."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+
+from tunecli.program.worker import Channel
+
+POLL_SECONDS = 0.2
+TAIL_BYTES = 4096
+TAIL_LINES = 3
+
+
+def run(channel: Channel) -> None:
+    """Run the program, report as it goes, say how it ended."""
+    arguments, metric = channel.task["arguments"], channel.task["metric"]
+    try:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+    except OSError as error:
+        channel.end("failed", reason=f"{arguments[0]} cannot be run: {error.strerror}")
+        return
+    output = _Output(channel, metric)
+    if not _follow(process, output):
+        channel.end("pruned")
+        return
+    code = process.wait()
+    if code != 0:
+        how, tail = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}", output.tail()
+        channel.end("failed", reason=f"{how}: {tail}" if tail else how)
+    elif output.last is None:
+        known = " or ".join(repr(key) for key in output.keys)
+        channel.end("failed", reason=f"it printed no line of JSON with a number under {known}")
+    else:
+        channel.end("complete", value=output.last)
+
+
+class _Output:
+    """What a program has printed so far."""
+
+    def __init__(self, channel: Channel, metric: str | None) -> None:
+        self.keys = tuple(dict.fromkeys(["value", *([metric] if metric else []), "loss"]))
+        self.last: float | None = None
+        self._channel, self._reports = channel, 0
+        self._line, self._errors = b"", b""
+
+    def printed(self, text: bytes) -> bool:
+        """More of its stdout. Each line with a value is a report; whether the program goes on after it."""
+        *lines, self._line = (self._line + text).split(b"\n")
+        for line in lines:
+            value = self._value(line)
+            if value is not None:
+                self.last, self._reports = value, self._reports + 1
+                self._channel.say(report=value, step=self._reports)
+                if self._channel.ask(prune=True):
+                    return False
+        return True
+
+    def complained(self, text: bytes) -> bool:
+        """More of its stderr."""
+        self._errors = (self._errors + text)[-TAIL_BYTES:]
+        return True
+
+    def tail(self) -> str:
+        """The last lines of its stderr."""
+        lines = [line.strip() for line in re.split(r"[\r\n]+", self._errors.decode(errors="replace"))]
+        return " | ".join([line for line in lines if line.strip("^~ ")][-TAIL_LINES:])
+
+    def _value(self, line: bytes) -> float | None:
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        for key in self.keys if isinstance(document, dict) else ():
+            value = document.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+        return None
+
+
+def _follow(process: subprocess.Popen[bytes], output: _Output) -> bool:
+    """Read what the program prints until it ends, and pass it on; False where it is pruned."""
+    with selectors.DefaultSelector() as selector:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        selector.register(process.stdout, selectors.EVENT_READ, (1, output.printed))
+        selector.register(process.stderr, selectors.EVENT_READ, (2, output.complained))
+        while selector.get_map():
+            ready = selector.select(POLL_SECONDS)
+            if not ready and process.poll() is not None:
+                break  # a process that it left behind holds its output open
+            for key, _ in ready:
+                passed_on, take = key.data
+                if text := os.read(key.fd, 1 << 16):
+                    os.write(passed_on, text)
+                    if not take(text):
+                        return False
+                else:
+                    selector.unregister(key.fileobj)
+    return output.printed(b"\n")  # a last line may lack its end

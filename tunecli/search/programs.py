@@ -1,0 +1,334 @@
+"""The loop of a study whose trials are runs of a program: each in a process of its own, each report a tick."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from tunecli import __version__
+from tunecli.errors import InputError, SourceError
+from tunecli.home import write_question
+from tunecli.program import Child, wait
+from tunecli.pruner import make_pruner
+from tunecli.search.events import Differed, Ended, Event, OpenedProgram
+from tunecli.search.ledger import Ledger, failed
+from tunecli.space import Choice, Range, Space, distribution_json, external_value
+from tunecli.store import Record, Store, create_study
+from tunecli.study import ProgramStudy
+from tunecli.study.program import cores
+from tunecli.suggest import Asked, Suggester
+from tunecli.trial import Measurement, State, Trial, derive_seed
+
+PAUSE_SECONDS = 0.1
+"""How long the loop waits for its programs before it looks at signals and lets its events be shown."""
+
+UNKNOWN_LENGTH = 10**9
+"""How many reports a trial may make: no program says."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A trial in flight. What an earlier search recorded of it is replayed: `stored` and `asked` stand."""
+
+    child: Child
+    stored: Trial
+    asked: Asked
+    reported_at: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    curve: list[Measurement] = field(default_factory=list)
+    reason_to_prune: str | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+class ProgramLoop:
+    """One search, from where the record ends to where it stops."""
+
+    def __init__(self, study: ProgramStudy, folder: Path, record: Record | None) -> None:
+        self.study, self.folder = study, folder
+        self.metric = study.metric or "value"
+        self.runs: dict[int, _Run] = {}
+        self.first: Child | None = None
+        if study.command is not None:
+            _check_program(study.command.program, study.base)
+        elif record is None:
+            # Before anything is written: a script that cannot be loaded is no study.
+            self.first = self._check_objective()
+        if record is None:
+            self._create()
+        trials = record.trials if record is not None else ()
+        self.asked = record.asked if record is not None else {}
+        self.store = Store(folder / "study.db", Space(()))
+        if record is not None:
+            # It may ask for more trials now; and this is the study that was searched last.
+            write_question(folder, study)
+            self.store.restate(study.document())
+        self.suggester = Suggester(study.search.sampler, study.direction, study.seed)
+        for trial in trials:
+            if trial.state.ended:
+                self.suggester.add(trial, self.asked[trial.number])
+            else:
+                self.suggester.start(trial.number)
+        # Those in flight are run again from their start, and what they report counts from then on.
+        ended = [trial for trial in trials if trial.state.ended]
+        options = study.search.pruner_options
+        pruner = make_pruner(study.search.pruner, options, UNKNOWN_LENGTH, study.direction, study.seed, ended)
+        self.ledger = Ledger(self.store, pruner, study.direction, study.search.trials, trials)
+
+    def close(self) -> None:
+        """End every program that still runs."""
+        for child in [*(run.child for run in self.runs.values()), *([self.first] if self.first else [])]:
+            child.kill()
+        self.runs.clear()
+        if hasattr(self, "store"):
+            self.store.close()
+
+    def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
+        yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done)
+        how = "done"
+        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        for trial in self.ledger.in_flight:
+            self.store.restart(trial.number)
+            self._launch(trial)
+        while not stop():
+            if until is not None and time.monotonic() >= until:
+                how = "timeout"
+                break
+            self._fill()
+            if not self.runs:
+                break
+            yield from self._listen()
+            self.store.commit()
+            yield self.ledger.progress()
+        if stop() and (self.runs or self.ledger.missing > 0):
+            how = "stopped"
+        self.store.flush()
+        yield Ended(how, self.ledger.progress())
+
+    def _fill(self) -> None:
+        """Give every free slot the next trial."""
+        while len(self.runs) < self.study.window and self.ledger.missing > 0:
+            trial = Trial(len(self.ledger.trials), State.RUNNING, {}, start_tick=self.ledger.tick + 1)
+            self.ledger.start(trial)
+            self.suggester.start(trial.number)
+            self._launch(trial)
+
+    def _launch(self, trial: Trial) -> None:
+        """Run a trial from its start, for the first time or again."""
+        number, command = trial.number, self.study.command
+        asked = self.asked.get(number, {})
+        if command is None:
+            first, self.first = self.first, None
+            child = first or self._start(number, {"objective": self.study.program.objective})
+            self.runs[number] = _Run(child, trial, asked, ready=first is not None)
+            if first is not None:
+                first.go()
+            return
+        for dimension in self.study.space.dimensions:
+            range_ = dimension.range if isinstance(dimension.range, Range) else Choice((dimension.range,))
+            self._suggest(number, asked, dimension.name, distribution_json(range_))
+        arguments = command.filled(self.ledger.trials[number].hparams)
+        child = self._start(number, {"arguments": arguments, "metric": self.study.metric})
+        self.runs[number] = _Run(child, trial, asked, ready=True)
+
+    def _start(self, number: int, task: dict[str, Any]) -> Child:
+        seed = derive_seed(self.study.seed, number, "program")
+        return Child(
+            number,
+            {
+                "trial": number,
+                "base": str(self.study.base),
+                "direction": self.study.direction,
+                "seed": seed,
+                **task,
+            },
+            folder=self.study.base,
+            output=self.folder / "logs" / f"trial-{number}.txt",
+            environment=_environment(number, self.study.window),
+        )
+
+    def _listen(self) -> Iterator[Event]:
+        """Take in what the programs say, for a moment."""
+        children = {number: run.child for number, run in self.runs.items()}
+        heard = wait(children.values(), PAUSE_SECONDS)
+        for number, child in children.items():
+            gone = child.gone  # asked first: what a process says before it ends is read after
+            if child not in heard and not gone:
+                continue
+            for message in child.messages():
+                yield from self._hear(self.runs[number], message)
+                if number not in self.runs:
+                    break
+            if gone and number in self.runs:
+                self._lose(self.runs[number])
+
+    def _hear(self, run: _Run, message: dict[str, Any]) -> Iterator[Event]:
+        number = run.stored.number
+        if "ask" in message:
+            try:
+                run.child.answer(self._suggest(number, run.asked, message["ask"], message["distribution"]))
+            except ValueError as error:
+                run.child.refuse(str(error))
+        elif "report" in message:
+            yield from self._report(run, message["report"], message["step"])
+        elif "prune" in message:
+            run.child.answer(run.reason_to_prune is not None)
+        elif "attribute" in message:
+            run.attributes[message["attribute"]] = message["value"]
+        elif "ready" in message:
+            run.ready = True
+            run.child.go()
+        else:
+            self._hear_end(run, message)
+
+    def _suggest(self, number: int, asked: Asked, name: str, distribution: str) -> float:
+        """Optuna's internal value for what a trial asks for. Asked again after a kill, it is the one recorded."""
+        internal = self.suggester.suggest(number, name, distribution)
+        if name in asked:
+            if asked[name] != (distribution, internal):
+                distribution, internal = asked[name]
+                self.suggester.put(number, name, distribution, internal)
+            return internal
+        self.store.suggest(number, name, distribution, internal)
+        trial = self.ledger.trials[number]
+        hparams = {**trial.hparams, name: external_value(distribution, internal)}
+        self.ledger.trials[number] = replace(trial, hparams=hparams)
+        return internal
+
+    def _report(self, run: _Run, value: float, step: int) -> Iterator[Event]:
+        now, fidelity = time.monotonic(), len(run.curve) + 1
+        own = Measurement(
+            trial=run.stored.number,
+            fidelity=fidelity,
+            train_loss=math.nan,
+            validation_loss=math.nan,
+            metric=value,
+            gradient_norm=math.nan,
+            seconds=now - run.reported_at,
+            failure="the value is nan" if math.isnan(value) else None,
+            step=None if step == fidelity else step,
+        )
+        run.reported_at = now
+        if fidelity <= run.stored.fidelity:
+            before = run.stored.curve[fidelity - 1]
+            if before.metric != own.metric and not math.isnan(own.metric):
+                yield Differed(own.trial, fidelity, before.metric, own.metric)
+            own = before
+            if self.ledger.pruner is not None:
+                self.ledger.pruner.record(own)
+        else:
+            self.ledger.tick += 1
+            self.ledger.record([own])
+        run.curve.append(own)
+        # Asked or not, a decision stands: an objective may report often and ask now and then.
+        if own.failure is not None and self.ledger.pruner is not None:
+            run.reason_to_prune = run.reason_to_prune or f"report {fidelity} is nan"
+        run.reason_to_prune = run.reason_to_prune or self.ledger.reason_to_prune(own)
+
+    def _hear_end(self, run: _Run, message: dict[str, Any]) -> None:
+        how, trial = message["end"], self.ledger.trials[run.stored.number]
+        if how == "unloadable":
+            raise _unloadable(message)
+        if how == "interrupted":
+            self.store.flush()
+            raise KeyboardInterrupt
+        if how == "failed":
+            trial = failed(trial, _printable(message["reason"]))
+        elif how == "pruned":
+            last = run.curve[-1].metric if run.curve and run.curve[-1].failure is None else None
+            reason = run.reason_to_prune or "the objective raised TrialPruned"
+            trial = replace(trial, state=State.PRUNED, value=last, best_tick=None, reason=reason)
+        elif math.isnan(message["value"]):
+            trial = failed(trial, "its value is nan")
+        else:
+            trial = replace(trial, state=State.COMPLETE, value=message["value"], best_tick=None)
+        self._end(run, trial)
+
+    def _lose(self, run: _Run) -> None:
+        """A process has ended without a word."""
+        if not run.ready:
+            raise self._lost(run.child)
+        self._end(run, failed(self.ledger.trials[run.stored.number], run.child.last_words()))
+
+    def _end(self, run: _Run, trial: Trial) -> None:
+        run.child.kill()
+        del self.runs[trial.number]
+        trial = replace(trial, end_tick=self.ledger.tick)
+        self.store.note(trial.number, run.attributes)
+        self.ledger.end(trial)
+        self.suggester.end(trial)
+
+    def _check_objective(self) -> Child:
+        """Load the objective, in the process that will run the first trial. Raises SourceError where it cannot be."""
+        child = self._start(0, {"objective": self.study.program.objective})
+        try:
+            while True:
+                gone = child.gone
+                wait([child], PAUSE_SECONDS)
+                for message in child.messages():
+                    if "ready" in message:
+                        return child
+                    raise _unloadable(message)
+                if gone:
+                    raise self._lost(child)
+        except BaseException:
+            child.kill()
+            shutil.rmtree(self.folder / "logs", ignore_errors=True)
+            raise
+
+    def _lost(self, child: Child) -> SourceError:
+        words = ": ".join(filter(None, [child.last_words(), _printable(child.last_lines())]))
+        return SourceError(
+            f"{self.study.program.objective} cannot be loaded: {words}",
+            hint="it has to load by itself: try it with python",
+        )
+
+    def _create(self) -> None:
+        write_question(self.folder, self.study)
+        create_study(
+            self.folder / "study.db",
+            name=self.study.name,
+            metric=self.metric,
+            direction=self.study.direction,
+            document=self.study.document(),
+            plan={},
+            data_hash="",
+            environment={
+                "tunecli": __version__,
+                "python": platform.python_version(),
+                "optuna": optuna.__version__,
+                "platform": platform.platform(),
+            },
+        )
+
+
+def _environment(trial: int, window: int) -> dict[str, str]:
+    """What a program finds in its environment beside what the search finds in its own."""
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // window))} if "OMP_NUM_THREADS" not in os.environ else {}
+    # What a program prints is read as it is printed; and its sets of texts have one order in every process.
+    return {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TUNECLI_TRIAL": str(trial), **threads}
+
+
+def _check_program(program: str, base: Path) -> None:
+    found = shutil.which(program if os.sep not in program else str(base / program))
+    if found is None:
+        raise InputError(f"no program {program!r}", hint=f"it is looked for on the PATH, or from {base}")
+
+
+def _unloadable(message: dict[str, Any]) -> SourceError:
+    hint = message["hint"] or "it has to load by itself: try it with python"
+    return SourceError(_printable(message["reason"]), hint=hint)
+
+
+def _printable(text: str) -> str:
+    """A program's own words without what a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)).strip()

@@ -345,6 +345,7 @@ def more(): return load(classes=5)
 def inputs(): return load()[0]
 def wide(): return np.zeros((3, 7))
 def gaps(): return np.full((3, 2), np.nan)
+def words(): return np.array([["a", "b"]])
 def three(): return load(), load(), load()
 
 class Net(torch.nn.Module):
@@ -408,6 +409,7 @@ def test_a_users_own_function_gives_inputs_and_a_fine_tuned_model_its_other_head
         ("own.py:three", "tuple of 3"),
         ("own.py:none", "no function 'none'"),
         ("flowers.csv", "no such file"),
+        ("own.py:words", "inputs must be numbers"),
         ("digits", "neither a table nor a function"),
     ],
 )

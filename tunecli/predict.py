@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tunecli.data.inputs import NewInputs
-    from tunecli.data.samples import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,16 @@ class Chosen:
 class Predicted:
     """Predictions of `samples` rows, made as they are read.
 
-    A row is the predicted label, then the probability of each of `classes`; of a regression, the prediction alone, in
-    the target's own unit.
+    A row has a value for each of `columns`: the prediction, which is a label, then the probability of each class; of a
+    regression, the prediction alone, in the target's own unit. A model of a user's own loss may give several numbers
+    for a sample, which are `prediction_0`, `prediction_1` and so on.
     """
 
     model: str
-    classes: tuple[str, ...]
+    columns: tuple[str, ...]
     samples: int
     notices: tuple[str, ...]
     rows: Iterator[tuple[str | float, ...]]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("prediction", *(f"probability_{label}" for label in self.classes))
 
 
 def predict(
@@ -71,13 +68,15 @@ def predict(
     device = resolve_device(device)
     features = stored_features(manifest["features"])
     found = inputs.read(source, base=base, preprocessing=manifest["preprocessing"], features=features)
-    module = load_model(chosen, folder / "study.toml").to(device)
+    outputs = _outputs(load_model(chosen, folder / "study.toml").to(device), found, device)
+    # The first of them now: a model that cannot read these samples says so before anything is printed.
+    first = next(outputs, None)
     return Predicted(
         model=chosen.words,
-        classes=tuple(manifest["classes"]),
+        columns=_columns(manifest["classes"], 1 if first is None else first.shape[1]),
         samples=found.rows,
         notices=(*chosen.notices, *found.notices),
-        rows=_rows(module, found, manifest, device),
+        rows=_rows(outputs if first is None else chain((first,), outputs), manifest),
     )
 
 
@@ -166,42 +165,45 @@ def load_model(chosen: Chosen, question: Path) -> nn.Module:
     return module.eval()
 
 
-def _rows(
-    module: nn.Module, found: NewInputs, manifest: Mapping[str, Any], device: str
-) -> Iterator[tuple[str | float, ...]]:
+def _outputs(module: nn.Module, found: NewInputs, device: str) -> Iterator[Tensor]:
+    """(n, O) float64 on the CPU, part by part: a long table is never prepared as a whole. Raises ModelError."""
+    import torch
+
     from tunecli.data.samples import each
+    from tunecli.engine.forward import as_matrix, call
     from tunecli.engine.task import EVALUATION_SAMPLES
 
-    classes = tuple(manifest["classes"])
-    unit = manifest["preprocessing"].get("target", {})
-    # Prepared, predicted and handed on part by part: a long table does not need its memory twice.
     for low in range(0, found.rows, EVALUATION_SAMPLES):
         high = min(low + EVALUATION_SAMPLES, found.rows)
         inputs = each(lambda part: part.to(device), found.batch(low, high))
-        outputs = _outputs(module, inputs, high - low)
+        try:
+            with torch.no_grad():
+                outputs = as_matrix(call(module, inputs), high - low)
+        except TunecliError:
+            raise
+        except Exception as error:  # whatever a user's forward raises
+            raise ModelError(
+                f"the model cannot read these samples: {describe(error)}",
+                hint="give samples like those that it was trained on",
+            ) from error
+        yield outputs.double().cpu()
+
+
+def _columns(classes: Sequence[str], outputs: int) -> tuple[str, ...]:
+    if classes:
+        return ("prediction", *(f"probability_{label}" for label in classes))
+    return ("prediction",) if outputs == 1 else tuple(f"prediction_{number}" for number in range(outputs))
+
+
+def _rows(parts: Iterable[Tensor], manifest: Mapping[str, Any]) -> Iterator[tuple[str | float, ...]]:
+    classes = tuple(manifest["classes"])
+    unit = manifest["preprocessing"].get("target", {})
+    for outputs in parts:
         if not classes:
-            yield from ((value,) for value in (outputs[:, 0] * unit.get("scale", 1.0) + unit.get("mean", 0.0)).tolist())
+            yield from map(tuple, (outputs * unit.get("scale", 1.0) + unit.get("mean", 0.0)).tolist())
             continue
         for shares in probabilities(outputs, len(classes)).tolist():
             yield classes[max(range(len(classes)), key=shares.__getitem__)], *shares
-
-
-def _outputs(module: nn.Module, inputs: Inputs, rows: int) -> Tensor:
-    """(N, O) float64 on the CPU. Raises ModelError where the model cannot read the inputs."""
-    import torch
-
-    from tunecli.engine.forward import as_matrix, call
-
-    try:
-        with torch.no_grad():
-            return as_matrix(call(module, inputs), rows).double().cpu()
-    except TunecliError:
-        raise
-    except Exception as error:  # whatever a user's forward raises
-        raise ModelError(
-            f"the model cannot read these samples: {describe(error)}",
-            hint="give samples like those that it was trained on",
-        ) from error
 
 
 def probabilities(outputs: Tensor, classes: int) -> Tensor:

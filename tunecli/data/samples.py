@@ -42,8 +42,8 @@ class Samples:
 
     def take(self, index: Tensor | slice) -> Samples:
         """The samples at an index of any shape, (..., *feature), or in a slice, which copies nothing."""
-        weights = None if self.weights is None else self.weights[index]
-        return Samples(each(lambda part: part[index], self.inputs), self.targets[index], weights)
+        weights = None if self.weights is None else _take(self.weights, index)
+        return Samples(each(lambda part: _take(part, index), self.inputs), _take(self.targets, index), weights)
 
     def to(self, device: torch.device) -> Samples:
         weights = None if self.weights is None else self.weights.to(device)
@@ -59,6 +59,13 @@ class Samples:
             weights = torch.cat(list(both))
         inputs = each(lambda *parts: torch.cat(parts), self.inputs, other.inputs)
         return Samples(inputs, torch.cat([self.targets, other.targets]), weights)
+
+
+def _take(part: Tensor, index: Tensor | slice) -> Tensor:
+    if isinstance(index, slice):
+        return part[index]
+    # Copies whole samples: a third of the time of part[index], which gives the same.
+    return part.index_select(0, index.flatten()).view(*index.shape, *part.shape[1:])
 
 
 def stored_features(stored: Any) -> Features:

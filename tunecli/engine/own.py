@@ -61,7 +61,7 @@ def _step(
         steps += 1
         sums = [parameter.grad for parameter in parameters.values()]
         for name, mean in layout.views(g).items():
-            parameters[name].grad = mean[0]
+            parameters[name].grad = mean[0].clone()  # an optimizer may keep it, ours is used up
         for group in optimizer.param_groups:
             group["lr"] = float(rate)
         try:

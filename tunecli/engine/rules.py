@@ -1,8 +1,8 @@
 """The rules of the optimizers, each written once on (K, P): a row a run, P weights a model.
 
 Each equals torch.optim's of the same name; the order of its operations follows torch's single-tensor form. Every
-operation on weights is a single IEEE operation (no fused multiply-add, no lerp), so that a row's bits depend neither on
-where it lies in the matrix nor on how many threads share the work. What depends on the number of the update alone (bias
+operation on weights rounds alike for every element of a tensor (torch's addcmul and addcdiv do), so that a row's bits
+depend neither on where it lies in the matrix nor on how many threads share the work. What depends on the number of the update alone (bias
 corrections) is computed ahead in float64, for all updates of a tick at once.
 """
 
@@ -81,8 +81,8 @@ def _sgd(
     own: Tensor,
     buf: Tensor,
 ) -> None:
-    first.mul_(mom).add_(g * fresh)
-    w -= (g.mul_(own).add_(first * buf)).mul_(lr)
+    first.mul_(mom).addcmul_(g, fresh)
+    w.addcmul_(g.mul_(own).addcmul_(first, buf), lr, value=-1)
 
 
 def rate_alone(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -91,8 +91,8 @@ def rate_alone(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
 
 def _adagrad(w: Tensor, g: Tensor, first: Tensor, second: Tensor, lr: Tensor) -> None:
     """Duchi et al. 2011, with torch's epsilon of 1e-10."""
-    second.add_(g * g)
-    w -= g.div_(second.sqrt().add_(1e-10)).mul_(lr)
+    second.addcmul_(g, g)
+    w.addcdiv_(g.mul_(lr), second.sqrt().add_(1e-10), value=-1)
 
 
 def _rmsprop_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -101,9 +101,9 @@ def _rmsprop_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
 
 def _rmsprop(w: Tensor, g: Tensor, first: Tensor, second: Tensor, lr: Tensor, mom: Tensor) -> None:
     """Hinton's lecture 6e, with torch's smoothing of 0.99 and epsilon of 1e-8."""
-    second.mul_(0.99).add_((g * g).mul_(1 - 0.99))
-    first.mul_(mom).add_(g.div_(second.sqrt().add_(1e-8)))
-    w -= first * lr
+    second.mul_(0.99).addcmul_(g, g, value=1 - 0.99)
+    first.mul_(mom).addcdiv_(g, second.sqrt().add_(1e-8))
+    w.addcmul_(first, lr, value=-1)
 
 
 def _adam_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -124,9 +124,14 @@ def _adam(
     root: Tensor,
 ) -> None:
     """Kingma & Ba 2015, algorithm 1, with epsilon 1e-8."""
-    first.mul_(b1).add_(g * c1)
-    second.mul_(b2).add_((g * g).mul_(c2))
-    w -= (first * size).div_(second.sqrt().div_(root).add_(1e-8))
+    _average(g, first, second, b1, c1, b2, c2)
+    w.addcdiv_(first * size, torch.sqrt(second, out=g).div_(root).add_(1e-8), value=-1)
+
+
+def _average(g: Tensor, first: Tensor, second: Tensor, b1: Tensor, c1: Tensor, b2: Tensor, c2: Tensor) -> None:
+    """The two moments of the Adam family."""
+    first.mul_(b1).addcmul_(g, c1)
+    second.mul_(b2).addcmul_(g, g * c2)
 
 
 def _nadam_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -164,11 +169,9 @@ def _nadam(
     root: Tensor,
 ) -> None:
     """Dozat 2016, with torch's momentum decay of 0.004 and epsilon of 1e-8."""
-    first.mul_(b1).add_(g * c1)
-    second.mul_(b2).add_((g * g).mul_(c2))
-    denominator = second.sqrt().div_(root).add_(1e-8)
-    w -= g.mul_(from_gradient).div_(denominator)
-    w -= (first * from_moment).div_(denominator)
+    _average(g, first, second, b1, c1, b2, c2)
+    step = g.mul_(from_gradient).addcmul_(first, from_moment)
+    w.addcdiv_(step, second.sqrt().div_(root).add_(1e-8), value=-1)
 
 
 def _radam_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -195,8 +198,7 @@ def _radam(
     rectified: Tensor,
 ) -> None:
     """Liu et al. 2020: Adam once the variance of its step is bounded, momentum before. Epsilon 1e-8."""
-    first.mul_(b1).add_(g * c1)
-    second.mul_(b2).add_((g * g).mul_(c2))
+    _average(g, first, second, b1, c1, b2, c2)
     w -= (first * size).div_(torch.where(rectified > 0, second.sqrt().add_(1e-8), 1.0))
 
 
@@ -209,17 +211,17 @@ def _adamax(
     w: Tensor, g: Tensor, first: Tensor, second: Tensor, size: Tensor, b1: Tensor, c1: Tensor, b2: Tensor
 ) -> None:
     """Kingma & Ba 2015, algorithm 2, with torch's epsilon of 1e-8 on the gradient."""
-    first.mul_(b1).add_(g * c1)
+    first.mul_(b1).addcmul_(g, c1)
     torch.maximum(second.mul_(b2), g.abs().add_(1e-8), out=second)
-    w -= (first * size).div_(second)
+    w.addcdiv_(first * size, second, value=-1)
 
 
 def _adadelta(w: Tensor, g: Tensor, first: Tensor, second: Tensor, lr: Tensor) -> None:
     """Zeiler 2012, with torch's rho of 0.9 and epsilon of 1e-6. `first` averages squared steps."""
-    second.mul_(0.9).add_((g * g).mul_(1 - 0.9))
+    second.mul_(0.9).addcmul_(g, g, value=1 - 0.9)
     step = first.add(1e-6).sqrt_().div_(second.add(1e-6).sqrt_()).mul_(g)
-    first.mul_(0.9).add_((step * step).mul_(1 - 0.9))
-    w -= step.mul_(lr)
+    first.mul_(0.9).addcmul_(step, step, value=1 - 0.9)
+    w.addcmul_(step, lr, value=-1)
 
 
 def _lion_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -238,8 +240,8 @@ def _lion(
     c2: Tensor,
 ) -> None:
     """Chen et al. 2023, algorithm 2: the sign of momentum, and l2 decoupled. torch has none."""
-    w -= (first * b1).add_(g * c1).sign_().mul_(lr)
-    first.mul_(b2).add_(g * c2)
+    w.addcmul_((first * b1).addcmul_(g, c1).sign_(), lr, value=-1)
+    first.mul_(b2).addcmul_(g, c2)
 
 
 def _muon_scalars(h: Columns, t: Tensor) -> tuple[Tensor, ...]:
@@ -270,7 +272,7 @@ def _muon(
         low = own.stop
         if rows:
             moment, gradient = first[:, own], g[:, own]
-            moment.mul_(mom).add_(gradient * fresh)
+            moment.mul_(mom).addcmul_(gradient, fresh)
             ahead = (gradient * fresh).add_(moment * mom).view(-1, rows, columns)
             size = lr * max(1.0, rows / columns) ** 0.5
             w[:, own] -= _orthogonal(ahead).to(w.dtype).reshape(moment.shape).mul_(size)

@@ -62,25 +62,26 @@ def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
 
     `gradient` is (K, P), summed over the samples of the batch. l1 adds l1 * sign(weight) to the mean gradient and l2
     adds l2 * weight, except where the rule is decoupled: then it shrinks the weights (Loshchilov & Hutter 2019).
-    The gradient is clipped before either, by its norm over all weights, as torch's clip_grad_norm_ does.
+    The gradient is clipped before either, by its norm over all weights, as torch's clip_grad_norm_ does. The rows of
+    the gradient that are due are used up.
     """
     for part in due:
         weights = state.weights[part.rows]  # (k, P)
-        mean = gradient[part.rows] * part.share
+        mean = gradient[part.rows].mul_(part.share)
         if part.clip is not None:
             found = part.clip / (mean.norm(dim=1, keepdim=True) + 1e-6)
             mean *= torch.where(part.clip > 0, found.clamp(max=1), 1.0)
         if part.l1 is not None:
-            mean += _spared(weights.sign() * part.l1, state.decay)
+            mean.addcmul_(_spared(weights.sign(), state.decay), part.l1)
         if part.l2 is not None:
-            mean += _spared(weights * part.l2, state.decay)
+            mean.addcmul_(_spared(weights, state.decay), part.l2)
         if part.shrink is not None:
-            weights -= _spared(weights * part.shrink, state.decay)
+            weights.addcmul_(_spared(weights, state.decay), part.shrink, value=-1)
         told = {"matrices": state.matrices} if part.rule.by_matrix else {}
         part.rule.step(weights, mean, state.first[part.rows], state.second[part.rows], *part.scalars, **told)
         if part.keep is not None and state.average is not None:
             average = state.average[part.rows]
-            average.mul_(part.keep).add_(weights * (1 - part.keep))
+            average.mul_(part.keep).addcmul_(weights, 1 - part.keep)
 
 
 def plan_updates(
@@ -118,22 +119,26 @@ def plan_updates(
     clips, averages = [bool(h.get("clip_norm")) for h in hparams], any(h.get("ema_decay") for h in hparams)
     has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]
 
+    # Side by side, for they are taken apart at every step: slicing each costs as much as a small update.
+    moving = torch.stack([share, shrink, keep, *scalars], dim=1)  # (S, n, K, 1)
+
     def due(step: int, own: slice, rows: slice) -> Due:
         decays = any(has_l2[own]) and not rule.takes_l2
+        share, shrink, keep, *scalars = moving[step, :, own].unbind()
         return Due(
             rows=rows,
             rule=rule,
-            scalars=tuple(column[step, own] for column in scalars),
-            share=share[step, own],
+            scalars=tuple(scalars),
+            share=share,
             l1=l1[own] if any(has_l1[own]) else None,
             l2=l2[own] if decays and not rule.decoupled else None,
-            shrink=shrink[step, own] if decays and rule.decoupled else None,
+            shrink=shrink if decays and rule.decoupled else None,
             clip=clip[own] if any(clips[own]) else None,
-            keep=keep[step, own] if averages else None,
+            keep=keep if averages else None,
         )
 
     return due
 
 
-def _spared(change: Tensor, decay: Tensor | None) -> Tensor:
-    return change if decay is None else change * decay
+def _spared(of: Tensor, decay: Tensor | None) -> Tensor:
+    return of if decay is None else of * decay

@@ -30,10 +30,10 @@ def test_studies_are_listed_with_trials_best_and_age_the_latest_first(tunecli: C
     assert (done.code, done.err) == (0, "")
     best = tunecli("report", "tiny", "--format", "json").document["best"]
     head, *lines = (line.rstrip() for line in done.out.splitlines())
-    assert head.split() == ["study", "trials", "state", "best,", "on", "validation", "age"]
+    assert head.split() == ["study", "trials", "state", "best", "age"]
     assert [line.split()[0] for line in lines] == ["newest", "tiny", "older"]
     for line, own_age in zip(lines, ("5 s", "2 min", "3 d"), strict=True):
-        assert f"10 of 10  done   accuracy {best['value']:.4f} (trial {best['number']})" in line
+        assert f"10 of 10  done   accuracy {best['value']:.4f} on validation (trial {best['number']})" in line
         assert line.endswith(own_age)
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
@@ -42,9 +42,8 @@ def test_the_list_as_json_tells_what_report_tells(tunecli: Command, home: Path) 
     report = tunecli("report", "tiny", "--format", "json").document
     document = tunecli("ls", "--format", "json").document
     (own,) = document["studies"]
-    assert document["split"] == "validation"
     assert (own["study"], own["state"], own["done"], own["asked"]) == ("tiny", "done", 10, 10)
-    assert (own["metric"], own["direction"]) == (report["metric"], report["direction"])
+    assert (own["metric"], own["direction"], own["split"]) == (report["metric"], report["direction"], "validation")
     assert (own["best"], own["value"]) == (report["best"]["number"], report["best"]["value"])
     seconds = (datetime.now(UTC) - datetime.fromisoformat(own["written"])).total_seconds()
     assert 0 <= seconds < 3600
@@ -70,6 +69,14 @@ def test_each_state_has_its_word(tunecli: Command, home: Path, question: Questio
     # Once it has results it is listed once.
     assert tunecli("search", "planned", "--trials", "1", "--set", "train.epochs=1").code == 0
     assert state_of("planned") == "done"
+
+
+def test_the_value_of_a_program_is_from_no_split_that_is_known(tunecli: Command, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 1, 2)\n")
+    assert tunecli("search", "script.py:objective", "--trials", "1").code == 0
+    (own,) = tunecli("ls", "--format", "json").document["studies"]
+    assert (own["study"], own["state"], own["split"]) == ("script", "done", None)
+    assert "validation" not in tunecli("ls").out
 
 
 def test_what_cannot_be_read_is_one_line_and_the_others_are_listed(tunecli: Command, home: Path) -> None:

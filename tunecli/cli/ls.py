@@ -54,7 +54,18 @@ def _of_folder(folder: Path) -> Listed:
     except TunecliError as error:
         return Listed(folder.name, "unreadable", written, reason=error.message)
     state = "running" if running else "done" if own.ended >= own.asked else "unfinished"
-    return Listed(folder.name, state, written, own.ended, own.asked, own.metric, own.direction, own.best, own.value)
+    return Listed(
+        study=folder.name,
+        state=state,
+        written=written,
+        done=own.ended,
+        asked=own.asked,
+        metric=own.metric,
+        split=own.split,
+        direction=own.direction,
+        best=own.best,
+        value=own.value,
+    )
 
 
 def _of_file(path: Path) -> Listed:

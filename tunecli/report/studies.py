@@ -27,6 +27,7 @@ class Listed:
     done: int = 0
     asked: int | None = None
     metric: str | None = None
+    split: str | None = None
     direction: str | None = None
     best: int | None = None
     value: float | None = None
@@ -34,9 +35,9 @@ class Listed:
 
 
 def as_document(studies: Sequence[Listed]) -> dict[str, Any]:
-    """The list as JSON; every value is one on validation."""
+    """The list as JSON."""
     rows = [asdict(own) | {"written": own.written.isoformat(timespec="seconds")} for own in studies]
-    return {"split": "validation", "studies": rows}
+    return {"studies": rows}
 
 
 def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> None:
@@ -44,11 +45,14 @@ def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> 
     table.add_column("study", overflow="fold")
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("best, on validation", overflow="fold")
+    table.add_column("best", overflow="fold")
     table.add_column("age", justify="right", no_wrap=True)
     for own in studies:
         trials = "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}"
-        best = own.reason or ("" if own.value is None else f"{own.metric} {own.value:.4f} (trial {own.best})")
+        best = own.reason or ""
+        if own.value is not None:
+            split = f" on {own.split}" if own.split is not None else ""
+            best = f"{own.metric} {own.value:.4f}{split} (trial {own.best})"
         state = Text(own.state, style=_COLOURS[own.state])
         table.add_row(Text(own.study), trials, state, Text(best), age((now - own.written).total_seconds()))
     console.print(table)

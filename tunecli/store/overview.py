@@ -23,9 +23,13 @@ _VALUES = table("trial_values", column("trial_id"), column("value"), column("val
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How far a study is, and its best complete trial with its value on validation; None where there is none."""
+    """How far a study is, and its best complete trial with its value; None where there is none.
+
+    `split` is what the value is from; of a program it is None, for it alone knows.
+    """
 
     metric: str
+    split: str | None
     direction: str
     asked: int
     counts: Mapping[State, int]
@@ -68,10 +72,12 @@ def _overview(connection: Connection, path: Path) -> Overview:
         if (value := finite_or_infinite(stored, kind)) is not None
     ]
     best = min(values, default=None)
+    document = json.loads(ours["document"])
     return Overview(
         metric=ours["metric"],
+        split=None if "program" in document else "validation",
         direction=direction.lower(),
-        asked=int(json.loads(ours["document"])["search"]["trials"]),
+        asked=int(document["search"]["trials"]),
         counts={STATES[state]: count for state, count in counted},
         best=None if best is None else best[1],
         value=None if best is None else sign * best[0],

@@ -4,6 +4,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +466,46 @@ def test_a_dict_that_forward_cannot_take_is_refused_with_both_lists_of_names(mak
     with pytest.raises(ModelError, match="forward takes left, right, a sample has left, rigth") as caught:
         engine.start(make_run(0))
     assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        lambda trial: {"label_smoothing": trial / 70},
+        lambda trial: {"loss": "focal", "focal_gamma": trial / 9},
+        lambda trial: {"precision": "bf16"},
+        lambda trial: {
+            "clip_norm": 0.1 * (trial % 3),
+            "ema_decay": 0.5 * (trial % 2),
+            "schedule": SCHEDULES[trial % 6],
+        },
+    ],
+    ids=["smoothing", "focal", "bf16", "schedule"],
+)
+def test_a_recipe_is_bitwise_the_same_alone_and_beside_any_neighbours(
+    make_engine: MakeEngine, own: Callable[[int], dict[str, Any]]
+) -> None:
+    task = make_task(mlp(activation="gelu"), samples=39)
+    runs = [make_run(trial, **own(trial)) for trial in range(12)]
+    crowd = outcomes(make_engine(task), runs)
+    for trial in (3, 8):
+        assert crowd[trial] == outcomes(make_engine(task), [runs[trial]])[trial]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_a_loss_with_a_shape_of_its_own_equals_a_plain_loop(make_engine: MakeEngine, loss: str) -> None:
+    """Three runs beside each other, each with its own label smoothing and gamma."""
+    task = make_task(dtype=torch.float64, loss=LOSSES[loss], metric=METRICS["log_loss"])
+    for trial in range(3):
+        shape = {"label_smoothing": 0.1 * trial} | ({"focal_gamma": 1.0 + trial} if loss == "focal" else {})
+        shaped = replace(LOSSES[loss], per_sample=partial(LOSSES[loss].per_sample, **shape), shaped_by=())
+        run = make_run(trial, batch_size=16, **shape)
+        beside = [make_run(other, batch_size=16, label_smoothing=0.1 * other) for other in range(3) if other != trial]
+        engine = make_engine(task)
+        found = train(engine, [run, *beside], 2)[0]
+        curve, best = plain_loop(replace(task, loss=shaped), run, 2)
+        assert [o.train_loss for o in found] == pytest.approx([own[0] for own in curve], rel=1e-9)
+        torch.testing.assert_close(engine.weights(run), best, rtol=1e-9, atol=1e-12)
 
 
 # An optimizer of the user's own.

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from tunecli.errors import StudyFileError, TunecliError
+from tunecli.finetune import Finetuned, Request, finetune
 from tunecli.search import search
 from tunecli.store import Record, read
 from tunecli.study import make_study
-from tunecli.trial import State
+from tunecli.trial import State, best_trial
 
 
 def run(folder: Path, document: dict[str, Any]) -> Record:
@@ -217,3 +218,80 @@ def test_a_mistake_in_train_is_answered(tmp_path: Path, train: dict[str, Any], m
         run(tmp_path, {"train": train})
     assert message in caught.value.message
     assert caught.value.hint == hint
+
+
+# What shapes a loss, and precision.
+
+
+def losses(record: Record) -> list[list[float]]:
+    return [[own.train_loss for own in trial.curve] for trial in record.trials]
+
+
+def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
+    """One epoch of learning nothing: both losses are those of the initial weights."""
+    document = {"space": {"learning_rate": 0.0}, "train": {"epochs": 1}}
+    plain = run(tmp_path / "plain", document)
+    smooth = run(tmp_path / "smooth", {**document, "train": {"epochs": 1, "label_smoothing": 0.3}})
+    for one, other in zip(plain.trials, smooth.trials, strict=True):
+        assert one.curve[0].validation_loss == other.curve[0].validation_loss
+        assert one.curve[0].train_loss != other.curve[0].train_loss
+
+
+@pytest.mark.parametrize(
+    ("document", "space"),
+    [
+        ({}, {"label_smoothing": {"low": 0.0, "high": 0.2}}),
+        ({}, {"loss": ["cross_entropy", "focal"], "focal_gamma": {"low": 0.5, "high": 3.0}}),
+        ({"data": {"source": "breast_cancer"}}, {"loss": ["binary_cross_entropy", "cross_entropy"]}),
+        ({"data": {"source": "diabetes"}}, {"loss": ["mse", "mae", "huber"], "huber_delta": [0.5, 1.0]}),
+        ({"data": {"source": "diabetes"}, "train": {"loss": "huber"}}, {"huber_delta": {"low": 0.1, "high": 2.0}}),
+        ({}, {"precision": ["float32", "bf16"]}),
+    ],
+)
+def test_the_loss_and_what_shapes_it_can_be_searched(
+    tmp_path: Path, document: dict[str, Any], space: dict[str, Any]
+) -> None:
+    record = run(tmp_path, {**document, "space": space, "search": {"trials": 8}})
+    assert all(own.state is not State.FAILED for own in record.trials)
+    for own in record.trials:
+        assert ("focal_gamma" in own.hparams) == (own.hparams.get("loss") == "focal")
+        if "huber_delta" in space and "loss" in space:
+            assert ("huber_delta" in own.hparams) == (own.hparams["loss"] == "huber")
+    best = best_trial(list(record.trials), record.direction)
+    assert best is not None
+    for event in finetune(tmp_path / "own", Request(epochs=1)):
+        last = event
+    assert isinstance(last, Finetuned)
+    assert np.isfinite(last.after)
+
+
+def test_half_precision_learns_as_well_and_is_another_computation(tmp_path: Path) -> None:
+    document = {"space": {"optimizer": "adam", "learning_rate": 0.01}, "search": {"pruner": "none", "trials": 3}}
+    plain = run(tmp_path / "plain", {**document, "train": {"epochs": 5}})
+    half = run(tmp_path / "half", {**document, "train": {"epochs": 5, "precision": "bf16"}})
+    assert losses(plain) != losses(half)
+    for one, other in zip(losses(plain), losses(half), strict=True):
+        assert other == pytest.approx(one, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"data": {"source": "diabetes"}, "train": {"label_smoothing": 0.1}}, "the loss mse smooths no labels"),
+        (
+            {"train": {"metric": "loss"}, "space": {"loss": ["focal", "cross_entropy"]}},
+            "the metric 'loss' cannot compare trials of different losses: [space] searches loss",
+        ),
+        ({"space": {"loss": ["mse", "cross_entropy"]}}, "loss 'mse' is for regression, iris is classification"),
+        ({"space": {"loss": "crossentropy"}}, "[space] loss: unknown loss 'crossentropy'"),
+        ({"train": {"precision": "fp16"}}, "[train] precision: unknown precision 'fp16'"),
+    ],
+)
+def test_a_loss_or_precision_that_does_not_fit_is_refused(
+    tmp_path: Path, document: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        run(tmp_path, document)
+    assert message in caught.value.message
+    assert caught.value.hint
+    assert not (tmp_path / "own" / "study.db").exists()

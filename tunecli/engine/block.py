@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tunecli.data import Samples, each
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
-from tunecli.engine.gradients import Looped, Vmapped
+from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.task import EVALUATION_SAMPLES
@@ -34,18 +34,29 @@ class Block:
         self._lane, self._slots = lane, slots
         self._state = lane.state.part(rows)
         self._gradient = lane.gradient[rows]
-        self._way = self._make_way()
+        shape = self._loss_shape()
+        # Labels are smoothed in training alone: what is compared on validation is one loss for all.
+        self._scored_by = {name: column for name, column in shape.items() if name != "label_smoothing"}
+        self._way = self._make_way(shape)
         self._batches = [self._epoch_batches(slot) for slot in slots]
         self._due = _due_table(slots, self._batches)
         self._step = 0
 
-    def _make_way(self) -> Rowwise | Vmapped | Looped:
+    def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
         lane = self._lane
         own = lane.layout, self._state.weights, self._gradient, lane.task.loss
         if lane.chain is not None:
-            return Rowwise(lane.chain, *own)
+            return Rowwise(lane.chain, *own, shape)
         module, weighted = self._slots[0].module, lane.weights is not None
-        return Looped(module, *own, weighted) if lane.way == "looped" else Vmapped(module, *own, weighted)
+        way = Looped if lane.way == "looped" else Vmapped
+        return way(module, *own, weighted, shape)
+
+    def _loss_shape(self) -> Shape:
+        """What shapes the loss, (B,) each; an empty row has what the first row has."""
+        shapes = [self._lane.task.loss.shape(slot.settings) for slot in self._slots]
+        shapes += shapes[:1] * (self._gradient.shape[0] - len(self._slots))
+        columns = {name: [own[name] for own in shapes] for name in shapes[0]}
+        return {name: torch.tensor(own, dtype=torch.float64).to(self._gradient) for name, own in columns.items()}
 
     def _epoch_batches(self, slot: Slot) -> Batches:
         samples = len(self._lane.train)
@@ -176,7 +187,7 @@ class Block:
             try:
                 with self._averaged():
                     outputs = self._outputs(lane.validation)
-                loss, metric = lane.task.score(outputs, lane.validation.targets)
+                loss, metric = lane.task.score(outputs, lane.validation.targets, self._scored_by)
             except Exception as error:
                 self._fail(error)
         train_loss = self._loss / lane.whole_weight

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, update_wrapper
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from tunecli.data.samples import Inputs
 from tunecli.errors import ModelError
@@ -79,3 +81,22 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train()
+
+
+def forward_in_bfloat16(module: nn.Module, device: torch.device) -> None:
+    """Let the module compute its forward pass, and so its backward, under torch.autocast in bfloat16.
+
+    Its weights and gradients stay as they are, and so does the loss: outputs come back in float32.
+    """
+    plain = module.forward
+
+    def forward(*args: Any, **keys: Any) -> Any:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            outputs = plain(*args, **keys)
+        return tree_map(_widened, outputs)
+
+    module.forward = update_wrapper(forward, plain)  # whose signature says how it is called
+
+
+def _widened(outputs: Any) -> Any:
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype == torch.bfloat16 else outputs

@@ -84,21 +84,36 @@ class Layout:
         return mask
 
 
+Shape = dict[str, Tensor]
+"""What shapes the loss of each row, (B,) by the name of the hparam: label smoothing, say."""
+
+NO_SHAPE: Shape = {}
+
+
 class Vmapped:
     """A block of B rows that share one module without state. A sample's loss counts by how `present` it is."""
 
     def __init__(
-        self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, weighted: bool
+        self,
+        module: nn.Module,
+        layout: Layout,
+        weights: Tensor,
+        gradient: Tensor,
+        loss: Loss,
+        weighted: bool,
+        shape: Shape = NO_SHAPE,
     ) -> None:
-        self._module = module
+        self._module, self._shape = module, shape
         # Autograd's leaves alias the matrix: an update in place is seen by the next forward pass without a copy.
         self._leaves = {name: view.detach().requires_grad_() for name, view in layout.views(weights).items()}
         self._gradients = list(layout.views(gradient).values())
         self._per_sample = loss.per_sample
 
-        def losses(weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
+        def losses(
+            weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor, shape: Shape
+        ) -> Tensor:
             outputs = as_matrix(functional_call(module, weights, *arguments(module, inputs)), targets.shape[0])
-            return (self._per_sample(outputs, targets) * present).sum()
+            return (self._per_sample(outputs, targets, **shape) * present).sum()
 
         def outputs(weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
             return as_matrix(functional_call(module, weights, *arguments(module, inputs)), samples)
@@ -108,7 +123,7 @@ class Vmapped:
 
     def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m)."""
-        losses: Tensor = self._losses(self._leaves, inputs, targets, present)
+        losses: Tensor = self._losses(self._leaves, inputs, targets, present, self._shape)
         found = torch.autograd.grad(losses.sum(), list(self._leaves.values()), allow_unused=True)
         for gradient, addend in zip(self._gradients, found, strict=True):
             if addend is not None:
@@ -126,9 +141,17 @@ class Looped:
     """A block of one row: a module of its own whose parameters are views of it."""
 
     def __init__(
-        self, module: nn.Module, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, weighted: bool
+        self,
+        module: nn.Module,
+        layout: Layout,
+        weights: Tensor,
+        gradient: Tensor,
+        loss: Loss,
+        weighted: bool,
+        shape: Shape = NO_SHAPE,
     ) -> None:
         self._module, self._weighted = module, weighted
+        self._shape = {name: column[0] for name, column in shape.items()}
         self._per_sample = loss.per_sample
         parameters = dict(module.named_parameters())
         gradients = layout.views(gradient)
@@ -139,7 +162,7 @@ class Looped:
     def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         """As Vmapped's, for B = 1; the samples that only fill are left out by the caller."""
         outputs = as_matrix(call(self._module, each(lambda part: part[0], inputs)), targets.shape[1])
-        losses = self._per_sample(outputs, targets[0])
+        losses = self._per_sample(outputs, targets[0], **self._shape)
         loss = (losses * present[0] if self._weighted else losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         return loss.detach()[None]

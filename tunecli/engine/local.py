@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
-from tunecli.engine.forward import as_matrix, call
+from tunecli.engine.forward import as_matrix, call, forward_in_bfloat16
 from tunecli.engine.gradients import Layout
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
@@ -20,7 +20,8 @@ from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits, traits
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
-from tunecli.trial import Hparams, Measurement, Run, Value
+from tunecli.space import settings_of
+from tunecli.trial import Measurement, Run, Value
 
 Shape = tuple[tuple[str, Value], ...]
 
@@ -41,18 +42,22 @@ class LocalEngine:
         self._validation = task.validation.to(self._device) if task.validation is not None else None
 
     def start(self, run: Run) -> None:
-        shape = _shape(run.hparams)
-        module = self._task.build(run).to(self._device)
+        task = self._task.of(run)
+        module = task.build(run).to(self._device)
         module.train()
         found = self.traits(run)
         looped = found.way == "looped"
         # A row of its own has neighbours neither in its block nor in its batch: it reads whole batches.
         cap = None if looped else self._plan.cap
         micro = micro_length(run.hparams["batch_size"], len(self._train), cap)
-        key = (0 if looped else micro, shape)
+        shape = _shape(run)
+        if _IN_HALF in shape:
+            forward_in_bfloat16(module, self._device)
+        shaped = task.loss.shape(settings_of(run.settings, run.hparams))
+        key = (0 if looped else micro, (*shape, *((name, True) for name in shaped)))
         if key not in self._lanes:
             self._lanes[key] = Lane(
-                task=self._task,
+                task=task,
                 train=self._train,
                 validation=self._validation,
                 layout=Layout.of(module),
@@ -88,18 +93,24 @@ class LocalEngine:
 
     def traits(self, run: Run) -> Traits:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
-        shape = _shape(run.hparams)
+        shape = _shape(run)
         if shape not in self._traits:
-            self._traits[shape] = _try_model(self._task, run, self._device, self._plan.way)
+            way = "vmap" if _IN_HALF in shape and self._plan.way == "rules" else self._plan.way
+            self._traits[shape] = _try_model(self._task.of(run), run, self._device, way)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
             return replace(found, way="looped", looped_because=f"{optimizer} steps a module, not a block")
         return found
 
 
-def _shape(hparams: Hparams) -> Shape:
-    """What a model is built from: runs of one shape share a lane."""
-    return tuple(sorted((name, value) for name, value in hparams.items() if name.startswith("model.")))
+_IN_HALF = ("precision", "bf16")
+"""Among a shape where forward is computed in half precision, for which no rules are written."""
+
+
+def _shape(run: Run) -> Shape:
+    """What a model is built from, its loss included, and how it is computed: runs of one shape share a lane."""
+    built = tuple(sorted(own for own in run.hparams.items() if own[0].startswith("model.") or own[0] == "loss"))
+    return (*built, _IN_HALF) if settings_of(run.settings, run.hparams)["precision"] == "bf16" else built
 
 
 def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:

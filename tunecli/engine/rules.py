@@ -2,8 +2,8 @@
 
 Each equals torch.optim's of the same name; the order of its operations follows torch's single-tensor form. Every
 operation on weights rounds alike for every element of a tensor (torch's addcmul and addcdiv do), so that a row's bits
-depend neither on where it lies in the matrix nor on how many threads share the work. What depends on the number of the update alone (bias
-corrections) is computed ahead in float64, for all updates of a tick at once.
+depend neither on where it lies in the matrix nor on how many threads share the work. What depends on the number of the
+update alone (bias corrections) is computed ahead in float64, for all updates of a tick at once.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,20 @@ class Task:
     decay_biases: bool = True
     optimizers: Mapping[str, OwnOptimizer] = field(default_factory=dict)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, O) and targets (N,)."""
-        loss: Tensor = vmap(self.loss.per_sample, in_dims=(0, None))(outputs, targets).double().mean(1)
+    def of(self, run: Run) -> Task:
+        """The task with the loss of a run, where its hparams name one."""
+        name = run.hparams.get("loss")
+        return self if name is None else replace(self, loss=LOSSES[str(name)])
+
+    def score(
+        self, outputs: Tensor, targets: Tensor, shape: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, O) and targets (N,).
+
+        `shape` (K,) is what shapes the loss of each row.
+        """
+        losses: Tensor = vmap(lambda row, own: self.loss.per_sample(row, targets, **own))(outputs, dict(shape))
+        loss = losses.double().mean(1)
         function, power = self.metric.function, self.metric.target_power
         if function is None:
             return loss, loss
@@ -58,16 +70,19 @@ def make_task(study: Study, data: Data) -> Task:
     """The task that a study states for its data. Raises StudyFileError where loss or metric do not fit the data."""
     loss = loss_of(study, data)
     metric = METRICS[study.train.metric or DEFAULT_METRIC[data.task]]
-    for kind, name, task in (("loss", loss.name, loss.task), ("metric", metric.name, metric.task)):
+    losses = [LOSSES[str(name)] for name in study.space.values_of("loss")] or [loss]
+    stated = [*(("loss", own.name, own.task) for own in losses), ("metric", metric.name, metric.task)]
+    for kind, name, task in stated:
         if task not in (None, data.task):
             fitting = [own.name for own in (LOSSES if kind == "loss" else METRICS).values() if own.task == data.task]
             raise StudyFileError(
                 f"{kind} {name!r} is for {task}, {data.name} is {data.task}", hint=f"use {' or '.join(fitting)}"
             )
-    if loss.name == "binary_cross_entropy" and len(data.classes) != 2:
+    if any(own.name == "binary_cross_entropy" for own in losses) and len(data.classes) != 2:
         raise StudyFileError(
             f"binary_cross_entropy needs two classes, {data.name} has {len(data.classes)}", hint="use cross_entropy"
         )
+    _check_settings(study, losses, metric)
     own = [str(value) for value in study.space.values_of("optimizer") if is_function(str(value))]
     check_metric(metric, data.validation, data, "validation")
     return Task(
@@ -84,6 +99,22 @@ def make_task(study: Study, data: Data) -> Task:
     )
 
 
+def _check_settings(study: Study, losses: Sequence[Loss], metric: Metric) -> None:
+    """Raises StudyFileError where a loss cannot be shaped as stated, or compares trials by other measures."""
+    smoothing = study.space.values_of("label_smoothing") or (study.train.settings.get("label_smoothing", 0.0),)
+    smoothed = any(smoothing) or "label_smoothing" in study.space.searched()
+    for loss in losses:
+        if smoothed and "label_smoothing" not in loss.shaped_by:
+            able = [own.name for own in LOSSES.values() if "label_smoothing" in own.shaped_by]
+            raise StudyFileError(f"the loss {loss.name} smooths no labels", hint=f"{', '.join(able)} do")
+    searched = [name for name in ("loss", "focal_gamma", "huber_delta") if name in study.space.searched()]
+    if metric.function is None and searched:
+        raise StudyFileError(
+            f"the metric 'loss' cannot compare trials of different losses: [space] searches {', '.join(searched)}",
+            hint="choose another train.metric",
+        )
+
+
 def check_metric(metric: Metric, samples: Samples, data: Data, split: str) -> None:
     """Raises StudyFileError where the metric has no value on a split: training for it would be in vain."""
     reason = metric.undefined_because(samples.targets, data.classes)
@@ -94,8 +125,10 @@ def check_metric(metric: Metric, samples: Samples, data: Data, split: str) -> No
         )
 
 
-def loss_of(study: Study, data: Data) -> Loss:
-    """The loss that a study states, or the usual one for its data."""
+def loss_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})) -> Loss:
+    """The loss that a trial has among its hparams, or its study states, or the usual one for its data."""
+    if "loss" in hparams:
+        return LOSSES[str(hparams["loss"])]
     return LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
 
 
@@ -117,7 +150,7 @@ def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Mod
         model_keys(study, hparams),
         base=study.base,
         features=data.features,
-        outputs=loss_of(study, data).outputs(len(data.classes)),
+        outputs=loss_of(study, data, hparams).outputs(len(data.classes)),
         seed=seed,
         categories=data.categories,
     )

@@ -22,7 +22,7 @@ from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
-from tunecli.space import OPTIMIZERS, parse_value
+from tunecli.space import OPTIMIZERS, Space, parse_value
 from tunecli.store import Record, Store, load_kept, read
 from tunecli.study import Study, load_data, read_study
 from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
@@ -45,7 +45,7 @@ class Training:
         self.trial, self.manifest, self.notices = kept.trial, kept.manifest, kept.notices
         self.start = kept.weights if request.checkpoint is None else read_weights(request.checkpoint)
         self.data = _load_data(self.study, self.record, self.manifest, request)
-        self.hparams = _hparams(self.trial, request)
+        self.hparams = _hparams(self.trial, request, self.data)
         self.new_head = list(self.data.classes) != self.manifest["classes"]
         self.fitted_study = _fit_study(self.study, self.data)
         self.task = make_task(self.fitted_study, self.data)
@@ -154,7 +154,7 @@ class Training:
         return module
 
     def _outputs(self) -> int:
-        return loss_of(self.fitted_study, self.data).outputs(len(self.data.classes))
+        return loss_of(self.fitted_study, self.data, self.hparams).outputs(len(self.data.classes))
 
     def _original(self) -> Data:
         """The data's shape with the classes that the checkpoint was trained on, which its model was built for."""
@@ -224,21 +224,28 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
 
 def _fit_study(study: Study, data: Data) -> Study:
     """The study with loss and metric left to their defaults where the new data are of another kind."""
-    loss, metric = study.train.loss, study.train.metric
-    if loss is not None and (
-        LOSSES[loss].task != data.task or (loss == "binary_cross_entropy" and len(data.classes) != 2)
-    ):
-        loss = None
-    if metric is not None and (
-        METRICS[metric].task not in (None, data.task) or (METRICS[metric].binary and len(data.classes) != 2)
-    ):
-        metric = None
-    return replace(study, train=study.train.model_copy(update={"loss": loss, "metric": metric}))
+    train: dict[str, Any] = {}
+    if study.train.loss is not None and not _loss_fits(study.train.loss, data):
+        train["loss"] = None
+    metric = METRICS.get(study.train.metric or "")
+    if metric is not None and (metric.task not in (None, data.task) or (metric.binary and len(data.classes) != 2)):
+        train["metric"] = None
+    if data.task == "regression":
+        train["label_smoothing"] = 0.0
+    # What the trials searched of the loss is among the hparams, where it still fits.
+    dimensions = tuple(own for own in study.space.dimensions if own.hparam not in ("loss", "label_smoothing"))
+    return replace(study, train=study.train.model_copy(update=train), space=Space(dimensions))
 
 
-def _hparams(trial: Trial, request: Request) -> Hparams:
+def _loss_fits(loss: str, data: Data) -> bool:
+    return LOSSES[loss].task == data.task and (loss != "binary_cross_entropy" or len(data.classes) == 2)
+
+
+def _hparams(trial: Trial, request: Request, data: Data) -> Hparams:
     """The trial's hparams with the given ones laid over; a tenth of the learning rate on the study's own task."""
     hparams: dict[str, Value] = {name: value for name, value in trial.hparams.items() if name != "schedule"}
+    if "loss" in hparams and not _loss_fits(str(hparams["loss"]), data):
+        del hparams["loss"]
     if not request.new_task:
         hparams["learning_rate"] = float(hparams["learning_rate"]) / 10  # type: ignore[arg-type]  # a number by the space
     for name, raw in (request.hparams or {}).items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunecli.errors import did_you_mean
 from tunecli.metrics import classification, losses, regression
 from tunecli.metrics.classification import predicted_class
+from tunecli.trial import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,11 @@ class Loss:
     per_sample: Callable[..., Tensor]
     one_output: bool
     shaped_by: tuple[str, ...] = ()
+
+    def shape(self, settings: Mapping[str, Value]) -> dict[str, float]:
+        """What `per_sample` is told of a run's settings; a label smoothing of zero is none."""
+        told = {name: float(settings[name]) for name in self.shaped_by}  # type: ignore[arg-type]  # numbers by the space
+        return {name: value for name, value in told.items() if value or name != "label_smoothing"}
 
     def outputs(self, classes: int) -> int:
         return 1 if self.one_output else classes

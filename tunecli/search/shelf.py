@@ -64,7 +64,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str, epoch_upd
     model = {
         "source": study.model.source,
         "keys": model_keys(study, trial.hparams),
-        "outputs": loss_of(study, data).outputs(len(data.classes)),
+        "outputs": loss_of(study, data, trial.hparams).outputs(len(data.classes)),
         "base": str(study.base),
     }
     return {

@@ -13,6 +13,8 @@ from tunecli.trial import Value
 
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam", "radam", "adamax", "adadelta", "lion", "muon")
 DEFAULT_OPTIMIZERS = OPTIMIZERS[:6]
+LOSSES = ("cross_entropy", "binary_cross_entropy", "focal", "mse", "mae", "huber")
+PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "exponential", "step", "cosine", "one_cycle", "plateau")
 YOURS = "file.py:Class"
 """Stands for every optimizer of the user's own where a condition names optimizers."""
@@ -145,6 +147,11 @@ HPARAMS: dict[str, Hparam] = {
     "batch_size": Hparam(BatchSize()),
     "l1": Hparam(Number()),
     "l2": Hparam(Number()),
+    # A key of [train] as well, whose default depends on the data.
+    "loss": Hparam(Name("loss", LOSSES)),
+    "label_smoothing": Hparam(Number(high=1.0), default=0.0),
+    "focal_gamma": Hparam(Number(), when("loss", "focal"), default=2.0),
+    "huber_delta": Hparam(Number(low=1e-6), when("loss", "huber"), default=1.0),
     "schedule": Hparam(Name("schedule", SCHEDULES), default="constant"),
     "warmup": Hparam(Number(high=1.0), default=0.0),
     "exponential_gamma": Hparam(Number(high=1.0, closed=True), when("schedule", "exponential"), default=0.95),
@@ -160,6 +167,7 @@ HPARAMS: dict[str, Hparam] = {
     "patience": Hparam(Whole(0), default=0),
     "loss_tolerance": Hparam(Number(), default=0.0),
     "gradient_tolerance": Hparam(Number(), default=0.0),
+    "precision": Hparam(Name("precision", PRECISIONS), default="float32"),
 }
 """Every hparam of training by its name, in the order in which those without a default range are recorded."""
 
@@ -182,6 +190,11 @@ _ELSEWHERE = {
     "max_grad_norm": "clip_norm",
     "ema": "ema_decay",
     "early_stopping": "patience",
+    "gamma": "focal_gamma",
+    "delta": "huber_delta",
+    "smoothing": "label_smoothing",
+    "amp": "precision",
+    "dtype": "precision",
 }
 """Other tools' words for ours."""
 

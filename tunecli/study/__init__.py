@@ -251,7 +251,7 @@ def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[Study | N
         train=file.train,
         search=file.search.resolved(),
         finetune=file.finetune,
-        space=build_space(file.space, file.train.keys),
+        space=build_space(file.space, file.train.model_dump(exclude_none=True)),
         space_keys=file.space,
     )
     return study, []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from tunecli.engine.gradients import Shape
 from tunecli.metrics import LOSSES, Loss
 
 LossGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -15,8 +16,10 @@ LossGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 sum, each sample weighted by what it counts."""
 
 
-def loss_gradient(loss: Loss) -> LossGradient:
-    return _BY_HAND.get(loss.per_sample) or _by_autograd(loss.per_sample)
+def loss_gradient(loss: Loss, shape: Shape) -> LossGradient:
+    """The losses and their gradient; `shape` (B,) is what shapes the loss of each row."""
+    by_hand = None if shape else _BY_HAND.get(loss.per_sample)
+    return by_hand or _by_autograd(loss.per_sample, shape)
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +42,13 @@ def _squared_error(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[T
     return error * error, (2 * error * present).to(outputs.dtype)[..., None]
 
 
-def _by_autograd(per_sample: Callable[..., Tensor]) -> LossGradient:
-    mapped = vmap(per_sample)
+def _by_autograd(per_sample: Callable[..., Tensor], shape: Shape) -> LossGradient:
+    mapped = vmap(lambda outputs, targets, own: per_sample(outputs, targets, **own))
 
     def found(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            losses: Tensor = mapped(leaf, targets)
+            losses: Tensor = mapped(leaf, targets, shape)
             (gradient,) = torch.autograd.grad((losses * present).sum(), leaf)
         return losses.detach(), gradient
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tunecli.data.samples import Inputs
-from tunecli.engine.gradients import Layout
+from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
 from tunecli.engine.rowwise.chain import Chain
 from tunecli.engine.rowwise.layers import RULES, Layer, Weights
 from tunecli.engine.rowwise.loss import loss_gradient
@@ -16,7 +16,9 @@ from tunecli.metrics import Loss
 class Rowwise:
     """A block of B rows that share one chain. A sample's loss counts by how `present` it is."""
 
-    def __init__(self, chain: Chain, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss) -> None:
+    def __init__(
+        self, chain: Chain, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, shape: Shape = NO_SHAPE
+    ) -> None:
         values, gradients = layout.views(weights), layout.views(gradient)
         self._rows = len(weights)
         self._layers: list[Layer] = []
@@ -29,7 +31,7 @@ class Rowwise:
             self._layers.append(RULES[type(module)](module, bound))
             self._trained.append(bool(own))
         self._first = self._trained.index(True)
-        self._loss = loss_gradient(loss)
+        self._loss = loss_gradient(loss, shape)
 
     @torch.no_grad()
     def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_wrong_types_empty_ranges_and_names_with_a_path(
     refused: Callable[..., str], tmp_path: Path, setting: str, said: str
 ) -> None:
     write_study(tmp_path)
-    assert said in refused(3, "search", "own.toml", "--set", setting)
+    assert said in refused(2, "search", "own.toml", "--set", setting)
 
 
 # Tables

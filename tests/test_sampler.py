@@ -1,14 +1,20 @@
 """One contract for every sampler: a proposal is a pure function of the recorded trials and the trial's number."""
 
 import math
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
+import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tunecli.sampler import Proposer
-from tunecli.space import SAMPLERS, Space, build_space
+from tunecli.points import all_points, key
+from tunecli.sampler import Proposer, make_proposer, says
+from tunecli.space import EXHAUSTIVE, SAMPLERS, Space, build_space
 from tunecli.trial import Hparams, Measurement, State, Trial, derive_seed
 
 EPOCHS, WINDOW, TRIALS = 3, 5, 40
@@ -31,7 +37,35 @@ SPACES: dict[str, dict[str, Any]] = {
     "one optimizer": {"optimizer": "rmsprop", "learning_rate": [0.1, 0.01], "batch_size": {"low": 1, "high": 64}},
 }
 
+FINITE: dict[str, Any] = {
+    "optimizer": ["sgd", "adam"],
+    "learning_rate": [1e-3, 1e-2, 1e-1],
+    "momentum": [0.0, 0.9],
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "batch_size": {"low": 1, "high": 4},
+    "l1": 0,
+    "l2": 0,
+}
+"""3 rates times 4 sizes, with two momenta for sgd alone: 36 points."""
+
+SAMPLING = tuple(name for name in SAMPLERS if name not in EXHAUSTIVE)
 sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+sampling = pytest.mark.parametrize("sampler", SAMPLING)
+
+
+def trials_for(sampler: str) -> int:
+    """gp takes up to a second for a proposal."""
+    return 30 if sampler == "gp" else TRIALS
+
+
+def space_for(sampler: str, keys: dict[str, Any] | None = None) -> Space:
+    """A space of these keys, or a finite one for the samplers that need it."""
+    return build_space(FINITE if sampler in EXHAUSTIVE else keys or {})
+
+
+def fresh(space: Space, name: str, seed: int = 0) -> Proposer:
+    return make_proposer(space, name, "minimize", seed, WINDOW)
 
 
 def loss(hparams: Hparams) -> float:
@@ -65,7 +99,7 @@ def outcome(trial: Trial, fidelity: int, tick: int) -> Trial:
 
 def simulate(space: Space, name: str, seed: int = 0, trials: int = TRIALS) -> list[list[Trial]]:
     """A search as the loop runs it: for each number, all trials as they stood when it had been proposed."""
-    return go_on(Proposer(space, name, "minimize", seed), [], trials)
+    return go_on(fresh(space, name, seed), [], trials)
 
 
 def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[list[Trial]]:
@@ -73,7 +107,7 @@ def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[
     known, history = list(known), []
     tick = max((trial.start_tick for trial in known), default=1) - 1
     while True:
-        while len(known) < trials and sum(not trial.state.ended for trial in known) < WINDOW:
+        while not proposer.exhausted and len(known) < trials and sum(not trial.state.ended for trial in known) < WINDOW:
             hparams = proposer.propose(len(known), tick + 1)
             known.append(Trial(len(known), State.RUNNING, hparams, start_tick=tick + 1))
             history.append(list(known))
@@ -88,7 +122,7 @@ def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[
 
 
 def rebuilt(space: Space, name: str, known: list[Trial], seed: int = 0) -> Proposer:
-    proposer = Proposer(space, name, "minimize", seed)
+    proposer = fresh(space, name, seed)
     for trial in known:
         proposer.add(trial)
     return proposer
@@ -102,10 +136,10 @@ def proposal(space: Space, name: str, known: list[Trial], like: Trial) -> Hparam
 @sampler
 @pytest.mark.parametrize("name", ["default", "conditional, with choices of the model"])
 def test_a_rebuilt_proposer_proposes_what_the_live_one_did(sampler: str, name: str) -> None:
-    space = build_space(SPACES[name])
-    *history, final = simulate(space, sampler)
-    assert len(final) == len(history) == TRIALS
-    for then in history:
+    space = space_for(sampler, SPACES[name])
+    *history, final = simulate(space, sampler, trials=trials_for(sampler))
+    assert len(final) == len(history) == (36 if sampler in EXHAUSTIVE else trials_for(sampler))
+    for then in history if sampler != "gp" else history[-3::2]:
         last = then[-1]
         # From the trials as they stood then, and from the trials as they ended long after.
         assert proposal(space, sampler, then, last) == last.hparams
@@ -115,10 +149,10 @@ def test_a_rebuilt_proposer_proposes_what_the_live_one_did(sampler: str, name: s
 @sampler
 @pytest.mark.parametrize("stop", [1, 12, 27])
 def test_a_rebuilt_proposer_goes_on_as_the_live_one_did(sampler: str, stop: int) -> None:
-    space = build_space({})
-    *history, final = simulate(space, sampler)
+    space = space_for(sampler)
+    *history, final = simulate(space, sampler, trials=max(trials_for(sampler), stop))
     known = history[stop - 1]
-    assert go_on(rebuilt(space, sampler, known), known)[-1] == final
+    assert go_on(rebuilt(space, sampler, known), known, max(trials_for(sampler), stop))[-1] == final
 
 
 def changed(trial: Trial, value: float) -> Trial:
@@ -131,10 +165,10 @@ def changed(trial: Trial, value: float) -> Trial:
 @sampler
 def test_results_count_from_one_full_tick_after_their_end_on(sampler: str) -> None:
     """What ended in tick e is seen by trials that start in tick e + 2, so proposals can be made while a tick runs."""
-    space = build_space({})
-    final = simulate(space, sampler)[-1]
+    space = space_for(sampler)
+    final = simulate(space, sampler, trials=trials_for(sampler))[-1]
     matters = []
-    for like in final:
+    for like in final if sampler != "gp" else final[-4:]:
         below = final[: like.number]
         hidden = [t if t.end_tick is None or t.end_tick + 2 <= like.start_tick else changed(t, -9.0) for t in below]
         assert proposal(space, sampler, hidden, like) == like.hparams
@@ -142,8 +176,9 @@ def test_results_count_from_one_full_tick_after_their_end_on(sampler: str) -> No
             t if t.end_tick is None or t.end_tick + 2 > like.start_tick else changed(t, -loss(t.hparams)) for t in below
         ]
         matters.append(proposal(space, sampler, seen, like) != like.hparams)
-    # TPE begins with ten random trials; random sampling never looks at a result.
-    assert sum(matters) > TRIALS // 2 if sampler == "tpe" else not any(matters)
+    # TPE begins with ten random trials, gp and nsga2 with more; the others never look at a result.
+    learns = {"tpe": TRIALS // 2, "gp": 2, "nsga2": TRIALS // 4}
+    assert sum(matters) > learns[sampler] if sampler in learns else not any(matters)
 
 
 def test_a_result_is_seen_in_the_first_tick_in_which_it_counts() -> None:
@@ -224,11 +259,11 @@ def check_one_optimizer(hparams: Hparams) -> None:
 CHECKS = dict(zip(SPACES, (check_default, check_conditional, check_one_optimizer), strict=True))
 
 
-@sampler
+@sampling
 @pytest.mark.parametrize("name", SPACES)
 def test_every_proposal_lies_in_the_space_and_has_only_what_applies(sampler: str, name: str) -> None:
     space, check = build_space(SPACES[name]), CHECKS[name]
-    final = simulate(space, sampler)[-1]
+    final = simulate(space, sampler, trials=trials_for(sampler))[-1]
     for trial in final:
         check(trial.hparams)
         internal = {key: value for key, (_, value) in space.encode(trial.hparams).items()}
@@ -237,7 +272,7 @@ def test_every_proposal_lies_in_the_space_and_has_only_what_applies(sampler: str
         assert len({trial.hparams.get(hparam) for trial in final}) > 1, f"{hparam} never varies"
 
 
-@sampler
+@sampling
 def test_what_is_fixed_stays_where_it_applies(sampler: str) -> None:
     keys = {"learning_rate": 0.125, "momentum": 0.5, "batch_size": "full", "l2": 0.0, "model": {"hidden": [[4, 4]]}}
     space = build_space(keys)
@@ -249,7 +284,7 @@ def test_what_is_fixed_stays_where_it_applies(sampler: str) -> None:
         assert trial.hparams.get("momentum") == (0.5 if trial.hparams["optimizer"] in ("sgd", "rmsprop") else None)
 
 
-@sampler
+@sampling
 def test_a_space_with_nothing_to_search_is_proposed_as_it_is(sampler: str) -> None:
     fixed = {"optimizer": "adagrad", "learning_rate": 0.1, "batch_size": 8, "l1": 0.0, "l2": 0.0}
     assert [dict(trial.hparams) for trial in simulate(build_space(fixed), sampler, trials=12)[-1]] == [fixed] * 12
@@ -257,11 +292,12 @@ def test_a_space_with_nothing_to_search_is_proposed_as_it_is(sampler: str) -> No
 
 @sampler
 def test_a_seed_gives_one_search_and_another_seed_another(sampler: str) -> None:
-    space = build_space({})
-    runs = {seed: simulate(space, sampler, seed)[-1] for seed in (0, 1)}
-    assert simulate(space, sampler, seed=0)[-1] == runs[0]
-    for one, other in zip(*runs.values(), strict=True):
-        assert one.hparams != other.hparams
+    space = space_for(sampler)
+    runs = {seed: simulate(space, sampler, seed, trials_for(sampler))[-1] for seed in (0, 1)}
+    assert simulate(space, sampler, 0, trials_for(sampler))[-1] == runs[0]
+    differ = [one.hparams != other.hparams for one, other in zip(*runs.values(), strict=True)]
+    # The order of brute_force is that of the space.
+    assert not any(differ) if sampler == "brute_force" else sum(differ) > 30 if sampler == "grid" else all(differ)
 
 
 def test_numbers_differ_from_each_other() -> None:
@@ -275,7 +311,7 @@ def test_both_directions_are_followed() -> None:
     space = build_space({})
 
     def search(direction: str, sign: float) -> list[Hparams]:
-        proposer = Proposer(space, "tpe", direction, 0)
+        proposer = make_proposer(space, "tpe", direction, 0, WINDOW)
         found: list[Hparams] = []
         for number in range(25):
             found.append(proposer.propose(number, 1 + 2 * number))
@@ -297,3 +333,134 @@ def test_tpe_does_better_than_random() -> None:
     tpe, random = values("tpe"), values("random")
     assert mean(min(found) for found in tpe) < mean(min(found) for found in random)
     assert mean(mean(found[30:]) for found in tpe) < 0.5 * mean(mean(found[30:]) for found in random)
+
+
+# Samplers that try every point
+
+
+@pytest.mark.parametrize("name", EXHAUSTIVE)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_point_is_tried_once_whatever_is_in_flight(name: str, seed: int) -> None:
+    space = build_space(FINITE)
+    final = simulate(space, name, seed)[-1]
+    tried = Counter(key(space, trial.hparams) for trial in final)
+    assert len(tried) == len(final) == 36
+    assert tried.keys() == {key(space, point) for point in all_points(space)}
+    assert rebuilt(space, name, final, seed).exhausted
+    assert not rebuilt(space, name, final[:-1], seed).exhausted
+
+
+@pytest.mark.parametrize("name", EXHAUSTIVE)
+def test_what_was_tried_by_hand_is_not_tried_again(name: str) -> None:
+    space = build_space(FINITE)
+    proposer = fresh(space, name)
+    byhand = {"optimizer": "sgd", "batch_size": 2}
+    found = [proposer.propose(number, number + 1, byhand) for number in range(6)]
+    assert all(hparams.items() >= byhand.items() for hparams in found)
+    while not proposer.exhausted:
+        found.append(proposer.propose(len(found), len(found) + 1))
+    assert len({key(space, hparams) for hparams in found}) == len(found) == 36
+
+
+def test_points_are_counted_by_condition() -> None:
+    assert len(all_points(build_space(FINITE))) == 2 * 3 * 4 + 3 * 4
+
+
+# Sequences and generations
+
+
+UNCONDITIONAL: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": {"low": 1e-4, "high": 1.0, "log": True},
+    "momentum": {"low": 0.0, "high": 0.9},
+    "batch_size": {"low": 1, "high": 300, "log": True},
+    "l1": 0,
+    "l2": [0.0, 1e-3, 1e-2],
+    "model": {"width": {"low": 3, "high": 9}, "hidden": [[8], [64], [8, 8]]},
+}
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("seed", [0, 11])
+def test_qmc_is_optunas_sequence_where_every_trial_reads_all(seed: int) -> None:
+    space = build_space(UNCONDITIONAL)
+    ours = fresh(space, "qmc", seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    theirs = optuna.create_study(
+        sampler=optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+    )
+    # Its space is that of its first trial, which is no part of its sequence.
+    distributions = {
+        name: optuna.distributions.json_to_distribution(json_of(space, name))
+        for name in sorted(d.name for d in space.dimensions)
+        if json_of(space, name)
+    }
+    theirs.tell(theirs.ask(distributions), 0.0)
+    for number in range(64):
+        mine = space.encode(ours.propose(number, 1))
+        trial = theirs.ask(distributions)
+        for name, (_, internal) in mine.items():
+            assert internal == pytest.approx(distributions[name].to_internal_repr(trial.params[name]), rel=1e-12)
+
+
+def json_of(space: Space, name: str) -> str:
+    from tunecli.space import distribution_json
+
+    range_ = next(d.range for d in space.dimensions if d.name == name)
+    return distribution_json(range_) if hasattr(range_, "distribution") else ""
+
+
+def test_qmc_spreads_conditional_hparams_evenly_too() -> None:
+    space = build_space({})
+    points = [fresh(space, "qmc").propose(number, 1) for number in range(256)]
+    assert all(36 <= count <= 50 for count in Counter(point["optimizer"] for point in points).values())
+    rates = sorted(math.log10(float(point["learning_rate"])) for point in points if point["optimizer"] == "sgd")  # type: ignore[arg-type]
+    assert all(-4 <= rate <= 0 for rate in rates)
+    # By chance alone a gap of half a decade among 43 of four is rare; evenly laid points have none.
+    assert max(b - a for a, b in pairwise(rates)) < 0.4
+
+
+def test_nsga2_breeds_from_the_best_of_the_generation_before() -> None:
+    space = build_space(
+        {"optimizer": "sgd", "learning_rate": {"low": 1e-4, "high": 1.0, "log": True}, "l1": 0, "l2": 0}
+    )
+    final = simulate(space, "nsga2", trials=120)[-1]
+    assert mean(loss(t.hparams) for t in final[90:]) < 0.7 * mean(loss(t.hparams) for t in final[:20])
+
+
+def test_gp_does_better_than_random() -> None:
+    space = build_space({"optimizer": "sgd", "momentum": 0, "batch_size": 32, "l1": 0, "l2": 0})
+    gp, random = (simulate(space, name, trials=44)[-1] for name in ("gp", "random"))
+    assert mean(loss(t.hparams) for t in gp[32:]) < 0.5 * mean(loss(t.hparams) for t in random[32:])
+
+
+# Given by hand
+
+
+@sampling
+@settings(max_examples=10, deadline=None)
+@given(rate=st.floats(1e-3, 1e-1), size=st.sampled_from([16, 256]), prefix=st.integers(0, 12))
+def test_what_is_given_stays_and_the_rest_is_sampled(sampler: str, rate: float, size: int, prefix: int) -> None:
+    space = build_space({})
+    known = simulate(space, sampler, trials=prefix)[-1]
+    like = known[-1].start_tick if known else 1
+    by_hand = {"learning_rate": rate, "batch_size": size}
+    hparams = rebuilt(space, sampler, known).propose(prefix, like, by_hand)
+    assert (hparams["learning_rate"], hparams["batch_size"]) == (rate, size)
+    check_default(hparams)
+    assert rebuilt(space, sampler, known).propose(prefix, like, by_hand) == hparams
+
+
+def test_each_sampler_says_what_it_models() -> None:
+    assert {name: says(name, space_for(name), 8) for name in SAMPLERS} == {
+        "tpe": "tpe models all hparams, those that trials share jointly, after 10 random trials",
+        "random": "random draws every hparam by itself",
+        "grid": "grid tries every point of the space once, 36 in all, in random order",
+        "brute_force": "brute_force tries every point of the space once, 36 in all, one after another",
+        "qmc": "qmc gives every hparam a coordinate of one scrambled Sobol sequence",
+        "gp": "gp models optimizer, batch_size, l1 jointly, once 10 trials are complete; random draws learning_rate, "
+        "momentum, beta1, beta2, l2, whose range not every trial has",
+        "nsga2": "nsga2 crosses optimizer, batch_size, l1, in generations of 8; random draws learning_rate, momentum, "
+        "beta1, beta2, l2, whose range not every trial has",
+    }
+    assert says("gp", build_space(UNCONDITIONAL), 8).endswith("once 10 trials are complete")

@@ -86,7 +86,8 @@ def test_one_seed_gives_one_search_and_another_seed_another(
     assert answer(tmp_path / "again") == answer(folder)
     run(replace(study, seed=1), tmp_path / "other")
     others = trials(tmp_path / "other")
-    assert all(one.hparams != other.hparams for one, other in zip(trials(folder), others, strict=True))
+    # The first trial is torch's defaults in every study.
+    assert all(one.hparams != other.hparams for one, other in zip(trials(folder)[1:], others[1:], strict=True))
 
 
 def test_every_trial_ends_with_the_first_best_value_of_its_curve(finished: tuple[Study, Path]) -> None:
@@ -408,7 +409,7 @@ def test_a_time_limit_ends_at_a_tick_and_a_later_call_goes_on(finished: tuple[St
 
 def test_no_time_at_all_is_no_tick(question: Question, tmp_path: Path) -> None:
     assert ending(question(), tmp_path, timeout_seconds=0).how == "timeout"
-    assert trials(tmp_path) == ()
+    assert {trial.state for trial in trials(tmp_path)} == {State.WAITING}
 
 
 # Going on
@@ -547,7 +548,7 @@ def test_a_study_set_aside_stays_readable(finished: tuple[Study, Path], tmp_path
     assert not (tmp_path / "tiny").exists()
     assert answer(aside) == answer(folder)
     run(replace(study, seed=3), tmp_path / "tiny")
-    assert trials(tmp_path / "tiny")[0].hparams != trials(aside)[0].hparams
+    assert trials(tmp_path / "tiny")[1].hparams != trials(aside)[1].hparams
     assert answer(aside) == answer(folder)
 
 
@@ -752,3 +753,107 @@ def test_a_buffer_outside_the_state_dict_is_outside_the_checkpoint(tmp_path: Pat
     assert ending(study, tmp_path / "own").how == "done"
     best = next((tmp_path / "own" / "checkpoints").iterdir())
     assert set(checkpoint.load(best)[0]) == {"layer.weight", "layer.bias"}
+
+
+# Points given by hand, and spaces that end
+
+
+TORCH = {"optimizer": "adam", "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "batch_size": 32}
+FINITE: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": [0.01, 0.1],
+    "momentum": [0.0, 0.9],
+    "batch_size": {"low": 8, "high": 10},
+    "l1": 0,
+    "l2": 0,
+}
+"""Twelve points."""
+
+
+def hparams_of(found: Sequence[Trial]) -> list[dict[str, Any]]:
+    return [dict(trial.hparams) for trial in found]
+
+
+def test_the_first_trial_is_torchs_defaults(finished: tuple[Study, Path]) -> None:
+    first = trials(finished[1])[0]
+    assert first.hparams == {**TORCH, "l1": 1e-8, "l2": 1e-8}
+
+
+def test_what_is_asked_for_by_hand_is_tried_next_and_once(question: Question, tmp_path: Path) -> None:
+    study = question()
+    wanted = [{"optimizer": "sgd", "learning_rate": 0.5}, {"batch_size": "full"}, {"batch_size": "full"}]
+    run(study, tmp_path, tries=wanted)
+    found = trials(tmp_path)
+    assert len(found) == study.search.trials
+    assert [trial.given for trial in found[:4]] == [found[0].hparams, *wanted[:2], {}]
+    for trial in found[1:3]:
+        assert trial.hparams.items() >= trial.given.items()
+    # The same again does nothing.
+    assert ending(study, tmp_path, tries=wanted).progress.ended_now == 0
+    assert trials(tmp_path) == found
+    # A study that is done grows by what is new, and only by that.
+    more = {"learning_rate": 0.02}
+    for _ in range(2):
+        assert ending(study, tmp_path, tries=[*wanted, more]).progress.total == study.search.trials + 1
+        assert trials(tmp_path)[:-1] == found
+        assert trials(tmp_path)[-1].given == more
+    # What was tried by the sampler need not be tried again.
+    assert ending(study, tmp_path, tries=[found[5].hparams]).progress.ended_now == 0
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "nsga2"])
+def test_points_by_hand_survive_being_stopped_often(question: Question, tmp_path: Path, sampler: str) -> None:
+    study, wanted = question(sampler=sampler), [{"learning_rate": 0.01}, {"optimizer": "nadam", "batch_size": 32}]
+    run(study, tmp_path / "whole", tries=wanted)
+
+    def attempt(number: int) -> bool:
+        calls = iter(range(10_000))
+        # Asked for once: what is recorded need not be asked for again.
+        again = wanted if number == 0 else []
+        return ending(study, tmp_path / "often", tries=again, stop=lambda: next(calls) >= 4 * number).how == "done"
+
+    assert until_done(attempt) > 3
+    assert answer(tmp_path / "often") == answer(tmp_path / "whole")
+
+
+def test_optuna_shows_what_waits_and_what_it_enqueues_in_a_study_at_rest_is_tried(
+    question: Question, tmp_path: Path
+) -> None:
+    study = question(trials=4)
+    ending(study, tmp_path, timeout_seconds=0, tries=[{"learning_rate": 0.01, "batch_size": "full"}])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    theirs = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="tiny")
+    assert [trial.state.name for trial in theirs.trials] == ["WAITING", "WAITING"]
+    fixed = theirs.trials[1].system_attrs["fixed_params"]
+    rates = ["learning_rate_sgd", "learning_rate_adagrad", "learning_rate_adaptive"]
+    assert fixed == {"batch_size": "full", **dict.fromkeys(rates, 0.01)}
+    theirs.enqueue_trial({"optimizer": "sgd", "momentum": 0.5})
+    run(study, tmp_path)
+    found = trials(tmp_path)
+    assert len(found) == 4
+    assert found[2].given == {"optimizer": "sgd", "momentum": 0.5}
+    assert found[2].hparams.items() >= found[2].given.items()
+    theirs = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="tiny")
+    assert [trial.params for trial in theirs.trials][2]["momentum"] == 0.5
+    assert all(trial.datetime_start is not None for trial in theirs.trials)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "brute_force"])
+def test_a_space_that_was_tried_to_its_end_ends_the_search_well(
+    question: Question, tmp_path: Path, sampler: str
+) -> None:
+    study = question(sampler=sampler, trials=100, space=FINITE, pruner="none", train={"epochs": 1})
+    by_hand = {"learning_rate": 0.1, "momentum": 0.9, "batch_size": 9}
+    assert ending(study, tmp_path / "whole", tries=[by_hand]).how == "done"
+    found = trials(tmp_path / "whole")
+    assert found[0].given == by_hand
+    assert len(found) == len({tuple(point.items()) for point in hparams_of(found)}) == 12
+    again = ending(study, tmp_path / "whole")
+    assert (again.how, again.progress.total, again.progress.ended_now) == ("done", 12, 0)
+    # Fewer trials than points are as good a search, and more of them go on where it ended.
+    run(study.with_trials(5), tmp_path / "part")
+    assert len(trials(tmp_path / "part")) == 5
+    run(study, tmp_path / "part")
+    assert {tuple(p.items()) for p in hparams_of(trials(tmp_path / "part"))} == {
+        tuple(p.items()) for p in hparams_of(found)
+    }

@@ -217,7 +217,7 @@ def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
         "seed: expected a whole number, got '0'",
         "data.split: expected three numbers, train : validation : test, got [8, 2]",
         "train.epochs: must be at least 1, got 0",
-        "search.sampler: must be 'tpe' or 'random', got 'bohb'",
+        "search.sampler: must be 'tpe', 'random', 'grid', 'brute_force', 'qmc', 'gp' or 'nsga2', got 'bohb'",
         "a study's name has letters, digits, '.', '_' and '-' and no path, got '../mine'",
         "[space] optimizer: unknown optimizer 'adm'; did you mean 'adam'?",
         "[space] learning_rate: a range must have low below high, got 1 to 0.1",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import optuna
 from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
 
-from tunecli.sampler import _SAMPLERS, _STATES, _View
+from tunecli.sampler.model import STATES, View, make_sampler
 from tunecli.trial import State, Trial, derive_seed
 
 Asked = Mapping[str, tuple[str, float]]
@@ -26,7 +25,7 @@ class Suggester:
     def __init__(self, sampler: str, direction: str, study_seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler, self._seed = sampler, study_seed
-        self._storage = _View()
+        self._storage = View()
         self._study = optuna.create_study(storage=self._storage, direction=StudyDirection[direction.upper()])
         self._trials: dict[int, optuna.Trial] = {}
 
@@ -39,9 +38,7 @@ class Suggester:
 
     def start(self, number: int) -> None:
         """Trial `number`, the next one, is in flight."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = _SAMPLERS[self._sampler](derive_seed(self._seed, number, "propose") % 2**32)
+        sampler = make_sampler(self._sampler, derive_seed(self._seed, number, "propose") % 2**32)
         # A study of its own over the same trials: it is the study that knows the sampler.
         study = optuna.Study(self._study.study_name, self._storage, sampler)
         self._trials[number] = study.ask()
@@ -62,5 +59,5 @@ class Suggester:
         for step, own in enumerate(trial.curve, start=1):
             self._storage.set_trial_intermediate_value(trial.number, step if own.step is None else own.step, own.metric)
         values = None if trial.state is State.FAILED or trial.value is None else [trial.value]
-        self._storage.set_trial_state_values(trial.number, _STATES[trial.state], values)
+        self._storage.set_trial_state_values(trial.number, STATES[trial.state], values)
         self._trials.pop(trial.number, None)

@@ -70,7 +70,8 @@ class Trial:
     """Hparams and what came of them.
 
     `value` is the validation metric at `best_tick`, the first of equals; `curve` holds the measurements in order.
-    Ticks are counted from 1 over the whole study; `end_tick` is None while the trial is in flight.
+    Ticks are counted from 1 over the whole study; `end_tick` is None while the trial is in flight. `given` is the part
+    of the hparams that was fixed by hand; a trial that waits has no others yet, and no tick.
     """
 
     number: int
@@ -83,6 +84,7 @@ class Trial:
     seconds: float = 0.0
     reason: str | None = None
     curve: tuple[Measurement, ...] = ()
+    given: Hparams = field(default_factory=dict)
 
     @property
     def fidelity(self) -> int:
@@ -90,7 +92,9 @@ class Trial:
 
     @property
     def last_tick(self) -> int:
-        """The last tick of the study that this trial has seen."""
+        """The last tick of the study that this trial has seen, 0 for none."""
+        if self.state is State.WAITING:
+            return 0
         return self.end_tick if self.end_tick is not None else self.start_tick + self.fidelity - 1
 
 

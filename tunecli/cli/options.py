@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tunecli.report.summary import Summary
+    from tunecli.store import Record
 
 StudyArgument = Annotated[
     str | None,
@@ -66,7 +67,19 @@ def read_summary(folder: Path) -> Summary:
         asked=int(record.document["search"]["trials"]),
         epochs=None if record.of_program else int(record.document["train"]["epochs"]),
         trials=record.trials,
+        exhausted=_exhausted(record),
     )
+
+
+def _exhausted(record: Record) -> int | None:
+    """How many points the space has, where a sampler that tries them all has done so."""
+    from tunecli.points import all_points
+    from tunecli.sampler import points_left
+
+    if record.of_program or not all(trial.state.ended for trial in record.trials):
+        return None
+    left = points_left(record.document["search"]["sampler"], record.space, record.trials)
+    return len(all_points(record.space)) if left == 0 else None
 
 
 def typed_command() -> str:

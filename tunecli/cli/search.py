@@ -21,13 +21,15 @@ from tunecli.cli.options import (
     read_summary,
     typed_command,
 )
-from tunecli.errors import InputError, NoUsableTrial, TunecliError, UsageError, did_you_mean
+from tunecli.errors import InputError, NoUsableTrial, SpaceError, TunecliError, UsageError, did_you_mean
 from tunecli.space import PRUNERS, SAMPLERS
 from tunecli.trial import State
 
 if TYPE_CHECKING:
     from tunecli.report.summary import Summary
+    from tunecli.space import Space
     from tunecli.study import Question
+    from tunecli.trial import Value
 
 
 def search(
@@ -37,6 +39,14 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="All randomness of the study comes from it.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who proposes: {', '.join(SAMPLERS)}.")] = None,
     pruner: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who stops early: {', '.join(PRUNERS)}.")] = None,
+    tries: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="KEY=VALUE,...",
+            help="Try these hparams first, once; the sampler chooses the others. Adds to a study that is done.",
+        ),
+    ] = None,
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
     command: Annotated[
@@ -64,21 +74,47 @@ def search(
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target, "program.direction": direction and str(direction)}
     question = _question(study, command, home, settings or [], replaced)
+    points = _points(tries or [], question)
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
     if fresh and (aside := set_aside(folder)):
         console.print(f"the earlier study is now {aside}", soft_wrap=True)
     with live.Interrupt().listening() as interrupt:
-        found = events(question, folder, device=device, timeout_seconds=timeout_seconds, stop=interrupt)
+        found = events(question, folder, device=device, timeout_seconds=timeout_seconds, tries=points, stop=interrupt)
         ended = live.show(found, console)
     summary = read_summary(folder)
     if ended.how == "stopped":
         live.say_stopped(ended, typed_command(), console)
         raise typer.Exit(interrupt.exit_code)
     _print_result(summary, output)
-    live.say_next(ended, question, home_option(home), typed_command(), console)
+    live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
     if summary.best is None and ended.how == "done":
         raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
+
+
+def _points(tries: list[str], question: Question) -> list[dict[str, Value]]:
+    """The points of `--try`, checked."""
+    from tunecli.study import ProgramStudy
+
+    if tries and isinstance(question, ProgramStudy):
+        raise UsageError("--try is for a study of a model", hint=f"run the program with {tries[0]} by hand")
+    return [_given(text, question.space) for text in tries]
+
+
+def _given(text: str, space: Space) -> dict[str, Value]:
+    """A point of `--try`, checked. Commas within a list do not end a value."""
+    from tunecli.points import given_point
+    from tunecli.study import parse_override
+
+    try:
+        raw = dict(parse_override(part) for part in re.split(r",(?![^\[]*\])", text))
+        return given_point(space, {name.removeprefix("space."): value for name, value in raw.items()})
+    except UsageError as error:
+        raise UsageError(
+            f"--try takes KEY=VALUE,KEY=VALUE, got {text!r}", hint="for example --try learning_rate=0.01,batch_size=64"
+        ) from error
+    except SpaceError as error:
+        raise UsageError(f"--try {text}: {error.message}", hint=error.hint) from error
 
 
 def _nothing_to_show(summary: Summary, report: str) -> TunecliError:

@@ -15,6 +15,7 @@ from rich.text import Text
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
+from tunecli.sampler import says
 from tunecli.search import Differed, Ended, Event, Opened, OpenedProgram, Progress
 from tunecli.space import Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
@@ -51,9 +52,13 @@ def say_stopped(ended: Ended, again: str, console: Console) -> None:
     console.print(f"to go on:\n  {again}", soft_wrap=True)
 
 
-def say_next(ended: Ended, study: Question, home: str, again: str, console: Console) -> None:
-    """What to type after a search."""
-    if ended.how == "timeout":
+def say_next(
+    ended: Ended, study: Question, home: str, again: str, console: Console, exhausted: int | None = None
+) -> None:
+    """What to type after a search; `exhausted` is how many points its space has, where all were tried."""
+    if exhausted is not None:
+        console.print(f"all {exhausted:,} points of the space were tried", soft_wrap=True)
+    elif ended.how == "timeout":
         console.print(
             f"the time is up: {_ended(ended.progress)} of {ended.progress.total} trials done; to go on:\n  {again}",
             soft_wrap=True,
@@ -97,11 +102,11 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
             [
                 f"{study.search.trials} trials of up to {study.train.epochs} epochs",
                 f"{study.window} in flight",
-                study.search.sampler,
                 study.search.pruner,
                 f"{event.metric} on validation is {event.direction}d",
             ],
         ),
+        ("", says(study.search.sampler, study.space, study.window).split(", ")),
         ("device", [event.device, looped]),
     ]
 

@@ -15,6 +15,7 @@ class Summary:
     """A study in numbers. `epochs` is None where its trials are runs of a program.
 
     `ranked` are the complete trials from the best on, `ties` how many share the best value.
+    `exhausted` is how many points the space has, where all were tried.
     """
 
     study: str
@@ -29,6 +30,7 @@ class Summary:
     ties: int
     seconds: float
     ticks: int
+    exhausted: int | None = None
 
     @property
     def split(self) -> str | None:
@@ -51,7 +53,14 @@ class Summary:
 
 
 def summarize(
-    *, study: str, metric: str, direction: str, asked: int, epochs: int | None, trials: Sequence[Trial]
+    *,
+    study: str,
+    metric: str,
+    direction: str,
+    asked: int,
+    epochs: int | None,
+    trials: Sequence[Trial],
+    exhausted: int | None = None,
 ) -> Summary:
     """Count, rank and add up. `asked` is the study's total of trials, `seconds` the training time of all of them."""
     sign = -1.0 if direction == "maximize" else 1.0
@@ -70,6 +79,7 @@ def summarize(
         ties=sum(best is not None and trial.value == best.value for trial in complete),
         seconds=sum(trial.seconds for trial in trials),
         ticks=max((trial.last_tick for trial in trials), default=0),
+        exhausted=exhausted,
     )
 
 
@@ -95,6 +105,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "counts": {str(state): count for state, count in summary.counts.items()},
         "ties": summary.ties,
         "seconds": summary.seconds,
+        "exhausted": summary.exhausted is not None,
         "best": None if summary.best is None else trial_document(summary.best),
         "trials": [trial_document(trial) for trial in summary.trials],
     }

@@ -29,6 +29,8 @@ def draw_best(summary: Summary, console: Console) -> None:
 def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     yield _heading(summary)
     yield _counts(summary)
+    if summary.exhausted is not None:
+        yield Text(f"All {summary.exhausted:,} points of the space were tried.")
     shown = summary.ranked[:top]
     if summary.best is None:
         yield Text("\nNo trial is complete yet, so none is the best.", style="yellow")

@@ -5,7 +5,7 @@ torch and Optuna are loaded after the study's lock is held: a search that cannot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError
 from tunecli.home import remove_unknown_checkpoints
+from tunecli.points import first_point
+from tunecli.sampler import points_left
 from tunecli.search.events import Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
+from tunecli.space import EXHAUSTIVE
 from tunecli.store import Record, hold, is_unfinished, read
 from tunecli.study import ProgramStudy, Question, Study, differences
+from tunecli.trial import Hparams, State, Trial
 
 if TYPE_CHECKING:
     from tunecli.search.loop import Loop
@@ -30,39 +34,82 @@ def search(
     *,
     device: str = "auto",
     timeout_seconds: float | None = None,
+    tries: Sequence[Hparams] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Search until the study's trials are done, `stop()` says so, or the time is up; then everything is written.
 
-    The same call goes on where an earlier one ended, however it ended. Raises StorageError where another process
-    holds the study, InputError where the study in `folder` was begun with another question.
+    The same call goes on where an earlier one ended, however it ended. `tries` are hparams given by hand (checked by
+    `points.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
+    to them where these are done. A sampler that tries every point ends the search after the last.
+
+    Raises StorageError where another process holds the study, InputError where the study in `folder` was begun with
+    another question.
     """
     with hold(folder):
         record = open_record(study, folder)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
-            done = sum(trial.state.ended for trial in record.trials) >= study.search.trials
-            if done and (isinstance(study, ProgramStudy) or not _data_may_differ(study, record, folder)):
-                remove_unknown_checkpoints(folder, record.kept)
-                yield Ended("done", Tally(record.trials, record.direction).progress(study.search.trials))
-                return
         else:
             study = study.with_window(study.window)
-        loop = _make_loop(study, folder, record, device)
+        trials = record.trials if record is not None else ()
+        queue: list[Hparams] = []
+        if isinstance(study, Study):
+            queue = _queue(study, trials, tries)
+            study = study.with_trials(_total(study, trials, len(queue)))
+        if record is not None:
+            ended = sum(trial.state.ended for trial in trials)
+            same = isinstance(study, ProgramStudy) or not _data_may_differ(study, record, folder)
+            if ended >= study.search.trials and same:
+                remove_unknown_checkpoints(folder, record.kept)
+                yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
+                return
+        loop = _make_loop(study, folder, record, device, queue)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
 
 
-def _make_loop(study: Question, folder: Path, record: Record | None, device: str) -> Loop | ProgramLoop:
+def _make_loop(
+    study: Question, folder: Path, record: Record | None, device: str, queue: list[Hparams]
+) -> Loop | ProgramLoop:
     if isinstance(study, ProgramStudy):
         from tunecli.search.programs import ProgramLoop
 
         return ProgramLoop(study, folder, record)
     from tunecli.search.loop import Loop
 
-    return Loop(study, folder, record, device)
+    return Loop(study, folder, record, device, queue)
+
+
+def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> list[Hparams]:
+    """What is to be tried next before the sampler is asked: torch's defaults first of all, then what is asked for.
+
+    What was tried before, or waits, is left out.
+    """
+    searched = study.space.searched()
+    known = [dict(trial.given) for trial in trials]
+    known += [{name: trial.hparams[name] for name in searched if name in trial.hparams} for trial in trials]
+    sampled = not trials and study.search.sampler not in EXHAUSTIVE
+    queue: list[Hparams] = []
+    for wanted in [*([first_point(study.space)] if sampled else []), *tries]:
+        given = {name: value for name, value in wanted.items() if name in searched}
+        if given not in known:
+            known.append(given)
+            queue.append(given)
+    return queue
+
+
+def _total(study: Study, trials: Sequence[Trial], queued: int) -> int:
+    """How many trials the study has when it is done: no more than there are points, and all that wait."""
+    total = study.search.trials
+    started = sum(trial.state is not State.WAITING for trial in trials)
+    left = points_left(study.search.sampler, study.space, trials)
+    if left is not None:
+        total = min(total, started + left)
+    waits = queued or started < len(trials)
+    return max(total, len(trials) + queued) if waits else total
 
 
 def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
 from tunecli.pruner import Pruner
 from tunecli.search.events import Progress, Tally
 from tunecli.store import Store
-from tunecli.trial import Measurement, State, Trial, first_best
+from tunecli.trial import Hparams, Measurement, State, Trial, first_best
 
 
 class Ledger:
@@ -21,6 +22,7 @@ class Ledger:
         self.store, self.pruner, self.direction = store, pruner, direction
         self.trials = list(trials)
         self.tick = max((trial.last_tick for trial in self.trials), default=0)
+        self._waiting = deque(trial for trial in self.trials if trial.state is State.WAITING)
         self._flight = {trial.number: None for trial in self.trials if trial.state is State.RUNNING}
         self._tally = Tally(self.trials, direction)
         self._asked, self._ended_now, self._began = asked, 0, time.monotonic()
@@ -36,13 +38,30 @@ class Ledger:
     @property
     def missing(self) -> int:
         """How many trials have still to be started."""
-        return self._asked - len(self.trials)
+        return max(self._asked - len(self.trials), 0) + len(self._waiting)
+
+    def enqueue(self, given: Hparams) -> None:
+        """A trial waits, the next in number, with these hparams fixed by hand."""
+        trial = Trial(len(self.trials), State.WAITING, given, start_tick=0, given=given)
+        self.trials.append(trial)
+        self._waiting.append(trial)
+        self._tally.change(trial, None)
+        self.store.enqueue(trial)
+
+    def next(self) -> tuple[int, Hparams]:
+        """The number of the trial to start now, and what was given of its hparams: first those that wait."""
+        return (self._waiting[0].number, self._waiting[0].given) if self._waiting else (len(self.trials), {})
 
     def start(self, trial: Trial) -> None:
-        """A new trial, the next in number, is in flight."""
-        self.trials.append(trial)
+        """The next trial is in flight."""
+        if self._waiting:
+            self._waiting.popleft()
+            self.trials[trial.number] = trial
+            self._tally.change(trial, State.WAITING)
+        else:
+            self.trials.append(trial)
+            self._tally.change(trial, None)
         self._flight[trial.number] = None
-        self._tally.change(trial, None)
         self.store.start(trial)
 
     def record(self, measured: list[Measurement]) -> None:

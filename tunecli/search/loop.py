@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tunecli.engine.task import make_task
 from tunecli.errors import StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.pruner import make_pruner
-from tunecli.sampler import Proposer
+from tunecli.sampler import make_proposer
 from tunecli.search import contradiction
 from tunecli.search.events import Differed, Ended, Event, Opened
 from tunecli.search.ledger import Ledger, failed
@@ -35,7 +35,9 @@ PAUSE_SECONDS = 0.1
 class Loop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(self, study: Study, folder: Path, record: Record | None, device: str) -> None:
+    def __init__(
+        self, study: Study, folder: Path, record: Record | None, device: str, queue: Iterable[Hparams] = ()
+    ) -> None:
         self.study, self.folder, self.device = study, folder, resolve_device(device)
         self.data = load_data(study)
         self.task = make_task(study, self.data)
@@ -54,12 +56,16 @@ class Loop:
             self.store.restate(study.document())
         kept = [trials[number] for number in record.kept] if record else []
         self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
-        self.proposer: Proposer = Proposer(study.space, study.search.sampler, self.direction, study.seed)
+        self.proposer = make_proposer(study.space, study.search.sampler, self.direction, study.seed, study.window)
         for trial in trials:
-            self.proposer.add(trial)
+            if trial.state is not State.WAITING:
+                self.proposer.add(trial)
         options = study.search.pruner_options
         pruner = make_pruner(study.search.pruner, options, study.train.epochs, self.direction, study.seed, trials)
         self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
+        for given in queue:
+            self.ledger.enqueue(given)
+        self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
 
     def _make_engine(self, stored: Plan | None) -> None:
         """The engine, and what the first model of the space that works says about it; raises where none works."""
@@ -154,8 +160,11 @@ class Loop:
     def _fill(self) -> None:
         """Give every free slot the next trial."""
         while len(self.ledger.in_flight) < self.study.window and self.ledger.missing > 0:
-            number, tick = len(self.ledger.trials), self.ledger.tick + 1
-            trial = Trial(number, State.RUNNING, self.proposer.propose(number, tick), start_tick=tick)
+            (number, given), tick = self.ledger.next(), self.ledger.tick + 1
+            if self.proposer.exhausted and not given:
+                break
+            hparams = self.proposer.propose(number, tick, given)
+            trial = Trial(number, State.RUNNING, hparams, start_tick=tick, given=given)
             self.ledger.start(trial)
             self._start(trial)
 

@@ -15,6 +15,7 @@ from tunecli.errors import SpaceError
 from tunecli.space.hparams import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SETTINGS,
+    EXHAUSTIVE,
     HPARAMS,
     OPTIMIZERS,
     PRUNERS,
@@ -24,6 +25,7 @@ from tunecli.space.hparams import (
     WITH_MOMENTUM,
     YOURS,
     When,
+    check_value,
     elsewhere,
     nearest,
     parse_settings,
@@ -38,6 +40,7 @@ from tunecli.trial import Hparams, Value
 __all__ = [
     "DEFAULT_OPTIMIZERS",
     "DEFAULT_SETTINGS",
+    "EXHAUSTIVE",
     "HPARAMS",
     "OPTIMIZERS",
     "PRUNERS",
@@ -49,7 +52,9 @@ __all__ = [
     "Int",
     "Range",
     "Space",
+    "When",
     "build_space",
+    "check_value",
     "distribution_json",
     "external_value",
     "nearest",

@@ -18,7 +18,9 @@ PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "exponential", "step", "cosine", "one_cycle", "plateau")
 YOURS = "file.py:Class"
 """Stands for every optimizer of the user's own where a condition names optimizers."""
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "random", "grid", "brute_force", "qmc", "gp", "nsga2")
+EXHAUSTIVE = ("grid", "brute_force")
+"""The samplers that try every point of a finite space, each once; then the search ends."""
 PRUNERS = ("asha", "hyperband", "median", "percentile", "patient", "none")
 
 INFINITE = float("inf")

@@ -15,9 +15,11 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.exc import DatabaseError
 
 from tunecli.errors import InputError
+from tunecli.points import decode_given
 from tunecli.space import Space, build_space, external_value
 from tunecli.store.schema import (
     CHECKPOINTS,
+    FIXED_PARAMS,
     MEASUREMENTS,
     READINGS,
     STUDIES,
@@ -111,7 +113,8 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         return space.decode({name: internal for name, (_, internal) in params[trial_id].items()})
 
     steps = None if space is not None else _steps(connection, found, study_id)
-    trials, ids = _trials(connection, found, study_id, hparams, steps, direction.lower())
+    given = _given(connection, found, study_id, space) if space is not None else {}
+    trials, ids = _trials(connection, found, study_id, hparams, given, steps, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
     return Record(
@@ -147,6 +150,14 @@ def _params(
     return params
 
 
+def _given(connection: Connection, found: Mapping[str, Table], study_id: int, space: Space) -> dict[int, Hparams]:
+    """Trial id -> what was fixed by hand, through `search --try` or Optuna's `enqueue_trial`."""
+    trials, attributes = found["trials"], found["trial_system_attributes"]
+    mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    fixed = select(attributes).where(attributes.c.trial_id.in_(mine), attributes.c.key == FIXED_PARAMS)
+    return {row.trial_id: decode_given(space, json.loads(row.value_json)) for row in connection.execute(fixed)}
+
+
 def _steps(connection: Connection, found: Mapping[str, Table], study_id: int) -> dict[tuple[int, int], int]:
     """(trial id, fidelity) -> the number that the program gave its report, where that is another."""
     trials, table = found["trials"], found["trial_intermediate_values"]
@@ -166,6 +177,7 @@ def _trials(
     found: Mapping[str, Table],
     study_id: int,
     hparams: Callable[[int], Hparams],
+    given: Mapping[int, Hparams],
     steps: Mapping[tuple[int, int], int] | None,
     direction: str,
 ) -> tuple[list[Trial], dict[int, int]]:
@@ -202,6 +214,10 @@ def _trials(
         if row.number != len(result):
             # Folders are named by it: from a hostile database it could be a text with a path in it.
             raise InputError(f"trial {len(result)} is missing, found {row.number!r}", hint="is it a study's database?")
+        by_hand = given.get(row.trial_id, {})
+        if own is None and row.state == "WAITING":
+            result.append(Trial(row.number, State.WAITING, by_hand, start_tick=0, given=by_hand))
+            continue
         if own is None:
             raise InputError(
                 f"trial {row.number} was not written by tunecli",
@@ -228,6 +244,7 @@ def _trials(
                 seconds=seconds,
                 reason=own.reason,
                 curve=tuple(curve),
+                given=by_hand,
             )
         )
     return result, numbers

@@ -40,11 +40,15 @@ OPTUNA_TABLES = (
     "study_directions",
     "trials",
     "trial_params",
+    "trial_system_attributes",
     "trial_values",
     "trial_user_attributes",
     "trial_intermediate_values",
     "version_info",
 )
+
+FIXED_PARAMS = "fixed_params"
+"""The system attribute under which Optuna keeps what a trial that was enqueued is to have."""
 
 _ours = MetaData()
 

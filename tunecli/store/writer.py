@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.exc import SQLAlchemyError
 
 from tunecli.errors import StorageError
+from tunecli.points import encode_given
 from tunecli.space import Space, distribution_json
 from tunecli.store.schema import (
     CHECKPOINTS,
+    FIXED_PARAMS,
     MEASUREMENTS,
     READINGS,
     STUDIES,
@@ -32,6 +35,7 @@ GROUP_SECONDS = 0.1
 """Ticks that end within this time share a commit: a commit waits for the disk, a short tick must not."""
 
 _STATES = {
+    State.WAITING: "WAITING",
     State.RUNNING: "RUNNING",
     State.COMPLETE: "COMPLETE",
     State.PRUNED: "PRUNED",
@@ -94,19 +98,19 @@ class Store:
         """The question as it is asked now: more trials, say."""
         self._pending["question"].append({"own": self._study_id, "document": json.dumps(document)})
 
+    def enqueue(self, trial: Trial) -> None:
+        """A trial waits with what was given of its hparams, as Optuna's `enqueue_trial` leaves it."""
+        fixed = json.dumps(encode_given(self._space, trial.given))
+        self._pending["given"].append({"trial_id": self._add(trial, None), "key": FIXED_PARAMS, "value_json": fixed})
+
     def start(self, trial: Trial) -> None:
-        """A trial is in flight from now on."""
-        trial_id, self._next_id = self._next_id, self._next_id + 1
-        self._ids[trial.number] = trial_id
-        self._pending["trial"].append(
-            {
-                "trial_id": trial_id,
-                "number": trial.number,
-                "study_id": self._study_id,
-                "state": _STATES[trial.state],
-                "datetime_start": utc_now(),
-            }
-        )
+        """A trial is in flight from now on, a new one or one that waited."""
+        if trial.number in self._ids:
+            trial_id = self._ids[trial.number]
+            begun = {"own": trial_id, "state": _STATES[trial.state], "datetime_start": utc_now()}
+            self._pending["begin"].append(begun)
+        else:
+            trial_id = self._add(trial, utc_now())
         self._pending["param"] += [
             {
                 "trial_id": trial_id,
@@ -133,6 +137,20 @@ class Store:
         self._pending["attribute"] += [
             {"trial_id": own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
         ]
+
+    def _add(self, trial: Trial, start: datetime | None) -> int:
+        trial_id, self._next_id = self._next_id, self._next_id + 1
+        self._ids[trial.number] = trial_id
+        self._pending["trial"].append(
+            {
+                "trial_id": trial_id,
+                "number": trial.number,
+                "study_id": self._study_id,
+                "state": _STATES[trial.state],
+                "datetime_start": start,
+            }
+        )
+        return trial_id
 
     def record(self, measurements: Iterable[Measurement]) -> None:
         """What runs showed in this tick; the metric is also the value that Optuna shows for the step."""
@@ -228,6 +246,8 @@ class Store:
         return {
             "question": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "trial": insert(trials),
+            "given": insert(optuna["trial_system_attributes"]),
+            "begin": update(trials).where(trials.c.trial_id == bindparam("own")),
             "param": insert(optuna["trial_params"]),
             "own trial": insert(TRIALS),
             "step": insert(optuna["trial_intermediate_values"]),

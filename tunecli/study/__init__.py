@@ -21,6 +21,7 @@ from tunecli.study.faults import (
     faulty,
     key_fault,
     name_faults,
+    sampler_faults,
     search_faults,
     source_faults,
     space_faults,
@@ -64,6 +65,10 @@ class Study:
     def with_window(self, window: int) -> Study:
         """The same question with its window stated: more trials must not change it."""
         return replace(self, search=self.search.model_copy(update={"window": window}))
+
+    def with_trials(self, trials: int) -> Study:
+        """The same question of another length."""
+        return replace(self, search=self.search.model_copy(update={"trials": trials}))
 
     def document(self) -> dict[str, Any]:
         """The question as it was resolved, as TOML and JSON can hold it."""
@@ -237,6 +242,7 @@ def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[Study | N
         *train_faults(file.train),
         *space_faults(file.space),
         *search_faults(file.search),
+        *sampler_faults(file.search.sampler, file.space),
         *source_faults(file, base),
         *table_faults(file),
     ]

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
+from tunecli.points import all_points
 from tunecli.source import is_function, source_file
-from tunecli.space import DEFAULT_SETTINGS, HPARAMS, build_space, nearest, parse_settings
+from tunecli.space import DEFAULT_SETTINGS, EXHAUSTIVE, HPARAMS, build_space, nearest, parse_settings
 from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile, TrainSection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -176,6 +177,16 @@ def search_faults(search: SearchSection) -> list[str]:
         f"{key!r} in [search] is no key of the pruner {search.pruner!r}\n{reads}"
         for key in sorted(others & search.model_fields_set)
     ]
+
+
+def sampler_faults(sampler: str, space: Mapping[str, Any]) -> list[str]:
+    """A space that a sampler cannot list, though it is to try every point."""
+    if sampler in EXHAUSTIVE and not space_faults(space):
+        try:
+            all_points(build_space(space))
+        except SpaceError as error:
+            return [f"sampler {sampler!r}: {error.message}\n{error.hint}"]
+    return []
 
 
 def name_faults(name: str) -> list[str]:

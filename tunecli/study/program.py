@@ -81,6 +81,10 @@ class ProgramStudy:
         return as_toml(self.document())
 
 
+PROGRAM_SAMPLERS = ("tpe", "random", "gp")
+"""The samplers that can answer one question at a time, and need no memory of their own answers."""
+
+
 def no_weights(name: str) -> InputError:
     """What to say to whoever asks such a study for a model."""
     return InputError(
@@ -138,6 +142,9 @@ def _fault(detail: Any) -> str:
 def _search_faults(search: SearchSection) -> Iterable[str]:
     if "keep" in search.model_fields_set:
         yield "'keep' in [search] is about checkpoints\na program keeps its own"
+    if search.sampler not in PROGRAM_SAMPLERS:
+        known = ", ".join(PROGRAM_SAMPLERS)
+        yield f"the sampler {search.sampler!r} has to know the space beforehand\na program's can be sampled by {known}"
     if search.pruner == "hyperband":
         yield "the pruner 'hyperband' has to know how long a trial is, which no program says\nasha need not know"
 

@@ -60,7 +60,7 @@ class TrainSection(_Open):
 
 class SearchSection(_Section):
     trials: Positive = 100
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "grid", "brute_force", "qmc", "gp", "nsga2"] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "percentile", "patient", "none"] = "asha"
     window: Positive | None = None
     keep: Positive = 5

@@ -1,0 +1,90 @@
+"""Who proposes: a pure function of what is recorded, the trial's number and the study's seed.
+
+Optuna's samplers are reached through `model`, which loads Optuna; sequences that need no model have files of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from tunecli.points import all_points, always_read, key
+from tunecli.space import EXHAUSTIVE, Space
+from tunecli.trial import Hparams, State, Trial, Value
+
+STARTUP_TRIALS = 10
+"""So many trials are random before tpe and gp have seen enough to model."""
+
+
+class Proposer(Protocol):
+    """Proposes hparams for one trial after another.
+
+    Trial n sees the hparams of all lower numbers, and the results of those that ended at least one tick before it
+    starts. It holds nothing that the recorded trials do not tell, so a proposal is the same after a kill.
+    """
+
+    def add(self, trial: Trial) -> None:
+        """A trial that is recorded already, in the order of numbers."""
+
+    def end(self, trial: Trial) -> None:
+        """A trial has ended; proposals see its result from the tick after the next on."""
+
+    def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
+        """The hparams of trial `number`, which starts in `start_tick`; the lower numbers must have been added.
+
+        What was `given` by hand stays as it is; the sampler chooses the rest.
+        """
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every point of the space has been proposed."""
+
+
+def make_proposer(space: Space, sampler: str, direction: str, study_seed: int, window: int) -> Proposer:
+    """The proposer of this name, before any trial."""
+    if sampler in EXHAUSTIVE:
+        from tunecli.sampler.grid import Grid
+
+        # In the order of the space, neighbours come one after another; shuffled, a part of the points covers it all.
+        return Grid(space, study_seed, shuffled=sampler == "grid")
+    if sampler == "qmc":
+        from tunecli.sampler.qmc import Sobol
+
+        return Sobol(space, study_seed)
+    from tunecli.sampler.model import Model
+
+    return Model(space, sampler, direction, study_seed, population_size(window))
+
+
+def points_left(sampler: str, space: Space, trials: Iterable[Trial]) -> int | None:
+    """How many points no trial has begun to try; None where the sampler does not try them all."""
+    if sampler not in EXHAUSTIVE:
+        return None
+    tried = {key(space, trial.hparams) for trial in trials if trial.state is not State.WAITING}
+    return len({key(space, point) for point in all_points(space)} - tried)
+
+
+def population_size(window: int) -> int:
+    """How many complete trials make a generation of nsga2: a window, for pruned ones do not count."""
+    return max(window, 8)
+
+
+def says(sampler: str, space: Space, window: int) -> str:
+    """Which hparams the sampler models, and who samples the others: a line for the beginning of a search."""
+    if sampler in EXHAUSTIVE:
+        order = "in random order" if sampler == "grid" else "one after another"
+        return f"{sampler} tries every point of the space once, {len(all_points(space)):,} in all, {order}"
+    if sampler == "qmc":
+        return "qmc gives every hparam a coordinate of one scrambled Sobol sequence"
+    if sampler == "random":
+        return "random draws every hparam by itself"
+    if sampler == "tpe":
+        return f"tpe models all hparams, those that trials share jointly, after {STARTUP_TRIALS} random trials"
+    shared = always_read(space)
+    rest = [name for name in space.searched() if name not in shared]
+    if sampler == "gp":
+        models = f"gp models {', '.join(shared) or 'nothing'} jointly, once {STARTUP_TRIALS} trials are complete"
+    else:
+        models = f"nsga2 crosses {', '.join(shared) or 'nothing'}, in generations of {population_size(window)}"
+    others = f"; random draws {', '.join(rest)}, whose range not every trial has" if rest else ""
+    return models + others

@@ -25,6 +25,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a flipped bit in the manifest": (MANIFEST, lambda place: flip(place / MANIFEST)),
     "weights cut short": (WEIGHTS, lambda place: (place / WEIGHTS).write_bytes(b"\x08")),
     "weights gone": (WEIGHTS, lambda place: (place / WEIGHTS).unlink()),
+    "manifest gone": (MANIFEST, lambda place: (place / MANIFEST).unlink()),
     "no JSON": (MANIFEST, lambda place: (place / MANIFEST).write_text("{")),
     "empty": (MANIFEST, lambda place: (place / MANIFEST).write_text("")),
     "gone": ("", shutil.rmtree),

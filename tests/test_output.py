@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import re
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import Command, Done
 from tunecli.output import csv_line, visible
 from tunecli.report.console import VisibleConsole
+
+ROOT = Path(__file__).parent.parent
 
 TITLE = "\x1b]0;owned\x07"
 HOSTILE = f"{TITLE}\x1b[2J\x9b31m\u202eevil\x08\r"
@@ -176,3 +180,11 @@ def test_a_study_s_name_written_into_its_database_by_hand_is_only_ever_shown(tun
         assert_harmless(done)
     for done in (tunecli("ls"), tunecli("search", "tiny"), tunecli("finetune", "tiny", "--trial", "99")):
         assert_harmless(done)
+
+
+def test_a_terminal_that_knows_only_ascii_gets_question_marks(home: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "tunecli", "report", "tiny", "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"???" in done.stdout  # the learning curves

@@ -54,7 +54,7 @@ def create(path: Path, name: str = "tiny") -> None:
         name=name,
         metric="accuracy",
         direction=DIRECTION,
-        document={"name": name, "space": KEYS, "search": {"window": 3}},
+        document={"name": name, "space": KEYS, "train": {"epochs": 3}, "search": {"window": 3, "trials": 10}},
         plan={"way": "looped", "cap": None},
         data_hash="0" * 32,
         environment={"device": "cpu"},
@@ -491,7 +491,12 @@ def test_checkpoints_and_readings_are_remembered(store: Store, path: Path) -> No
 def test_the_question_is_remembered(path: Path) -> None:
     record = read(path)
     assert (record.name, record.metric, record.direction) == ("tiny", "accuracy", DIRECTION)
-    assert record.document == {"name": "tiny", "space": KEYS, "search": {"window": 3}}
+    assert record.document == {
+        "name": "tiny",
+        "space": KEYS,
+        "train": {"epochs": 3},
+        "search": {"window": 3, "trials": 10},
+    }
     assert record.plan == {"way": "looped", "cap": None}
     assert (record.data_hash, record.environment) == ("0" * 32, {"device": "cpu"})
     assert record.space == SPACE

@@ -82,6 +82,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
+        if path.parent.exists():
+            raise damaged(path, "is missing") from error
         raise CheckpointError(f"no checkpoint at {folder}", hint="`tunecli report` lists the trials") from error
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from error

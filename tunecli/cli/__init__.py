@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -44,6 +45,9 @@ def main() -> None:
     """Run the command line; an error that a user can cause is one message, a hint and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an encoding without some character ends no command
     try:
         code = app(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that has gone is known

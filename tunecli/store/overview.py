@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, column, func, select, table
-from sqlalchemy.exc import DatabaseError
 
 from tunecli.errors import InputError
+from tunecli.store.damage import check_direction, check_kind, understanding
 from tunecli.store.reader import STATES, finite_or_infinite
-from tunecli.store.schema import SCHEMA_VERSION, STUDIES, connect, unreadable
+from tunecli.store.schema import SCHEMA_VERSION, STUDIES, connect
 from tunecli.trial import State
 
 # What is asked of Optuna's tables: to reflect them would take longer than all the rest.
@@ -45,10 +45,8 @@ def overview(path: Path) -> Overview:
     """The study in this database. Raises InputError where it is none."""
     engine = connect(path, write=False)
     try:
-        with engine.begin() as connection:
+        with understanding(path), engine.begin() as connection:
             return _overview(connection, path)
-    except DatabaseError as error:
-        raise unreadable(path, error) from error
     finally:
         engine.dispose()
 
@@ -73,6 +71,8 @@ def _overview(connection: Connection, path: Path) -> Overview:
     ]
     best = min(values, default=None)
     document = json.loads(ours["document"])
+    check_direction(direction.lower())
+    check_kind(str, ours["metric"])
     return Overview(
         metric=ours["metric"],
         split=None if "program" in document else "validation",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, select
-from sqlalchemy.exc import DatabaseError
 
 from tunecli.errors import InputError
 from tunecli.points import decode_given
 from tunecli.space import Space, build_space, external_value
+from tunecli.store.damage import check_kinds, understanding
 from tunecli.store.schema import (
     CHECKPOINTS,
     FIXED_PARAMS,
@@ -27,7 +27,6 @@ from tunecli.store.schema import (
     connect,
     is_unfinished,
     tables,
-    unreadable,
 )
 from tunecli.trial import Hparams, Measurement, State, Trial, first_best
 
@@ -86,12 +85,13 @@ def read(path: Path) -> Record:
     if is_unfinished(path):
         raise InputError(f"no study at {path.parent}", hint="`tunecli search` begins one")
     engine = connect(path, write=False)
-    found = tables(engine, path)
     try:
-        with engine.begin() as connection:
-            return _record(connection, found)
-    except DatabaseError as error:
-        raise unreadable(path, error) from error
+        with understanding(path):
+            found = tables(engine, path)
+            with engine.begin() as connection:
+                record = _record(connection, found)
+            check_kinds(record)
+            return record
     finally:
         engine.dispose()
 

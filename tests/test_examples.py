@@ -1,6 +1,7 @@
 """The examples: every command that examples/README.md shows runs, with fewer trials and epochs than there."""
 
 import filecmp
+import os
 import re
 import shlex
 import shutil
@@ -41,7 +42,11 @@ def test_each_example_has_its_section_with_commands_to_type() -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_an_example_runs_as_it_is_written(tunecli: Command, tmp_path: Path, name: str) -> None:
+def test_an_example_runs_as_it_is_written(
+    tunecli: Command, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in an activated environment: `python` is the one that has what the examples import.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "studies"))
     for command in commands(SECTIONS[name]):
         done = tunecli(*shortened(command))

@@ -1,6 +1,8 @@
 """Scripts as they are: a user's Optuna objective, and any program, under this tool's store, resume and report."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -612,6 +614,8 @@ def test_a_script_on_the_command_line(tunecli: Typed, tmp_path: Path) -> None:
     more = tunecli("search", "--trials", "4", "--format", "json")
     assert more.document["trials"][:3] == document["trials"]
     assert len(more.document["trials"]) == 4
+    listed = tunecli("ls", "--format", "json").document["studies"][0]
+    assert (listed["study"], listed["done"], listed["split"]) == ("mine", 4, None)
     text = tunecli("report").out
     assert "report by report" in text
     assert "epoch" not in text
@@ -641,6 +645,13 @@ def test_a_command_on_the_command_line(tunecli: Typed, tmp_path: Path) -> None:
     done = tunecli("search", "--command", typed, "--set", "space.bs=[8, 16]", "--trials", "2", "--format", "json")
     assert done.document["study"] == "my-train"
     assert {trial["hparams"]["bs"] for trial in done.document["trials"]} <= {8, 16}
+    best = done.document["best"]
+    again = subprocess.run(done.document["command"], shell=True, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout.splitlines()[-1])["loss"] == best["value"]
+    shown = re.search(r"^  (.+python.*(?:\n    .+)*)", tunecli("report").out, re.MULTILINE)
+    assert shown is not None
+    again = subprocess.run(shown[1], shell=True, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout.splitlines()[-1])["loss"] == best["value"]
     lost = tunecli("search", "--command", "no-such-program {l1}")
     assert (lost.code, lost.complaint[0]) == (3, "no program 'no-such-program'")
 

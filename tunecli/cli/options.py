@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,7 +61,7 @@ def read_summary(folder: Path) -> Summary:
     from tunecli.store import read
 
     record = read(folder / "study.db")
-    return summarize(
+    summary = summarize(
         study=record.name,
         metric=record.metric,
         direction=record.direction,
@@ -69,6 +70,9 @@ def read_summary(folder: Path) -> Summary:
         trials=record.trials,
         exhausted=_exhausted(record),
     )
+    if summary.best is None or record.command is None:
+        return summary
+    return replace(summary, command=shlex.join(record.command.filled(summary.best.hparams)))
 
 
 def _exhausted(record: Record) -> int | None:

@@ -14,8 +14,8 @@ from tunecli.trial import Hparams, State, Trial, best_trial, better
 class Summary:
     """A study in numbers. `epochs` is None where its trials are runs of a program.
 
-    `ranked` are the complete trials from the best on, `ties` how many share the best value.
-    `exhausted` is how many points the space has, where all were tried.
+    `ranked` are the complete trials from the best on, `ties` how many share the best value. `exhausted` is how many
+    points the space has, where all were tried. `command` is what ran the best trial, where a command did.
     """
 
     study: str
@@ -31,6 +31,7 @@ class Summary:
     seconds: float
     ticks: int
     exhausted: int | None = None
+    command: str | None = None
 
     @property
     def split(self) -> str | None:
@@ -107,6 +108,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "seconds": summary.seconds,
         "exhausted": summary.exhausted is not None,
         "best": None if summary.best is None else trial_document(summary.best),
+        **({} if summary.command is None else {"command": summary.command}),
         "trials": [trial_document(trial) for trial in summary.trials],
     }
 

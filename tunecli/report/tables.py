@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -71,7 +72,20 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
         text.append(f"; {summary.ties} trials tie, the lowest number goes first")
     for line in wrap(short_hparams(best.hparams), width - 2).splitlines():
         text.append(f"\n  {line}")
+    if summary.command is not None:
+        text.append("".join(f"\n  {line}" for line in _shell_lines(summary.command, width - 4)), style="dim")
     return text
+
+
+def _shell_lines(command: str, width: int) -> list[str]:
+    """A command over several lines, broken between its words, for a shell to read as one."""
+    lines: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}" if lines else word)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def _after(summary: Summary, best: Trial) -> str:

@@ -312,10 +312,10 @@ class ProgramLoop:
 
 
 def _environment(trial: int, window: int) -> dict[str, str]:
-    """What a program finds in its environment beside what the search finds in its own."""
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // window))} if "OMP_NUM_THREADS" not in os.environ else {}
-    # What a program prints is read as it is printed; and its sets of texts have one order in every process.
-    return {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TUNECLI_TRIAL": str(trial), **threads}
+    """What a program finds in its environment beside what the search finds in its own, which stands."""
+    # What it prints is read as it is printed, and its sets of texts have one order in every process.
+    ours = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": str(max(1, cores() // window))}
+    return {name: value for name, value in ours.items() if name not in os.environ} | {"TUNECLI_TRIAL": str(trial)}
 
 
 def _check_program(program: str, base: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
+from tunecli.command import Command
 from tunecli.errors import InputError
 from tunecli.points import decode_given
 from tunecli.space import Space, build_space, external_value
@@ -78,6 +79,12 @@ class Record:
     def of_program(self) -> bool:
         """Whether its trials are runs of a user's program."""
         return "program" in self.document
+
+    @property
+    def command(self) -> Command | None:
+        """What its trials ran, where they ran one."""
+        text = self.document.get("program", {}).get("command")
+        return None if text is None else Command.parse(text)
 
 
 def read(path: Path) -> Record:

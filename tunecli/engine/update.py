@@ -119,12 +119,16 @@ def plan_updates(
     clips, averages = [bool(h.get("clip_norm")) for h in hparams], any(h.get("ema_decay") for h in hparams)
     has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]
 
-    # Side by side, for they are taken apart at every step: slicing each costs as much as a small update.
+    # Side by side, and taken apart at once for all steps: slicing each column costs as much as a small update.
     moving = torch.stack([share, shrink, keep, *scalars], dim=1)  # (S, n, K, 1)
+    steps: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def due(step: int, own: slice, rows: slice) -> Due:
         decays = any(has_l2[own]) and not rule.takes_l2
-        share, shrink, keep, *scalars = moving[step, :, own].unbind()
+        place = own.start, own.stop
+        if place not in steps:
+            steps[place] = moving[:, :, own].unbind()
+        share, shrink, keep, *scalars = steps[place][step].unbind()
         return Due(
             rows=rows,
             rule=rule,

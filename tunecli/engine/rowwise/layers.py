@@ -30,6 +30,11 @@ class Weights:
     gradients: Mapping[str, Tensor]
 
 
+SMALL = 4096
+"""Weight gradients up to this many numbers a row are had as a product of their own and added: torch works off the
+products that it adds into rows of a matrix one by one."""
+
+
 class Layer(Protocol):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, m, *feature) -> (B, m, *feature); keeps what `backward` needs."""
@@ -46,6 +51,7 @@ class Linear:
         self._weight_gradient = weights.gradients.get("weight")
         self._bias_gradient = weights.gradients.get("bias")
         self._narrow = module.out_features < NARROW
+        self._small = module.weight.numel() <= SMALL
 
     def forward(self, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])  # (B, m, in)
@@ -66,7 +72,10 @@ class Linear:
     def backward(self, gradient: Tensor, further: bool) -> Tensor | None:
         flat = gradient.reshape(len(gradient), -1, gradient.shape[-1])  # (B, m, out)
         if self._weight_gradient is not None:
-            self._weight_gradient.baddbmm_(flat.transpose(1, 2), self._inputs)
+            if self._small:
+                self._weight_gradient.add_(torch.bmm(flat.transpose(1, 2), self._inputs))
+            else:
+                self._weight_gradient.baddbmm_(flat.transpose(1, 2), self._inputs)
         if self._bias_gradient is not None:
             self._bias_gradient.add_(flat.sum(1))
         if not further:
@@ -140,23 +149,32 @@ class LayerNorm:
 
 
 class Elementwise:
-    """An activation: `forward(x)`, and `backward(gradient, kept)` with its output or its input kept."""
+    """An activation: `forward(x)`, and `backward(gradient, kept)` in the gradient's place.
+
+    What is kept is its input or, for one that has an `in_place` form, its output.
+    """
 
     def __init__(
         self,
         forward: Callable[[Tensor], Tensor],
-        backward: Callable[[Tensor, Tensor], Tensor],
-        keeps_output: bool,
+        backward: Callable[[Tensor, Tensor], object],
+        in_place: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._forward, self._backward, self._keeps_output = forward, backward, keeps_output
+        self._forward, self._backward, self._in_place = forward, backward, in_place
+
+    def take_over(self) -> None:
+        """Write over the inputs, which nobody else keeps."""
+        self._forward = self._in_place or self._forward
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = self._forward(inputs)
-        self._kept = outputs if self._keeps_output else inputs
+        self._kept = inputs if self._in_place is None else outputs
         return outputs
 
     def backward(self, gradient: Tensor, further: bool) -> Tensor | None:
-        return self._backward(gradient, self._kept) if further else None
+        if further:
+            self._backward(gradient, self._kept)
+        return gradient
 
 
 class Reshaped:
@@ -176,25 +194,27 @@ class Reshaped:
 def _elementwise(module: Any, weights: Weights) -> Layer:
     """torch's own forward and backward kernels, without the graph."""
     if type(module) is nn.ReLU:
-        return Elementwise(torch.relu, lambda g, y: aten.threshold_backward(g, y, 0), True)
+        back = aten.threshold_backward.grad_input
+        return Elementwise(torch.relu, lambda g, y: back(g, y, 0, grad_input=g), torch.relu_)
     if type(module) is nn.Tanh:
-        return Elementwise(torch.tanh, aten.tanh_backward, True)
+        back = aten.tanh_backward.grad_input
+        return Elementwise(torch.tanh, lambda g, y: back(g, y, grad_input=g), torch.tanh_)
     if type(module) is nn.Sigmoid:
-        return Elementwise(torch.sigmoid, aten.sigmoid_backward, True)
+        back = aten.sigmoid_backward.grad_input
+        return Elementwise(torch.sigmoid, lambda g, y: back(g, y, grad_input=g), torch.sigmoid_)
     if type(module) is nn.SiLU:
-        return Elementwise(aten.silu, aten.silu_backward, False)
+        back = aten.silu_backward.grad_input
+        return Elementwise(aten.silu, lambda g, x: back(g, x, grad_input=g))
     if type(module) is nn.GELU:
-        kind = module.approximate
+        kind, back = module.approximate, aten.gelu_backward.grad_input
         return Elementwise(
-            lambda x: aten.gelu(x, approximate=kind), lambda g, x: aten.gelu_backward(g, x, approximate=kind), False
+            lambda x: aten.gelu(x, approximate=kind), lambda g, x: back(g, x, approximate=kind, grad_input=g)
         )
     if type(module) is nn.LeakyReLU:
-        slope = module.negative_slope
-        return Elementwise(
-            lambda x: aten.leaky_relu(x, slope), lambda g, x: aten.leaky_relu_backward(g, x, slope, False), False
-        )
-    alpha = module.alpha
-    return Elementwise(lambda x: aten.elu(x, alpha), lambda g, x: aten.elu_backward(g, alpha, 1, 1, False, x), False)
+        slope, back = module.negative_slope, aten.leaky_relu_backward.grad_input
+        return Elementwise(lambda x: aten.leaky_relu(x, slope), lambda g, x: back(g, x, slope, False, grad_input=g))
+    alpha, back = module.alpha, aten.elu_backward.grad_input
+    return Elementwise(lambda x: aten.elu(x, alpha), lambda g, x: back(g, alpha, 1, 1, False, x, grad_input=g))
 
 
 def _flatten(module: nn.Flatten, weights: Weights) -> Layer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from tunecli.data.samples import Inputs
 from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
 from tunecli.engine.rowwise.chain import Chain
-from tunecli.engine.rowwise.layers import RULES, Layer, Weights
+from tunecli.engine.rowwise.layers import RULES, Elementwise, Layer, Linear, Weights
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.metrics import Loss
 
@@ -31,6 +33,9 @@ class Rowwise:
             self._layers.append(RULES[type(module)](module, bound))
             self._trained.append(bool(own))
         self._first = self._trained.index(True)
+        for before, after in pairwise(self._layers):
+            if isinstance(before, Linear) and isinstance(after, Elementwise):
+                after.take_over()
         self._loss = loss_gradient(loss, shape)
 
     @torch.no_grad()

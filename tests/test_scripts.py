@@ -676,6 +676,7 @@ def test_every_trial_failing_is_the_scripts_fault(tunecli: Typed, tmp_path: Path
         (["search", "mine.py:objective", "--set", "search.keep=3"], 2, "about checkpoints"),
         (["search", "mine.py:objective", "--set", "program.command=ls {l1}"], 2, "[program] has one of two keys"),
         (["search", "mine.py:objective", "--command", "ls {l1}"], 2, "both say what to search"),
+        (["search", "mine.py:objective", "--device", "cpu"], 2, "is for a study of a model"),
         (["search", "digits", "--direction", "maximize"], 2, "--direction is for scripts and programs"),
         (["search", "--command", "ls 'x"], 3, "a quote is not closed"),
     ],

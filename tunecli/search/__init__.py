@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
-from tunecli.errors import InputError, StorageError
+from tunecli.errors import InputError, StorageError, UsageError
 from tunecli.home import remove_unknown_checkpoints
 from tunecli.points import first_point
 from tunecli.sampler import points_left
@@ -46,6 +46,8 @@ def search(
     Raises StorageError where another process holds the study, InputError where the study in `folder` was begun with
     another question.
     """
+    if isinstance(study, ProgramStudy) and device != "auto":
+        raise UsageError(f"--device {device} is for a study of a model", hint="a program chooses its device itself")
     with hold(folder):
         record = open_record(study, folder)
         if record is not None:

@@ -1,12 +1,12 @@
 # make search   set up, search the bundled digits study, report it
 # make test     the test suite          make check   format, lint, types, floors
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
-# make bench    benchmarks: they print, they never fail
+# make bench    benchmarks: they print, they never fail        make bench-tables   those on tables, an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test check format faults bench clean
+.PHONY: search test check format faults bench bench-tables clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -31,6 +31,9 @@ faults: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots
+
+bench-tables: $(READY)
+	$(BIN)/python -m tests.benchmarks.tables
 
 clean:
 	rm -rf .venv

@@ -46,7 +46,7 @@ def encoded(values: Any, column: dict[str, Any]) -> np.ndarray[Any, Any]:
 # Columns
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), unit=st.sampled_from([1e-9, 1e-3, 1e5, 1e12]), shift=st.sampled_from([0, 50, -1e3]))
 def test_a_skewed_column_is_made_milder_whatever_its_unit(seed: int, unit: float, shift: float) -> None:
     values = np.random.default_rng(seed).lognormal(0, 1.2, 400) + shift
@@ -56,10 +56,8 @@ def test_a_skewed_column_is_made_milder_whatever_its_unit(seed: int, unit: float
     assert scaled is not None
     found = encoded(values, column)[:, 0]
     np.testing.assert_allclose(encoded(values * unit, scaled)[:, 0], found, atol=1e-3)
-    assert np.argsort(found).tolist() == np.argsort(values.astype(np.float32)).tolist() or np.all(
-        np.diff(np.sort(found)) >= 0
-    )
-    assert abs(pd.Series(found).skew()) < 0.5 < 1 < pd.Series(values).skew()
+    assert np.all(np.diff(found[np.argsort(values)]) >= 0)
+    assert abs(pd.Series(found).skew()) < 0.5 < 2 < pd.Series(values).skew()
 
 
 def test_an_outlier_does_not_squeeze_the_others_together() -> None:
@@ -138,7 +136,7 @@ def test_a_date_becomes_its_parts_and_the_days_since_the_first(written: list[Any
         "day": (DATES.day - DATES.day.to_numpy().mean()) / DATES.day.to_numpy().std(),
     }
     for part, period in (("month", 12), ("weekday", 7), ("hour", 24)):
-        angle = 2 * np.pi * getattr(DATES, part).to_numpy() / period
+        angle = 2 * np.pi * getattr(DATES, "day_of_week" if part == "weekday" else part).to_numpy() / period
         expected |= {f"{part} sine": np.sin(angle), f"{part} cosine": np.cos(angle)}
     elapsed = ((DATES - DATES[0]) / pd.Timedelta(days=1)).to_numpy()
     expected["elapsed"] = (elapsed - elapsed.mean()) / elapsed.std()
@@ -401,8 +399,8 @@ GOOD = npz(inputs=X, targets=Y)
         ("t.npz", npz(x_train=X, y_train=Y), "holds train"),
         ("t.npz", npz(x=X, y=Y, x_test=X, y_test=Y), "samples without a part, test|test, samples"),
         ("t.npz", npz(x=X, y=Y * 0), "one class only"),
-        ("t.npz", npz(x=X * np.nan, y=Y), "NaN or an infinity in the inputs of 24 samples for train"),
-        ("t.npz", npz(x=X, y=Y / 0.0), "NaN or an infinity"),
+        ("t.npz", npz(x=np.full((30, 2), np.nan), y=Y), "NaN or an infinity in the inputs of 24 samples for train"),
+        ("t.npz", npz(x=X, y=np.where(Y, np.inf, 1.5)), "NaN or an infinity"),
         ("t.npz", npz(x=X, y=Y, weights=Y[:4]), r"weights of shape \(4,\)"),
         ("t.npz", npz(x=X, y=Y, weights=Y - 1.0), "no number from 0 on"),
         ("t.npz", npz(x=X[:3], y=[0, 1, 0]), "too few for a split"),
@@ -415,7 +413,6 @@ GOOD = npz(inputs=X, targets=Y)
         ("t.csv", "a,y\n" + "\n".join(f"{k % 7},text {k}" for k in range(60)), "60 classes in 60 samples"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 def test_what_can_be_wrong_with_a_file(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as caught:

@@ -21,14 +21,14 @@ from tunecli.errors import UsageError
 
 def finetune(
     study: StudyArgument = None,
-    best: Annotated[bool, typer.Option("--best", help="Go on from the best trial.")] = False,
+    best: Annotated[bool, typer.Option("--best", metavar="", help="Go on from the best trial.")] = False,
     trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Go on from trial N.")] = None,
     data: Annotated[str | None, typer.Option(metavar="SOURCE", help="A new task: a table or file.py:function.")] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a new table to predict.")] = None,
     layers: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="What trains: globs over layer names, head, or all.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="How long to train on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="How long to train on.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Start from these weights: a state dict or safetensors.")
     ] = None,

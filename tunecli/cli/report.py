@@ -12,7 +12,7 @@ from tunecli.output import say
 
 def report(
     study: StudyArgument = None,
-    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many trials to show.")] = 5,
     home: HomeOption = HOME,
     output: Annotated[Format, typer.Option("--format", help="text, json, csv or markdown.")] = Format.TEXT,
 ) -> None:

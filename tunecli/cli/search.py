@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
 def search(
     study: StudyArgument = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="The study's total; what is missing is done.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The study's total; what is missing is done.")
+    ] = None,
     timeout: Annotated[str | None, typer.Option(metavar="10m", help="Stop at a tick after this time.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="All randomness of the study comes from it.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="All randomness of the study comes from it.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who proposes: {', '.join(SAMPLERS)}.")] = None,
     pruner: Annotated[str | None, typer.Option(metavar="NAME", help=f"Who stops early: {', '.join(PRUNERS)}.")] = None,
     tries: Annotated[
@@ -58,7 +62,9 @@ def search(
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
     settings: SetOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; an earlier study is set aside.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Begin anew; an earlier study is set aside.")
+    ] = False,
     output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
 ) -> None:
     """Sample hyperparameters, train, prune, keep the best checkpoints.

@@ -170,15 +170,15 @@ def _outputs(module: nn.Module, found: NewInputs, device: str) -> Iterator[Tenso
     import torch
 
     from tunecli.data.samples import each
-    from tunecli.engine.forward import as_matrix, call
-    from tunecli.engine.task import EVALUATION_SAMPLES
+    from tunecli.engine.forward import as_matrix, as_outputs, call
+    from tunecli.engine.functions import EVALUATION_SAMPLES
 
     for low in range(0, found.rows, EVALUATION_SAMPLES):
         high = min(low + EVALUATION_SAMPLES, found.rows)
         inputs = each(lambda part: part.to(device), found.batch(low, high))
         try:
             with torch.no_grad():
-                outputs = as_matrix(call(module, inputs), high - low)
+                outputs = as_matrix(as_outputs(call(module, inputs), high - low))
         except TunecliError:
             raise
         except Exception as error:  # whatever a user's forward raises

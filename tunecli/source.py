@@ -21,6 +21,11 @@ def is_function(source: str) -> bool:
     return bool(colon) and path.endswith(".py") and name.isidentifier()
 
 
+def function_name(source: str) -> str:
+    """`function` of `file.py:function`."""
+    return source.rpartition(":")[2]
+
+
 def source_file(source: str, base: Path) -> Path:
     """The file that `file.py:function` names, relative to `base`."""
     return (base / source.rpartition(":")[0]).expanduser().resolve()

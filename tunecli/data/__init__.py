@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tunecli.data.samples import Features, Samples, each, tensors
 from tunecli.errors import DataError, did_you_mean
@@ -18,6 +18,7 @@ from tunecli.source import is_function, source_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tunecli.data.items import Items
     from tunecli.data.raw import Raw
 
 __all__ = [
@@ -27,12 +28,16 @@ __all__ = [
     "Data",
     "Features",
     "Samples",
+    "Split",
     "check_source",
     "each",
     "load",
     "tensors",
     "weigh",
 ]
+
+Split: TypeAlias = "Samples | Items"
+"""The samples of train, validation or test: in memory, or read from a Dataset item by item."""
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 """Data that scikit-learn ships."""
@@ -55,9 +60,9 @@ class Data:
 
     name: str
     task: str
-    train: Samples
-    validation: Samples
-    test: Samples
+    train: Split
+    validation: Split
+    test: Split
     classes: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     target_scale: float = 1.0
@@ -78,16 +83,11 @@ class Data:
         return float(self.preprocessing.get("target", {}).get("mean", 0.0))
 
     def fingerprint(self) -> str:
-        """A hash of all samples, in order, split by split."""
-        import torch
-
+        """A hash of all samples, in order, split by split; of a Dataset, of its length and some of its items."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.validation, self.test):
-            more = () if part.weights is None else (("weights", part.weights),)
-            for name, tensor in (*tensors(part.inputs), ("", part.targets), *more):
-                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-                # As bytes: NumPy has no bfloat16.
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for leaf in part.leaves():
+                digest.update(leaf)
         return digest.hexdigest()
 
 
@@ -127,29 +127,50 @@ def load(
     task: str | None = None,
     fitted: Mapping[str, Any] | None = None,
     embed: bool = False,
+    targets: str = "one",
+    cache: bool = False,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
     `keys` go to a user's function. Of a table, `target` names the column to predict, `features` those to use (None:
     all others) and `weight` the one that says how much a row counts in training. `task` overrules what is inferred from
     the targets. `fitted` is an earlier `preprocessing`, used instead of learning one from this training split. `embed`
-    says that the model embeds columns of codes (`Data.categories`).
+    says that the model embeds columns of codes (`Data.categories`). `targets` of a user's function are "one" a sample,
+    "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch.
     Raises DataError, or SourceError from the user's function.
     """
     from tunecli.data import bundled, npz, prepare, read, user
 
     check_source(source, base)
+    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache)
     raw: Raw
     if is_function(source):
-        raw = user.read(source, keys, base)
+        raw = user.read(source, keys, base, wishes)
     elif source in BUNDLED:
         raw = bundled.read(source)
     elif source.lower().endswith(COLUMN_SUFFIXES):
         raw = read.read((base / source).expanduser(), target, weight)
     else:
         raw = npz.read((base / source).expanduser(), target)
-    wishes = prepare.Wishes(split, seed, task, fitted, features, embed)
     return prepare.prepare(raw, wishes)
+
+
+def held(part: Split, why: str) -> Samples:
+    """The samples that are in memory. Raises DataError where they are read from a Dataset, which `why` cannot be."""
+    if isinstance(part, Samples):
+        return part
+    raise DataError(
+        f"{why} needs samples in memory, those of a Dataset are read each epoch",
+        hint="keep them with cache = true in [data]",
+    )
+
+
+def joined(first: Split, second: Split) -> Split:
+    """The samples of the first, then those of the second; both are in memory, or both are read from Datasets."""
+    if isinstance(first, Samples):
+        return first.join(held(second, "joining"))
+    assert not isinstance(second, Samples)
+    return first.join(second)
 
 
 def weigh(data: Data, class_weight: Mapping[str, float] | str) -> Data:
@@ -170,14 +191,14 @@ def weigh(data: Data, class_weight: Mapping[str, float] | str) -> Data:
             )
         of_class = torch.tensor([float(class_weight.get(label, 1)) for label in data.classes])
     else:
-        counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+        counts = torch.bincount(held(data.train, "class_weight").targets.flatten(), minlength=len(data.classes))
         of_class = len(data.train) / (len(data.classes) * counts.clamp(min=1))
 
     def weighed(part: Samples) -> Samples:
-        own = of_class[part.targets]
+        own = of_class[part.targets.flatten()]
         return replace(part, weights=own if part.weights is None else own * part.weights)
 
-    train = weighed(data.train)
+    train = weighed(held(data.train, "class_weight"))
     if not bool((cast("Tensor", train.weights) > 0).any()):
         raise DataError("class_weight gives no training sample a weight above zero", hint="give one class more")
-    return replace(data, train=train, validation=weighed(data.validation))
+    return replace(data, train=train, validation=weighed(held(data.validation, "class_weight")))

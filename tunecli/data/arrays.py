@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunecli.data import Data, Samples, tensors
+from tunecli.data import Data, Samples, each, held, tensors
 from tunecli.data.raw import Arrays
 from tunecli.data.samples import Inputs
 from tunecli.data.split import PARTS, split_indices
@@ -21,27 +21,29 @@ from tunecli.errors import DataError
 Array = np.ndarray[Any, Any]
 
 
-def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None) -> Data:
-    """Samples as they are, split where they do not come in three parts. Raises DataError."""
-    pairs = [(as_inputs(inputs), _targets(targets)) for inputs, targets in raw.parts]
+def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None, *, any_targets: bool) -> Data:
+    """Samples as they are, split where they do not come in three parts. Raises DataError.
+
+    With `any_targets` they may be (N, ...), and are left as they are where they are no task's: the task is "own" then.
+    """
+    pairs = [(each(as_inputs, inputs), _targets(targets, any_targets)) for inputs, targets in raw.parts]
     every = [targets for _, targets in pairs]
     for name, targets in zip(("train", "test") if len(every) == 2 else PARTS, every, strict=False):
         if len(targets) == 0:
             where = f" for {name}" if len(every) > 1 else ""
             raise DataError(f"{raw.name} returned no samples{where}", hint="each part needs at least one sample")
-    task = task or infer_own_task(every)
     notices: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    if task == "classification":
-        encoded, labels = own_classes(every)
-    else:
-        encoded = [own_numbers(targets) for targets in every]
+    task, encoded, labels = _encode_any(every, task) if any_targets else _encode(every, task)
     weights = [None] * len(pairs) if raw.weights is None else [torch.from_numpy(own).float() for own in raw.weights]
-    samples = [Samples(inputs, targets, own) for (inputs, _), targets, own in zip(pairs, encoded, weights, strict=True)]
+    samples = [
+        Samples(inputs, targets, own, raw.target_at)
+        for (inputs, _), targets, own in zip(pairs, encoded, weights, strict=True)
+    ]
     if len(samples) < len(PARTS):
         whole, *tested = samples
         shares = split if not tested else split[:2]
-        parts, notices = split_indices(len(whole), shares, seed, whole.targets.numpy() if labels else None, labels)
+        codes = whole.targets.flatten().numpy() if labels else None
+        parts, notices = split_indices(len(whole), shares, seed, codes, labels)
         samples = [*(whole.take(torch.from_numpy(part)) for part in parts), *tested]
     for name, part in zip(PARTS, samples, strict=True):
         if part.features != samples[0].features:
@@ -51,7 +53,41 @@ def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None) ->
             )
         check_finite(part.inputs, raw.name, name)
     train, validation, test = samples
-    return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
+    return Data(
+        raw.name,
+        task,
+        train,
+        validation,
+        test,
+        labels,
+        preprocessing={"kind": "none"},
+        notices=(*raw.notices, *notices),
+    )
+
+
+def _encode(every: Sequence[Tensor | Array], task: str | None) -> tuple[str, list[Tensor], tuple[str, ...]]:
+    """The task, the targets of each part as it needs them, and the labels of classes."""
+    task = task or infer_own_task(every)
+    if task == "classification":
+        return task, *own_classes(every)
+    return task, [own_numbers(targets) for targets in every], ()
+
+
+def _encode_any(every: Sequence[Tensor | Array], task: str | None) -> tuple[str, list[Tensor], tuple[str, ...]]:
+    """The same for targets that a user's own loss or step reads: they keep their shape, and need be no task's."""
+    if all(targets.shape[1:] in ((), (1,)) for targets in every):
+        try:
+            found, encoded, labels = _encode([targets.reshape(len(targets)) for targets in every], task)
+            return found, [own.reshape(old.shape) for own, old in zip(encoded, every, strict=True)], labels
+        except DataError:
+            if task is not None:
+                raise
+    elif task is not None:
+        raise DataError(f"task = {task!r} in [data] needs one target a sample", hint="leave it out")
+    for targets in every:
+        if not isinstance(targets, Tensor):
+            raise DataError(f"targets must be numbers, got {targets.dtype}", hint="number the labels")
+    return "own", [targets for targets in every if isinstance(targets, Tensor)], ()
 
 
 def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
@@ -71,10 +107,11 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
     Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples. A regression target is standardized as that
     of a table is. `fitted` is an earlier preprocessing to be used instead.
     """
-    learned = _learn(cast(Tensor, data.train.inputs), fitted)
+    train, *others = (held(part, "standardizing") for part in (data.train, data.validation, data.test))
+    learned = _learn(cast(Tensor, train.inputs), fitted)
     target: dict[str, Any] = {"name": "targets", "mean": 0.0, "scale": 1.0}
     if data.task == "regression":
-        target["mean"], target["scale"] = unit("targets", data.train.targets.double().numpy(), fitted)
+        target["mean"], target["scale"] = unit("targets", train.targets.double().numpy(), fitted)
 
     def standardized(part: Samples) -> Samples:
         inputs = standardized_inputs(cast(Tensor, part.inputs), learned)
@@ -85,9 +122,9 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
 
     return replace(
         data,
-        train=standardized(data.train),
-        validation=standardized(data.validation),
-        test=standardized(data.test),
+        train=standardized(train),
+        validation=standardized(others[0]),
+        test=standardized(others[1]),
         preprocessing={"kind": "array", **learned, "target": target},
         target_scale=target["scale"],
     )
@@ -119,10 +156,10 @@ def as_inputs(values: Tensor | Array) -> Tensor:
     return _tensor(values)
 
 
-def _targets(values: Tensor | Array) -> Tensor | Array:
-    if values.ndim == 2 and values.shape[1] == 1:
+def _targets(values: Tensor | Array, any_shape: bool) -> Tensor | Array:
+    if values.ndim == 2 and values.shape[1] == 1 and not any_shape:
         values = values[:, 0]
-    if values.ndim != 1:
+    if values.ndim != 1 and not any_shape:
         raise DataError(
             f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}", hint="each sample has one target"
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from tunecli.data import COLUMN_SUFFIXES, TABLE_SUFFIXES, arrays, npz, table, user
 from tunecli.data.read import read_frame
-from tunecli.data.samples import Features, Inputs, Samples
+from tunecli.data.samples import Features, Inputs, Samples, each, tensors
 from tunecli.errors import DataError
 from tunecli.source import is_function
 
@@ -65,10 +66,10 @@ _FUNCTION = "a file.py:function"
 
 
 def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
-    raw = user.read_inputs(source, base) if is_function(source) else npz.read_inputs(base / source)
-    inputs = arrays.as_inputs(raw)
+    raw: Any = user.read_inputs(source, base) if is_function(source) else npz.read_inputs(base / source)
+    inputs = each(arrays.as_inputs, raw)
     arrays.check_finite(inputs, Path(source).name, "prediction")
-    found = Samples(inputs, torch.zeros(len(inputs)))
+    found = Samples(inputs, torch.zeros(len(next(iter(tensors(inputs)))[1])))
     if found.features != features:
         raise DataError(
             f"{source} holds samples of shape {found.features}, the model was trained on {features}",
@@ -76,7 +77,8 @@ def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], featur
         )
     if preprocessing["kind"] == "none":
         return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
-    return NewInputs(len(found), lambda low, high: arrays.standardized_inputs(inputs[low:high], preprocessing))
+    whole = cast(Tensor, inputs)  # arrays of a file are one
+    return NewInputs(len(found), lambda low, high: arrays.standardized_inputs(whole[low:high], preprocessing))
 
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:

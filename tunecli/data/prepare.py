@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunecli.data import Data, Samples, arrays, table
-from tunecli.data.raw import Raw, Table
+from tunecli.data import Data, Samples, arrays, stream, table
+from tunecli.data.raw import Raw, Stream, Table
 from tunecli.data.split import split_indices
 from tunecli.data.targets import as_numbers, encode_classes, infer_task, unit
 from tunecli.errors import DataError, did_you_mean
@@ -21,7 +21,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What is asked for of raw data, as `data.load` says it."""
+    """What is asked for of raw data, as `data.load` says it.
+
+    `targets` are "one" a sample; "any", (N, ...), where the loss is the user's own; or "optional", where the step is.
+    """
 
     split: Sequence[float]
     seed: int
@@ -29,13 +32,18 @@ class Wishes:
     fitted: Mapping[str, Any] | None = None
     features: Sequence[str] | None = None
     embed: bool = False
+    target: str | None = None
+    targets: str = "one"
+    cache: bool = False
 
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:
     """Split and preprocess; what is learned is learned from the training split alone. Raises DataError."""
     if isinstance(raw, Table):
         return _prepare_table(_choose(raw, wishes.features), wishes)
-    data = arrays.prepare(raw, wishes.split, wishes.seed, wishes.task)
+    if isinstance(raw, Stream):
+        return stream.prepare(raw, wishes.split, wishes.seed, wishes.task, wishes.targets)
+    data = arrays.prepare(raw, wishes.split, wishes.seed, wishes.task, any_targets=wishes.targets != "one")
     return arrays.standardize(data, wishes.fitted or {}) if raw.standardize else data
 
 

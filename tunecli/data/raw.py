@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,46 @@ class Table:
 class Arrays:
     """Samples in arrays: one pair to be split, two that are train and test, or three, train, validation and test.
 
-    `weights` are those of each part. They are taken as they are unless they are to be standardized.
+    The inputs of a pair are an array, or a tuple or a dict of them. `weights` are those of each part. They are taken as
+    they are unless they are to be standardized. `target_at` as in `Samples`.
     """
 
     name: str
-    parts: tuple[tuple[Tensor | np.ndarray[Any, Any], Tensor | np.ndarray[Any, Any]], ...]
+    parts: tuple[tuple[Any, Tensor | np.ndarray[Any, Any]], ...]
     weights: tuple[np.ndarray[Any, Any], ...] | None = None
     standardize: bool = False
+    target_at: str | int | None = None
+    notices: tuple[str, ...] = ()
 
 
-Raw = Table | Arrays
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One set of samples in arrays: inputs as in `Arrays`, targets (N, ...)."""
+
+    inputs: Any
+    targets: Tensor | np.ndarray[Any, Any]
+    target_at: str | int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamPart:
+    """A Dataset with items and a length, and how a list of its items becomes a batch."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Datasets to be read item by item: one to be split, or three. `target` is the key of the targets of a dict."""
+
+    name: str
+    source: str
+    path: Path
+    parts: tuple[StreamPart, ...]
+    target: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+Raw = Table | Arrays | Stream

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tunecli.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
+
+LAST, NOWHERE = -1, -2
+"""Where the targets of a batch may stand, beside a key."""
+
+TARGET_KEYS = ("label", "labels", "target", "targets", "y")
+"""Where the targets of a dict are, unless data.target names them."""
 
 Features = tuple[int, ...] | tuple[tuple[int, ...], ...] | dict[str, tuple[int, ...]]
 """The shape of one sample, or a tuple or a dict of the shapes of its inputs."""
@@ -23,11 +31,16 @@ class Samples:
     `weights` (N,) float32, not negative, or None: how much each sample counts where it is trained on. A batch's loss is
     the weighted sum over its samples, divided by the sum of their weights, as torch's `cross_entropy(weight=...)`.
     Evaluation never reads them: validation has some only for the day it is joined to training.
+
+    Where the study's loss or step is the user's own, targets may be (N, ...); a step may do without, and they are
+    (N, 0) then. `target_at` says where they stand in a batch as the user's data have it: None in (inputs, targets), a
+    key of the dict, LAST of a flat tuple, NOWHERE.
     """
 
     inputs: Inputs
     targets: Tensor
     weights: Tensor | None = None
+    target_at: str | int | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -42,12 +55,39 @@ class Samples:
 
     def take(self, index: Tensor | slice) -> Samples:
         """The samples at an index of any shape, (..., *feature), or in a slice, which copies nothing."""
-        weights = None if self.weights is None else _take(self.weights, index)
-        return Samples(each(lambda part: _take(part, index), self.inputs), _take(self.targets, index), weights)
+        return replace(
+            self,
+            inputs=each(lambda part: _take(part, index), self.inputs),
+            targets=_take(self.targets, index),
+            weights=None if self.weights is None else _take(self.weights, index),
+        )
+
+    def batch(self) -> Any:
+        """The samples as the user's own data have them, for a step: a tensor, a tuple or a dict."""
+        if self.target_at is None:
+            return self.inputs, self.targets
+        if isinstance(self.target_at, str):
+            assert isinstance(self.inputs, dict)
+            return {**self.inputs, self.target_at: self.targets}
+        if self.target_at == NOWHERE:
+            return self.inputs
+        assert isinstance(self.inputs, tuple)
+        return *self.inputs, self.targets
 
     def to(self, device: torch.device) -> Samples:
         weights = None if self.weights is None else self.weights.to(device)
-        return Samples(each(lambda part: part.to(device), self.inputs), self.targets.to(device), weights)
+        inputs = each(lambda part: part.to(device), self.inputs)
+        return replace(self, inputs=inputs, targets=self.targets.to(device), weights=weights)
+
+    def leaves(self) -> Iterator[bytes]:
+        """What a fingerprint is made of: every tensor, its kind and its bytes."""
+        import torch
+
+        more = () if self.weights is None else (("weights", self.weights),)
+        for name, tensor in (*tensors(self.inputs), ("", self.targets), *more):
+            yield f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode()
+            # As bytes: NumPy has no bfloat16.
+            yield tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
     def join(self, other: Samples) -> Samples:
         """These samples, then the other ones. Where only some have weights, each of the rest weighs 1."""
@@ -58,14 +98,14 @@ class Samples:
             both = (torch.ones(len(own)) if own.weights is None else own.weights for own in (self, other))
             weights = torch.cat(list(both))
         inputs = each(lambda *parts: torch.cat(parts), self.inputs, other.inputs)
-        return Samples(inputs, torch.cat([self.targets, other.targets]), weights)
+        return replace(self, inputs=inputs, targets=torch.cat([self.targets, other.targets]), weights=weights)
 
 
 def _take(part: Tensor, index: Tensor | slice) -> Tensor:
     if isinstance(index, slice):
         return part[index]
     # Copies whole samples: a third of the time of part[index], which gives the same.
-    return part.index_select(0, index.flatten()).view(*index.shape, *part.shape[1:])
+    return part.index_select(0, index.flatten().to(part.device)).view(*index.shape, *part.shape[1:])
 
 
 def stored_features(stored: Any) -> Features:
@@ -92,3 +132,19 @@ def tensors(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
         yield from inputs.items()
     else:
         yield "", inputs
+
+
+def target_key(sample: Mapping[Any, Any], named: str | None, source: str, *, alone: bool) -> str | None:
+    """The key of the targets of a dict: the one that data.target names, else the usual ones. Raises DataError."""
+    if named is not None:
+        if named not in sample:
+            known = [str(key) for key in sample]
+            raise DataError(f"{source} returned no {named!r}, which data.target names", hint=did_you_mean(named, known))
+        return named
+    found = [key for key in TARGET_KEYS if key in sample]
+    if len(found) == 1 or alone:
+        return found[0] if len(found) == 1 else None
+    which = " and ".join(repr(key) for key in found) if found else ", ".join(map(str, sample))
+    raise DataError(
+        f"{source} returned a dict of {which}: which key is the target?", hint='name it: target = "KEY" in [data]'
+    )

@@ -1,88 +1,220 @@
-"""A user's own data function: arrays and tensors, taken as they are."""
+"""A user's own data function: arrays, tensors and Datasets, taken as they are.
+
+It returns one set of samples, to be split, or three: train, validation and test. A set is a pair (inputs, targets), its
+inputs a tensor or an array, a tuple or a dict of them; a dict of arrays with its targets in it; a torch Dataset; or a
+DataLoader, which gives its Dataset and its collate_fn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from tunecli.data.raw import Arrays
+from tunecli.data.prepare import Wishes
+from tunecli.data.raw import Arrays, Part, Stream, StreamPart
+from tunecli.data.samples import LAST, NOWHERE, target_key
+from tunecli.data.split import PARTS
+from tunecli.data.stream import read_all
 from tunecli.errors import DataError
 from tunecli.source import call, source_file
 
 _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 
 
-def read(source: str, keys: Mapping[str, Any], base: Path) -> Arrays:
+def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Arrays | Stream:
     """Call `file.py:function` with the keys of [data]. Raises SourceError from it, DataError for what it returns."""
-    name = source_file(source, base).stem
-    returned = call(source, keys, base)
-    if _is_pair(returned):
-        return Arrays(name, (_arrays(returned, source),))
-    if isinstance(returned, tuple | list) and len(returned) == 3 and all(_is_pair(part) for part in returned):
-        return Arrays(name, tuple(_arrays(part, source) for part in returned))
-    raise DataError(f"{source} returned {_describe(returned)}", hint=_HINT)
+    name, path, returned = source_file(source, base).stem, source_file(source, base), call(source, keys, base)
+    reader = _Reader(source, wishes.target, wishes.targets == "optional")
+    parts = [reader.part(value) for value in _three(returned) or (returned,)]
+    notices = [notice for part in parts if isinstance(part, StreamPart) for notice in part.notices]
+    if wishes.cache:
+        parts, told = _cached(parts, reader, path, wishes.seed)
+        notices += told
+    if all(isinstance(part, Part) for part in parts):
+        places = {part.target_at for part in parts if isinstance(part, Part)}
+        if len(places) > 1:
+            raise DataError(f"{source} returned three sets of different kinds", hint=_HINT)
+        pairs = tuple((part.inputs, part.targets) for part in parts if isinstance(part, Part))
+        return Arrays(name, pairs, target_at=places.pop(), notices=tuple(dict.fromkeys(notices)))
+    if not all(isinstance(part, StreamPart) for part in parts):
+        raise DataError(f"{source} returned both tensors and Datasets", hint="return three of one kind")
+    streams = tuple(part for part in parts if isinstance(part, StreamPart))
+    return Stream(name, source, path, streams, wishes.target, tuple(dict.fromkeys(notices)))
 
 
 def read_inputs(source: str, base: Path) -> Any:
     """The inputs alone that `file.py:function` returns, with or without targets beside them."""
     returned = call(source, {}, base)
-    if _is_pair(returned):
-        returned = returned.tensors[0] if isinstance(returned, TensorDataset) else returned[0]
-    elif isinstance(returned, tuple):
+    if isinstance(returned, tuple) and not _is_pair(returned):
         raise DataError(f"{source} returned {_describe(returned)}", hint="return the inputs, or (inputs, targets)")
-    inputs = _array(returned, "inputs", source)
-    if inputs.ndim < 2:
-        raise DataError(
-            f"{source} returned inputs of shape {tuple(inputs.shape)}", hint="return (samples, features...)"
-        )
-    return inputs
+    rows = returned if isinstance(returned, list) and not _is_pair(returned) else None
+    part = _Reader(source, None, alone=True).part(returned if rows is None else np.asarray(rows))
+    if isinstance(part, StreamPart):
+        raise DataError(f"{source} returned {_describe(returned)}", hint="return the inputs as tensors or arrays")
+    if not isinstance(part.inputs, tuple | dict) and part.inputs.ndim < 2:
+        shape = tuple(part.inputs.shape)
+        raise DataError(f"{source} returned inputs of shape {shape}", hint="return (samples, features...)")
+    return part.inputs
 
 
-def _is_pair(value: object) -> bool:
-    if isinstance(value, TensorDataset):
-        return len(value.tensors) == 2
+def _cached(
+    parts: list[Part | StreamPart], reader: _Reader, path: Path, seed: int
+) -> tuple[list[Part | StreamPart], list[str]]:
+    """The same with all items in memory, or as they were, with a notice why."""
+    found = [part if isinstance(part, Part) else read_all(reader.source, path, part, seed) for part in parts]
+    why = next((own for own in found if isinstance(own, str)), None)
+    if why is not None:
+        return parts, [f"{reader.source}: not cached, {why}; its items are read each epoch"]
+    return [own if isinstance(own, Part) else reader.collated(own) for own in found], []
+
+
+def _three(returned: Any) -> tuple[Any, ...] | None:
+    """The three sets of samples, if it is three; a dict may name them."""
+    if isinstance(returned, Mapping) and set(returned) == set(PARTS):
+        return tuple(returned[part] for part in PARTS)
+    if isinstance(returned, tuple | list) and len(returned) == 3 and all(_is_set(part) for part in returned):
+        return tuple(returned)
+    return None
+
+
+def _is_set(value: Any) -> bool:
+    return _is_pair(value) or isinstance(value, Mapping) or _is_dataset(value)
+
+
+def _is_pair(value: Any) -> bool:
     # Two pairs are no pair; an `inputs` list of two rows is none either.
-    return isinstance(value, tuple | list) and len(value) == 2 and not _holds_arrays(value[0])
+    if not isinstance(value, tuple | list) or len(value) != 2 or _is_dataset(value[0]):
+        return False
+    first, second = value
+    if isinstance(first, list) and len(first) == 2 and len(getattr(first[0], "shape", ())) > 1:
+        return False
+    return not (isinstance(second, tuple | list) and any(len(getattr(own, "shape", ())) for own in second))
 
 
-def _holds_arrays(value: object) -> bool:
-    if isinstance(value, TensorDataset):
+def _is_dataset(value: Any) -> bool:
+    """A torch Dataset or DataLoader, or what is like one: a Hugging Face Dataset has items and a length."""
+    if isinstance(value, Dataset | DataLoader):
         return True
-    return isinstance(value, tuple | list) and len(value) == 2 and len(getattr(value[0], "shape", ())) > 1
+    plain = isinstance(value, str | bytes | tuple | list | Mapping) or hasattr(value, "shape")
+    return not plain and hasattr(value, "__getitem__") and hasattr(value, "__len__")
 
 
-def _arrays(pair: Any, source: str) -> tuple[Any, Any]:
-    inputs, targets = pair.tensors if isinstance(pair, TensorDataset) else pair
-    inputs, targets = _array(inputs, "inputs", source), _array(targets, "targets", source)
-    if inputs.ndim < 2:
-        raise DataError(
-            f"{source} returned inputs of shape {tuple(inputs.shape)}", hint="inputs are (samples, features...)"
-        )
-    if targets.ndim < 1:
-        raise DataError(f"{source} returned {_describe(pair[1])} for targets", hint=_HINT)
-    if len(inputs) != len(targets):
-        raise DataError(
-            f"{source} returned {len(inputs)} inputs and {len(targets)} targets", hint="each sample has one target"
-        )
-    return inputs, targets
+class _Reader:
+    """Recognises one set of samples."""
+
+    def __init__(self, source: str, target: str | None, alone: bool) -> None:
+        self.source, self._target, self._alone = source, target, alone
+
+    def collated(self, batch: Any) -> Part:
+        """A set of samples from all its items, collated."""
+        if isinstance(batch, tuple | list) and len(batch) != 2:
+            batch = TensorDataset(*batch)
+        elif isinstance(batch, tuple | list) and isinstance(batch[0], list):
+            batch = tuple(batch[0]), batch[1]
+        found = self.part(batch)
+        assert isinstance(found, Part)
+        return found
+
+    def part(self, value: Any) -> Part | StreamPart:
+        if _is_dataset(value):
+            return self._dataset(value)
+        if isinstance(value, Mapping):
+            return self._dict(value)
+        if _is_pair(value):
+            inputs, targets = value
+            return self._checked(self._inputs(inputs), targets, None)
+        if self._alone and len(getattr(value, "shape", ())) > 0:
+            return self._checked(self._array(value, "inputs"), None, NOWHERE)
+        raise DataError(f"{self.source} returned {_describe(value)}", hint=_HINT)
+
+    def _dataset(self, value: Any) -> Part | StreamPart:
+        collate: Callable[[list[Any]], Any] = default_collate
+        notices: tuple[str, ...] = ()
+        if isinstance(value, DataLoader):
+            notices = (
+                f"{self.source}: the DataLoader's batch size, order and workers are not used, trials have theirs",
+            )
+            collate = value.collate_fn if value.batch_size is not None else default_collate
+            value = value.dataset
+        if isinstance(value, IterableDataset) or not hasattr(value, "__len__"):
+            raise DataError(
+                f"{self.source} returned {type(value).__name__}, whose items have no numbers",
+                hint="each trial reads in an order of its own: return a Dataset with __getitem__ and __len__",
+            )
+        tensors = _plain_tensors(value) if collate is default_collate else None
+        if tensors is None:
+            return StreamPart(value, collate, notices)
+        if len(tensors) == 1 and not self._alone:
+            raise DataError(f"{self.source} returned TensorDataset of 1 tensor", hint=_HINT)
+        if len(tensors) == 1:
+            return self._checked(tensors, None, NOWHERE)
+        *inputs, targets = tensors
+        if len(inputs) == 1:
+            return self._checked(inputs[0], targets, None)
+        return self._checked(tuple(inputs), targets, LAST)
+
+    def _dict(self, value: Mapping[Any, Any]) -> Part:
+        key = target_key(value, self._target, self.source, alone=self._alone)
+        inputs = {str(name): self._array(part, str(name)) for name, part in value.items() if name != key}
+        if not inputs:
+            raise DataError(
+                f"{self.source} returned a dict of {key!r} alone", hint="give the inputs beside the targets"
+            )
+        return self._checked(inputs, None if key is None else value[key], NOWHERE if key is None else key)
+
+    def _inputs(self, inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            return {str(name): self._array(part, str(name)) for name, part in inputs.items()}
+        if isinstance(inputs, tuple) and all(len(getattr(part, "shape", ())) for part in inputs):
+            return tuple(self._array(part, f"input {place}") for place, part in enumerate(inputs))
+        return self._array(inputs, "inputs")
+
+    def _checked(self, inputs: Any, targets: Any, target_at: str | int | None) -> Part:
+        every = inputs.items() if isinstance(inputs, dict) else enumerate(inputs) if isinstance(inputs, tuple) else ()
+        lengths = {name: len(part) for name, part in every} or {"inputs": len(inputs)}
+        if not isinstance(inputs, dict | tuple) and inputs.ndim < 2 and not self._alone:
+            shape = tuple(inputs.shape)
+            raise DataError(f"{self.source} returned inputs of shape {shape}", hint="inputs are (samples, features...)")
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
+            raise DataError(f"{self.source} returned {told}", hint="each sample has one of each input")
+        samples = next(iter(lengths.values()))
+        if target_at == NOWHERE:
+            return Part(inputs, np.empty((samples, 0), dtype=np.float32), target_at)
+        given, targets = targets, self._array(targets, "targets")
+        if targets.ndim < 1:
+            raise DataError(f"{self.source} returned {_describe(given)} for targets", hint=_HINT)
+        if len(targets) != samples:
+            raise DataError(
+                f"{self.source} returned {samples} inputs and {len(targets)} targets", hint="each sample has one target"
+            )
+        return Part(inputs, targets, target_at)
+
+    def _array(self, part: Any, role: str) -> Any:
+        """A tensor as it is; a frame, a series or a list as an array."""
+        if isinstance(part, Tensor):
+            return part
+        try:
+            return np.asarray(part)
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self.source} returned {role} that are no array: {' '.join(str(error).split())}",
+                hint="return arrays, tensors, or lists of one shape",
+            ) from error
 
 
-def _array(part: Any, role: str, source: str) -> Any:
-    """A tensor as it is; a frame, a series or a list as an array."""
-    if isinstance(part, Tensor):
-        return part
-    try:
-        return np.asarray(part)
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{source} returned {role} that are no array: {' '.join(str(error).split())}",
-            hint="return arrays, tensors, or lists of one shape",
-        ) from error
+def _plain_tensors(dataset: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of a TensorDataset, or of a Subset of one; None for any other Dataset."""
+    if type(dataset) is TensorDataset:
+        return dataset.tensors
+    if type(dataset) is Subset and (whole := _plain_tensors(dataset.dataset)) is not None:
+        return tuple(tensor[list(dataset.indices)] for tensor in whole)
+    return None
 
 
 def _describe(value: object) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunecli.data import Samples, each
+from tunecli.data import Samples, Split, each
+from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
+from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.schedule import rate_factors
-from tunecli.engine.task import EVALUATION_SAMPLES
 from tunecli.engine.update import Due, plan_updates, update
 from tunecli.errors import ModelError, TunecliError
+from tunecli.metrics import Loss
 from tunecli.source import describe
 from tunecli.trial import Measurement, better
 
@@ -44,16 +48,19 @@ class Block:
 
     def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
         lane = self._lane
-        own = lane.layout, self._state.weights, self._gradient, lane.task.loss
-        if lane.chain is not None:
-            return Rowwise(lane.chain, *own, shape)
-        module, weighted = self._slots[0].module, lane.weights is not None
-        way = Looped if lane.way == "looped" else Vmapped
-        return way(module, *own, weighted, shape)
+        own = lane.layout, self._state.weights, self._gradient
+        module, loss, weighted = self._slots[0].module, lane.task.loss, lane.weights is not None
+        if lane.way == "looped":
+            return Looped(module, *own, loss, weighted, shape)
+        assert isinstance(loss, Loss)  # a step is looped
+        return Vmapped(module, *own, loss, shape) if lane.chain is None else Rowwise(lane.chain, *own, loss, shape)
 
     def _loss_shape(self) -> Shape:
-        """What shapes the loss, (B,) each; an empty row has what the first row has."""
-        shapes = [self._lane.task.loss.shape(slot.settings) for slot in self._slots]
+        """What shapes the loss, (B,) each; an empty row has what the first row has. A step shapes its own."""
+        loss = self._lane.task.loss
+        if not isinstance(loss, Loss):
+            return {}
+        shapes = [loss.shape(slot.settings) for slot in self._slots]
         shapes += shapes[:1] * (self._gradient.shape[0] - len(self._slots))
         columns = {name: [own[name] for own in shapes] for name in shapes[0]}
         return {name: torch.tensor(own, dtype=torch.float64).to(self._gradient) for name, own in columns.items()}
@@ -62,12 +69,19 @@ class Block:
         samples = len(self._lane.train)
         batch = batch_length(slot.run.hparams["batch_size"], samples)
         # A norm over the batch cannot be taken of a single sample.
-        return epoch_batches(samples, batch, self._lane.micro, join_lone=self._lane.mixes_samples)
+        micro, join = self._lane.micro, self._lane.mixes_samples
+        in_parts = self._lane.task.step is not None or not isinstance(self._lane.train, Samples)
+        if in_parts and not join and batch > EVALUATION_SAMPLES:
+            micro = EVALUATION_SAMPLES  # less memory than a whole batch, and the sum is the same
+        return epoch_batches(samples, batch, micro, join_lone=join)
 
     def begin(self) -> None:
         """Draw this epoch's order of samples for every row and lay out its updates."""
-        device = self._gradient.device
-        samples = len(self._lane.train)
+        device, train = self._gradient.device, self._lane.train
+        # The items of a Dataset draw what they draw for this run, epoch and item; such a block has one row.
+        seed = partial(self._slots[0].run.seed, "item", self._slots[0].ticks)
+        self._train = train if isinstance(train, Samples) else train.drawn_by(seed)
+        samples = len(train)
         steps = max(batches.steps for batches in self._batches)
         micro = self._batches[0].places.shape[1]
         height = self._gradient.shape[0]
@@ -86,6 +100,9 @@ class Block:
         self._updates = [self._plan_updates(low, high, steps) for low, high, _ in _rules(self._slots)]
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
         self._norm = torch.zeros(height, dtype=torch.float64, device=device)
+        # What a user's step counts: in the batch so far, and in the epoch.
+        self._count = torch.zeros(height, dtype=torch.float64, device=device)
+        self._counted = torch.zeros(height, dtype=torch.float64, device=device)
         self._step, self._seconds = 0, 0.0
         self._failure: str | None = None
         self._gradient.zero_()
@@ -154,21 +171,21 @@ class Block:
         index, present = self._index[step], self._present[step]  # (B, m)
         if self._lane.micro is None:
             length = self._batches[0].lengths[step]
-            index, present = index[:, :length], present[:, :length]
-        read = self._lane.train.take(index)
-        if self._lane.stochastic:
-            slot = self._slots[0]
-            with torch.random.fork_rng(enabled=True):
-                torch.manual_seed(slot.run.seed("forward", slot.ticks, step))
-                losses = self._way.add_gradient(read.inputs, read.targets, present)
-        else:
-            losses = self._way.add_gradient(read.inputs, read.targets, present)
+            index, present = index[0, :length], present[0, :length]
+        read = self._train.take(index)
+        with self._randomness(step):
+            losses, counts = self._way.add_gradient(read, present)
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[step], losses, 0.0)
+        if counts is not None:
+            self._count += counts
+            self._counted += counts
         due = self._due[step]
         if not due:
             return
         parts = [self._updates[group](step, own, rows) for group, own, rows, _ in due]
+        if counts is not None:
+            parts = [replace(part, share=self._own_share(part)) for part in parts]
         with torch.no_grad():
             for part, (_, _, rows, last) in zip(parts, due, strict=True):
                 if last:
@@ -176,6 +193,20 @@ class Block:
             update(self._state, self._gradient, parts)
             for _, _, rows, _ in due:
                 self._gradient[rows].zero_()
+
+    def _randomness(self, step: int) -> AbstractContextManager[None]:
+        """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""
+        if not self._lane.stochastic:
+            return nullcontext()
+        slot = self._slots[0]
+        return seeded(slot.run.seed("forward", slot.ticks, step))
+
+    def _own_share(self, part: Due) -> Tensor:
+        """One over what the steps of this batch counted, (k, 1)."""
+        count = self._count[part.rows]
+        share = torch.where(count > 0, 1 / count, 1.0)[:, None].to(part.share)
+        count.zero_()
+        return share
 
     def measure(self) -> list[Measurement]:
         """Evaluate the rows on validation, keep the best weights and return a measurement of each slot."""
@@ -186,11 +217,10 @@ class Block:
         if lane.validation is not None and self._failure is None:
             try:
                 with self._averaged():
-                    outputs = self._outputs(lane.validation)
-                loss, metric = lane.task.score(outputs, lane.validation.targets, self._scored_by)
+                    loss, metric = self._score(lane.validation)
             except Exception as error:
                 self._fail(error)
-        train_loss = self._loss / lane.whole_weight
+        train_loss = self._loss / (lane.whole_weight if lane.task.step is None else self._counted)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
         for slot, batches in zip(self._slots, self._batches, strict=True):
@@ -240,16 +270,25 @@ class Block:
             slot.see(metric, direction)
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
-    def _outputs(self, samples: Samples) -> Tensor:
-        """(B, N, O), computed in chunks of one length."""
-        found = []
-        for low in range(0, len(samples), EVALUATION_SAMPLES):
-            chunk = samples.take(slice(low, low + EVALUATION_SAMPLES))
+    def _score(self, samples: Split) -> tuple[Tensor, Tensor]:
+        """The loss and the metric of each row, (B,) and (B,)."""
+        task = self._lane.task
+        if task.step is None:
+            return task.score(*self._outputs(samples), self._scored_by)
+        loss = task.step.mean_loss(self._slots[0].module, samples)[None]
+        return loss, loss if task.metric.function is None else task.metric_of(*self._outputs(samples))
+
+    def _outputs(self, samples: Split) -> tuple[Tensor, Tensor]:
+        """(B, N, ...), computed in chunks of one length, and the targets (N, ...)."""
+        found: list[Tensor] = []
+        targets: list[Tensor] = []
+        for chunk in chunks(samples):
             # A row computed alone needs no filling, and its model may not bear it: samples can depend on others.
             missing = -len(chunk) % ROUND if self._lane.micro is not None else 0
             filled = each(lambda own, more=missing: _filled(own, more), chunk.inputs) if missing else chunk.inputs
             found.append(self._way.outputs(filled, len(chunk) + missing)[:, : len(chunk)])
-        return torch.cat(found, dim=1)
+            targets.append(chunk.targets)
+        return torch.cat(found, dim=1), samples.targets if isinstance(samples, Samples) else torch.cat(targets)
 
 
 def _filled(part: Tensor, missing: int) -> Tensor:

@@ -58,19 +58,30 @@ def call(module: nn.Module, inputs: Inputs) -> Any:
     return module(*args, **kwargs)
 
 
-def as_matrix(outputs: Any, samples: int) -> Tensor:
-    """Outputs of a model as (N, O); one number a sample may come as (N,), and a Hugging Face output as its logits."""
+def as_outputs(outputs: Any, samples: int) -> Tensor:
+    """What a model returned for N samples as a tensor (N, ...); of a Hugging Face output its logits."""
     outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise ModelError(
             f"a model must return a tensor, got {type(outputs).__name__}", hint="return the outputs alone from forward"
         )
-    if outputs.shape[:1] != (samples,) or outputs.dim() > 2:
-        raise ModelError(
-            f"a model must return (samples, outputs), here ({samples}, ...), got {tuple(outputs.shape)}",
-            hint="flatten the outputs of each sample at the end of forward",
-        )
+    if outputs.shape[:1] != (samples,):
+        raise _wrong_shape(outputs, samples)
+    return outputs
+
+
+def as_matrix(outputs: Tensor) -> Tensor:
+    """Outputs (N, ...) as (N, O), which bundled losses and metrics take; one number a sample may come as (N,)."""
+    if outputs.dim() > 2:
+        raise _wrong_shape(outputs, len(outputs))
     return outputs if outputs.dim() == 2 else outputs[:, None]
+
+
+def _wrong_shape(outputs: Tensor, samples: int) -> ModelError:
+    return ModelError(
+        f"a model must return (samples, outputs), here ({samples}, ...), got {tuple(outputs.shape)}",
+        hint="flatten the outputs of each sample at the end of forward",
+    )
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tunecli.data import each
+from tunecli.data import Samples
 from tunecli.data.samples import Inputs
-from tunecli.engine.forward import arguments, as_matrix, call, evaluating
+from tunecli.engine.forward import arguments, as_matrix, as_outputs, call, evaluating
+from tunecli.engine.functions import Step
 from tunecli.metrics import Loss
 
 # Without this MKL's batched products round by where a matrix lies in memory, so by slot: a weight's gradient (33, 5) of
@@ -90,6 +91,14 @@ Shape = dict[str, Tensor]
 NO_SHAPE: Shape = {}
 
 
+def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor, shape: Shape = NO_SHAPE) -> Tensor:
+    """(N,) from outputs as a model gives them: a user's own loss knows their shape, for the others they are (N, O).
+
+    `shape` is what shapes the loss of this row, () each.
+    """
+    return loss.per_sample(outputs if loss.own else as_matrix(outputs), targets, **shape)
+
+
 class Vmapped:
     """A block of B rows that share one module without state. A sample's loss counts by how `present` it is."""
 
@@ -100,38 +109,39 @@ class Vmapped:
         weights: Tensor,
         gradient: Tensor,
         loss: Loss,
-        weighted: bool,
         shape: Shape = NO_SHAPE,
     ) -> None:
         self._module, self._shape = module, shape
         # Autograd's leaves alias the matrix: an update in place is seen by the next forward pass without a copy.
         self._leaves = {name: view.detach().requires_grad_() for name, view in layout.views(weights).items()}
         self._gradients = list(layout.views(gradient).values())
-        self._per_sample = loss.per_sample
 
         def losses(
             weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor, shape: Shape
         ) -> Tensor:
-            outputs = as_matrix(functional_call(module, weights, *arguments(module, inputs)), targets.shape[0])
-            return (self._per_sample(outputs, targets, **shape) * present).sum()
+            outputs = as_outputs(functional_call(module, weights, *arguments(module, inputs)), targets.shape[0])
+            return (sample_losses(loss, outputs, targets, shape) * present).sum()
 
         def outputs(weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
-            return as_matrix(functional_call(module, weights, *arguments(module, inputs)), samples)
+            return as_outputs(functional_call(module, weights, *arguments(module, inputs)), samples)
 
         self._losses = vmap(losses)
         self._outputs = vmap(outputs, in_dims=(0, None, None))
 
-    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
-        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m)."""
-        losses: Tensor = self._losses(self._leaves, inputs, targets, present, self._shape)
+    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
+        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m).
+
+        The second value is what the sums count, None where that was known before.
+        """
+        losses: Tensor = self._losses(self._leaves, samples.inputs, samples.targets, present, self._shape)
         found = torch.autograd.grad(losses.sum(), list(self._leaves.values()), allow_unused=True)
         for gradient, addend in zip(self._gradients, found, strict=True):
             if addend is not None:
                 gradient.add_(addend)
-        return losses.detach()
+        return losses.detach(), None
 
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
-        """(B, N, O) for inputs (N, *feature) of N samples, in evaluation mode."""
+        """(B, N, ...) for inputs (N, *feature) of N samples, in evaluation mode."""
         with torch.no_grad(), evaluating(self._module):
             found: Tensor = self._outputs(self._leaves, inputs, samples)
         return found
@@ -146,27 +156,34 @@ class Looped:
         layout: Layout,
         weights: Tensor,
         gradient: Tensor,
-        loss: Loss,
+        loss: Loss | Step,
         weighted: bool,
         shape: Shape = NO_SHAPE,
     ) -> None:
-        self._module, self._weighted = module, weighted
+        self._module, self._loss, self._weighted = module, loss, weighted
         self._shape = {name: column[0] for name, column in shape.items()}
-        self._per_sample = loss.per_sample
         parameters = dict(module.named_parameters())
         gradients = layout.views(gradient)
         for name, view in layout.views(weights).items():
             parameters[name].data = view[0]
             parameters[name].grad = gradients[name][0]
 
-    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
-        """As Vmapped's, for B = 1; the samples that only fill are left out by the caller."""
-        outputs = as_matrix(call(self._module, each(lambda part: part[0], inputs)), targets.shape[1])
-        losses = self._per_sample(outputs, targets[0], **self._shape)
-        loss = (losses * present[0] if self._weighted else losses).sum()
+    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As Vmapped's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
+
+        What a user's step counts (1,) is known only now.
+        """
+        count: Tensor | None = None
+        if isinstance(self._loss, Step):
+            loss, counted = self._loss(self._module, samples.batch())
+            count = counted[None]
+        else:
+            outputs = as_outputs(call(self._module, samples.inputs), present.shape[0])
+            losses = sample_losses(self._loss, outputs, samples.targets, self._shape)
+            loss = (losses * present if self._weighted else losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        return loss.detach()[None]
+        return loss.detach()[None], count
 
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         with torch.no_grad(), evaluating(self._module):
-            return as_matrix(call(self._module, inputs), samples)[None]
+            return as_outputs(call(self._module, inputs), samples)[None]

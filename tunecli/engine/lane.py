@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tunecli.data import Samples
+from tunecli.data import Split
 from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
@@ -89,14 +89,15 @@ class Lane:
         self,
         *,
         task: Task,
-        train: Samples,
-        validation: Samples | None,
+        train: Split,
+        validation: Split | None,
         layout: Layout,
         way: str,
         block_rows: int,
         micro: int | None,
         stochastic: bool,
         mixes_samples: bool,
+        device: torch.device,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
@@ -106,7 +107,7 @@ class Lane:
         self._changed = True
         self.weights = None if train.weights is None else train.weights.cpu()
         self.whole_weight = len(train) if self.weights is None else float(self.weights.double().sum())
-        empty = torch.zeros(0, layout.width, device=train.targets.device)
+        empty = torch.zeros(0, layout.width, device=device)
         self.state = State(empty, empty, empty)
         self.gradient = self.best = empty
         self._shared: nn.Module | None = None

@@ -9,15 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tunecli.data import Samples
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
-from tunecli.engine.forward import as_matrix, call, forward_in_bfloat16
+from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
+from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
 from tunecli.engine.rules import RULES
 from tunecli.engine.task import Task
-from tunecli.engine.traits import Traits, traits
+from tunecli.engine.traits import Traits, step_traits, traits
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
 from tunecli.space import settings_of
@@ -53,7 +55,8 @@ class LocalEngine:
         shape = _shape(run)
         if _IN_HALF in shape:
             forward_in_bfloat16(module, self._device)
-        shaped = task.loss.shape(settings_of(run.settings, run.hparams))
+        settings = settings_of(run.settings, run.hparams)
+        shaped = {} if isinstance(task.loss, Step) else task.loss.shape(settings)
         key = (0 if looped else micro, (*shape, *((name, True) for name in shaped)))
         if key not in self._lanes:
             self._lanes[key] = Lane(
@@ -66,6 +69,7 @@ class LocalEngine:
                 micro=None if looped else micro,
                 stochastic=found.stochastic,
                 mixes_samples=found.mixes_samples,
+                device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
 
@@ -115,15 +119,20 @@ def _shape(run: Run) -> Shape:
 
 def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
-    samples = task.train.take(slice(0, count)).to(device)
+    samples = task.train.to(device).take(slice(0, count))
     module = task.build(run).to(device)
     twin = task.build(Run(run.trial, run.study_seed + 1, run.hparams, run.epochs)).to(device)
     try:
-        module.eval()
-        with torch.no_grad():
-            outputs = as_matrix(call(module, samples.inputs), count)
-        _check_outputs(task, outputs.shape[1])
-        return traits(module, twin, samples, task.loss, way)
+        found = step_traits(module, samples, task.loss) if isinstance(task.loss, Step) else None
+        if found is None or task.metric.function is not None:
+            with torch.no_grad(), evaluating(module):
+                outputs = as_outputs(call(module, samples.inputs), count)
+            _check_outputs(task, outputs, samples.targets)
+        if found is None:
+            found = traits(module, twin, samples, task.loss, way)  # type: ignore[arg-type]  # no step, so a loss
+        if not isinstance(task.train, Samples) and found.looped_because is None:
+            return replace(found, way="looped", looped_because="the items of its Dataset are read one by one")
+        return found
     except TunecliError:
         raise
     except Exception as error:
@@ -133,8 +142,12 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
         ) from error
 
 
-def _check_outputs(task: Task, outputs: int) -> None:
-    needed = task.loss.outputs(task.classes)
+def _check_outputs(task: Task, found: Tensor, targets: Tensor) -> None:
+    if task.metric.own:
+        task.metric_of(found[None], targets)
+    if isinstance(task.loss, Step) or task.loss.own:
+        return
+    outputs, needed = as_matrix(found).shape[1], task.loss.outputs(task.classes)
     fits = outputs >= needed if not task.loss.one_output else outputs == 1
     if not fits:
         what = f"{task.classes} classes" if task.classes else "one target"

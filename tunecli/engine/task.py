@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from tunecli import models
-from tunecli.data import Data, Samples
-from tunecli.engine.forward import as_matrix, call, evaluating
+from tunecli.data import Data, Samples, Split
+from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
+from tunecli.engine.functions import Step, chunks, load_loss, load_metric, load_step
+from tunecli.engine.gradients import sample_losses
 from tunecli.engine.own import OwnOptimizer, load_optimizer
 from tunecli.errors import StudyFileError
-from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric
-from tunecli.source import is_function
+from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric, own_direction
+from tunecli.source import function_name, is_function
 from tunecli.study import Study
 from tunecli.trial import Hparams, Run
-
-EVALUATION_SAMPLES = 1024
-"""Samples evaluated at once. A multiple of what a block's micro-batches are filled up to, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,12 +29,13 @@ class Task:
 
     `validation` is None where there is nothing to choose by: a run's weights are then those after its last tick.
     A regression target in its own unit is a standardized one times `target_scale` plus `target_mean`. `decay_biases` as
-    in a study file; `optimizers` are the user's own, by their names there.
+    in a study file; `optimizers` are the user's own, by their names there. A step of the user's own takes the place of
+    the loss.
     """
 
-    train: Samples
-    validation: Samples | None
-    loss: Loss
+    train: Split
+    validation: Split | None
+    loss: Loss | Step
     metric: Metric
     classes: int
     build: Callable[[Run], nn.Module]
@@ -49,28 +49,47 @@ class Task:
         name = run.hparams.get("loss")
         return self if name is None else replace(self, loss=LOSSES[str(name)])
 
+    @property
+    def step(self) -> Step | None:
+        return self.loss if isinstance(self.loss, Step) else None
+
     def score(
         self, outputs: Tensor, targets: Tensor, shape: Mapping[str, Tensor] = MappingProxyType({})
     ) -> tuple[Tensor, Tensor]:
-        """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, O) and targets (N,).
+        """The mean loss and the metric of each row: (K,) and (K,) from outputs (K, N, ...) and targets (N,).
 
         `shape` (K,) is what shapes the loss of each row.
         """
-        losses: Tensor = vmap(lambda row, own: self.loss.per_sample(row, targets, **own))(outputs, dict(shape))
-        loss = losses.double().mean(1)
+        loss = self._losses(outputs, targets, dict(shape)).double().mean(1)
+        return loss, loss if self.metric.function is None else self.metric_of(outputs, targets)
+
+    def _losses(self, outputs: Tensor, targets: Tensor, shape: dict[str, Tensor]) -> Tensor:
+        """(K, N)"""
+        loss = self.loss
+        assert isinstance(loss, Loss)
+        if loss.own:  # which vmap may not be able to follow
+            return torch.stack([loss.per_sample(row, targets) for row in outputs])
+        losses: Tensor = vmap(lambda row, own: sample_losses(loss, row, targets, own))(outputs, shape)
+        return losses
+
+    def metric_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The metric of each row: (K,) from outputs (K, N, ...) and targets (N,)."""
         function, power = self.metric.function, self.metric.target_power
-        if function is None:
-            return loss, loss
+        assert function is not None
+        if not self.metric.own:
+            outputs = outputs[..., None] if outputs.dim() == 2 else outputs  # (K, N, O)
+            as_matrix(outputs[0])
+            targets = targets[:, 0] if targets.dim() == 2 and targets.shape[1] == 1 else targets
         if power is None:
             outputs, targets = (own.double() * self.target_scale + self.target_mean for own in (outputs, targets))
-        return loss, function(outputs, targets, self.classes) * self.target_scale ** (power or 0)
+        return function(outputs, targets, self.classes) * self.target_scale ** (power or 0)
 
 
 def make_task(study: Study, data: Data) -> Task:
     """The task that a study states for its data. Raises StudyFileError where loss or metric do not fit the data."""
     loss = loss_of(study, data)
-    metric = METRICS[study.train.metric or DEFAULT_METRIC[data.task]]
-    losses = [LOSSES[str(name)] for name in study.space.values_of("loss")] or [loss]
+    metric = metric_of_study(study, data)
+    losses = [LOSSES[str(name)] for name in study.space.values_of("loss")] or ([] if isinstance(loss, Step) else [loss])
     stated = [*(("loss", own.name, own.task) for own in losses), ("metric", metric.name, metric.task)]
     for kind, name, task in stated:
         if task not in (None, data.task):
@@ -84,6 +103,11 @@ def make_task(study: Study, data: Data) -> Task:
         )
     _check_settings(study, losses, metric)
     own = [str(value) for value in study.space.values_of("optimizer") if is_function(str(value))]
+    if data.train.weights is not None and (isinstance(loss, Step) or loss.per_batch):
+        raise StudyFileError(
+            f"{study.train.step or study.train.loss} cannot count samples by weights: it computes one loss for a batch",
+            hint="leave out class_weight and data.weight",
+        )
     check_metric(metric, data.validation, data, "validation")
     return Task(
         train=data.train,
@@ -115,9 +139,15 @@ def _check_settings(study: Study, losses: Sequence[Loss], metric: Metric) -> Non
         )
 
 
-def check_metric(metric: Metric, samples: Samples, data: Data, split: str) -> None:
+def check_metric(metric: Metric, samples: Split, data: Data, split: str) -> None:
     """Raises StudyFileError where the metric has no value on a split: training for it would be in vain."""
-    reason = metric.undefined_because(samples.targets, data.classes)
+    if isinstance(samples, Samples):
+        targets = samples.targets
+    elif metric.every_class:
+        return  # the targets of a Dataset are seen when they are read
+    else:
+        targets = torch.empty(0)
+    reason = metric.undefined_because(targets.flatten(), data.classes)
     if reason is not None:
         raise StudyFileError(
             f"the metric has no value on the {split} split of {data.name}: {reason}",
@@ -125,22 +155,47 @@ def check_metric(metric: Metric, samples: Samples, data: Data, split: str) -> No
         )
 
 
-def loss_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})) -> Loss:
-    """The loss that a trial has among its hparams, or its study states, or the usual one for its data."""
+def loss_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})) -> Loss | Step:
+    """The loss that a trial has among its hparams, or its study states, or its step, or the usual one for its data."""
+    train, one_output = study.train, data.task != "classification"
+    if train.step is not None:
+        return load_step(train.step, study.base, per_batch=train.per_batch)
     if "loss" in hparams:
         return LOSSES[str(hparams["loss"])]
-    return LOSSES[study.train.loss or DEFAULT_LOSS[data.task]]
+    if train.loss is not None and is_function(train.loss):
+        return load_loss(train.loss, study.base, one_output=one_output, per_batch=train.per_batch)
+    return LOSSES[train.loss or DEFAULT_LOSS[data.task]]
 
 
-def evaluate(task: Task, module: nn.Module, samples: Samples) -> float:
+def metric_of_study(study: Study, data: Data) -> Metric:
+    """The metric that a study states, or the usual one for its data; where its step is the user's own, the loss."""
+    train = study.train
+    if train.metric is not None and is_function(train.metric):
+        direction = train.direction or own_direction(function_name(train.metric))
+        return load_metric(train.metric, study.base, direction, scale=data.target_scale, mean=data.target_mean)
+    if train.step is not None or data.task not in DEFAULT_METRIC:
+        return METRICS[train.metric or "loss"]
+    return METRICS[train.metric or DEFAULT_METRIC[data.task]]
+
+
+def outputs_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})) -> int:
+    """How many outputs a trial's model should have: one a class, unless the loss takes one alone."""
+    loss = loss_of(study, data, hparams)
+    return max(1, len(data.classes)) if isinstance(loss, Step) else loss.outputs(len(data.classes))
+
+
+def evaluate(task: Task, module: nn.Module, samples: Split) -> float:
     """The task's metric of one model on some samples."""
-    chunks = []
+    if task.step is not None and task.metric.function is None:
+        return float(task.step.mean_loss(module, samples))
+    found: list[Tensor] = []
+    targets: list[Tensor] = []
     with torch.no_grad(), evaluating(module):
-        for low in range(0, len(samples), EVALUATION_SAMPLES):
-            part = samples.take(slice(low, low + EVALUATION_SAMPLES))
-            chunks.append(as_matrix(call(module, part.inputs), len(part)))
-    _, metric = task.score(torch.cat(chunks)[None], samples.targets)
-    return float(metric)
+        for part in chunks(samples):
+            found.append(as_outputs(call(module, part.inputs), len(part)))
+            targets.append(part.targets)
+    outputs, known = torch.cat(found)[None], torch.cat(targets)
+    return float(task.score(outputs, known)[0] if task.metric.function is None else task.metric_of(outputs, known))
 
 
 def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Module:
@@ -150,7 +205,7 @@ def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Mod
         model_keys(study, hparams),
         base=study.base,
         features=data.features,
-        outputs=loss_of(study, data, hparams).outputs(len(data.classes)),
+        outputs=outputs_of(study, data, hparams),
         seed=seed,
         categories=data.categories,
     )

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples
-from tunecli.engine.forward import as_matrix, call, evaluating
-from tunecli.engine.gradients import Layout, Vmapped
+from tunecli.engine.forward import as_outputs, call, evaluating
+from tunecli.engine.functions import Step
+from tunecli.engine.gradients import Layout, Vmapped, sample_losses
 from tunecli.engine.rowwise import Rowwise, find_chain
+from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
 
@@ -35,7 +37,9 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     Raises ModelError where the model does not fit its data.
     """
     module.train()
-    stochastic, mixes, stateful = _behaviour(module, samples)
+    stochastic, mixes, stateful = _behaviour(module, samples, loss)
+    if loss.per_batch:
+        return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
     if stochastic:
         return Traits("looped", "dropout", True, mixes)
     if mixes or stateful:
@@ -53,25 +57,57 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     return Traits("looped" if way == "looped" or because is not None else "vmap", because)
 
 
-def _behaviour(module: nn.Module, samples: Samples) -> tuple[bool, bool, bool]:
+def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
+    """As `traits`, for a study whose step is the user's own. It may draw random numbers, as dropout does.
+
+    Samples depend on each other unless the sums and the counts of two halves add up to those of the whole.
+    """
+    half = len(samples) // 2
+    parts = samples, samples.take(slice(0, half)), samples.take(slice(half, None))
+    module.train()
+    loss, _ = step(module, samples.batch())
+    if not loss.requires_grad:
+        raise SourceError(
+            f"{step.source} returned a loss sum without a gradient",
+            hint="compute it with torch from the model's outputs",
+        )
+    with torch.no_grad(), evaluating(module):
+        found = [torch.stack([own.double() for own in step(module, part.batch())]) for part in parts]
+    adds_up = torch.allclose(found[0], found[1] + found[2], rtol=1e-3, atol=1e-4)
+    mixes = step.per_batch or not adds_up or _has_batch_norm(module)
+    return Traits("looped", "train.step is the user's own", True, mixes)
+
+
+def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, bool]:
     """Whether a model in training draws random numbers, mixes the samples of a batch, changes its buffers."""
     whole, half = samples.inputs, len(samples) // 2
     halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
     state = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        first = as_matrix(call(module, whole), len(samples))
-        second = as_matrix(call(module, whole), len(samples))
+        first = as_outputs(call(module, whole), len(samples))
+        second = as_outputs(call(module, whole), len(samples))
         stochastic = not torch.equal(first, second)
         mixes = False
         if not stochastic:
-            parts = torch.cat([as_matrix(call(module, part), half) for part in halves])
+            parts = torch.cat([as_outputs(call(module, part), half) for part in halves])
             mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
+        mixes = mixes or (loss.own and _loss_mixes(loss, first, samples.targets))
         stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
     for name, buffer in module.named_buffers():
         buffer.copy_(state[name])
-    mixes = mixes or any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
-    return stochastic, mixes, stateful
+    return stochastic, mixes or _has_batch_norm(module), stateful
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether a user's own loss of a sample depends on the others of its batch."""
+    whole, half = loss.per_sample(outputs, targets), len(targets) // 2
+    parts = [loss.per_sample(outputs[own], targets[own]) for own in (slice(0, half), slice(half, None))]
+    return not torch.allclose(whole, torch.cat(parts), rtol=1e-3, atol=1e-4)
 
 
 Way = Rowwise | Vmapped
@@ -92,7 +128,7 @@ class _Trial:
 
     def vmapped(self, gradient: Tensor) -> Vmapped | None:
         rows = self._row.repeat(2, 1)
-        return Vmapped(self._module, self._layout, rows, gradient, self._loss, weighted=False)
+        return Vmapped(self._module, self._layout, rows, gradient, self._loss)
 
     def fault(self, make: Callable[[Tensor], Way | None]) -> str | None:
         """Why a way does not give this model's gradient, or None where it does."""
@@ -104,12 +140,12 @@ class _Trial:
             way = make(gradient)
             if way is None:
                 return "its layers have no rules"
-            way.add_gradient(twice.inputs, twice.targets, present)
+            way.add_gradient(twice, present)
             outputs = way.outputs(samples.inputs, len(samples))
         except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
             return f"vmap cannot follow its forward pass ({type(error).__name__})"
         with torch.no_grad(), evaluating(self._module):
-            given = as_matrix(call(self._module, samples.inputs), len(samples))
+            given = as_outputs(call(self._module, samples.inputs), len(samples))
         same = _agree(gradient, self._expected()) and outputs.shape[1:] == given.shape and _agree(outputs, given)
         return None if same else "vmap gives another gradient"
 
@@ -117,8 +153,8 @@ class _Trial:
         """The row's gradient (P,) by plain autograd."""
         samples, expected = self._samples, torch.zeros(1, self._layout.width).to(self._row)
         parameters = [p for p in self._module.parameters() if p.requires_grad]
-        outputs = as_matrix(call(self._module, samples.inputs), len(samples))
-        losses = self._loss.per_sample(outputs, samples.targets).sum()
+        outputs = as_outputs(call(self._module, samples.inputs), len(samples))
+        losses = sample_losses(self._loss, outputs, samples.targets).sum()
         found = torch.autograd.grad(losses, parameters, allow_unused=True)
         for view, addend in zip(self._layout.views(expected).values(), found, strict=True):
             if addend is not None:

@@ -16,7 +16,7 @@ from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
-from tunecli.engine.task import build_model, check_metric, evaluate, loss_of, make_task
+from tunecli.engine.task import build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import InputError, NoUsableTrial, UsageError, did_you_mean
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
@@ -24,7 +24,7 @@ from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.space import OPTIMIZERS, Space, parse_value
 from tunecli.store import Record, Store, load_kept, read
-from tunecli.study import Study, load_data, read_study
+from tunecli.study import Study, load_data, read_study, targets_of
 from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
 
 PAUSE_SECONDS = 0.1
@@ -61,7 +61,7 @@ class Training:
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
         yield from map(Notice, self.notices)
-        joined = self.data.train.join(self.data.validation)
+        joined = data_room.joined(self.data.train, self.data.validation)
         run = Run(
             self.trial.number,
             derive_seed(self.study.seed, self.trial.number, "finetune"),
@@ -154,7 +154,7 @@ class Training:
         return module
 
     def _outputs(self) -> int:
-        return loss_of(self.fitted_study, self.data, self.hparams).outputs(len(self.data.classes))
+        return outputs_of(self.fitted_study, self.data, self.hparams)
 
     def _original(self) -> Data:
         """The data's shape with the classes that the checkpoint was trained on, which its model was built for."""
@@ -212,6 +212,8 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
         split=tuple(study.data.split),
         target=request.target or study.data.target,
         fitted=manifest["preprocessing"],
+        targets=targets_of(study),
+        cache=study.data.cache,
     )
     features = stored_features(manifest["features"])
     if data.features != features:
@@ -223,7 +225,8 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
 
 
 def _fit_study(study: Study, data: Data) -> Study:
-    """The study with loss and metric left to their defaults where the new data are of another kind."""
+    """The study with loss and metric left to their defaults where the new data are of another kind; the user's own
+    functions stay."""
     train: dict[str, Any] = {}
     if study.train.loss is not None and not _loss_fits(study.train.loss, data):
         train["loss"] = None
@@ -238,6 +241,8 @@ def _fit_study(study: Study, data: Data) -> Study:
 
 
 def _loss_fits(loss: str, data: Data) -> bool:
+    if loss not in LOSSES:
+        return True  # a user's own
     return LOSSES[loss].task == data.task and (loss != "binary_cross_entropy" or len(data.classes) == 2)
 
 

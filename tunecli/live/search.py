@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from tunecli.data import Features
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
@@ -89,11 +90,11 @@ def opening(event: Opened | OpenedProgram, width: int) -> Text:
 def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
     study, data = event.study, event.data
     samples = [len(part) for part in (data.train, data.validation, data.test)]
-    shape = " x ".join(str(size) for size in data.features)
-    kind = f"{len(data.classes)} classes" if data.classes else "regression"
+    shape = _shape(data.features)
+    kind = f"{len(data.classes)} classes" if data.classes else _TARGETS.get(data.task, data.task)
     looped = f"trials one after another ({event.looped_because})" if event.looped_because else str(event.plan)
     return [
-        ("data", [f"{data.name}: {sum(samples):,} samples of {shape}", kind, *_split(samples)]),
+        ("data", [f"{data.name}: {sum(samples):,} samples{' of ' if shape else ''}{shape}", kind, *_split(samples)]),
         *(("", [notice]) for notice in data.notices),
         ("model", [study.model.source, *_keys(study), f"{event.weights:,} weights"]),
         ("space", list(_ranges(study))),
@@ -129,6 +130,19 @@ def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:
         ),
         ("logs", [f"{event.folder / 'logs'}"]),
     ]
+
+
+_TARGETS = {"own": "targets as they are"}
+"""What the targets of a task are called where it is not its own name."""
+
+
+def _shape(features: Features) -> str:
+    """3 x 4; of several inputs each, with its name if it has one."""
+    if isinstance(features, dict):
+        return ", ".join(f"{name} {_shape(shape) or 'one number'}" for name, shape in features.items())
+    if any(isinstance(size, tuple) for size in features):
+        return " and ".join(_shape(shape) or "one number" for shape in features if isinstance(shape, tuple))
+    return " x ".join(str(size) for size in features)
 
 
 def _split(samples: list[int]) -> list[str]:

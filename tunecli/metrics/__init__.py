@@ -28,6 +28,7 @@ __all__ = [
     "Metric",
     "nearest_loss",
     "nearest_metric",
+    "own_direction",
     "predicted_class",
 ]
 
@@ -39,14 +40,17 @@ class Loss:
     """`per_sample(outputs (N, O), targets (N,), **shape) -> (N,)`; a model of `classes` classes needs
     `outputs(classes)`.
 
-    `shaped_by` are the hparams that `per_sample` takes by their names, none of them required.
+    `shaped_by` are the hparams that `per_sample` takes by their names, none of them required. A user's `own` gets
+    outputs and targets as they are; with `per_batch` it is one number for a whole batch, the same for all samples.
     """
 
     name: str
-    task: str
+    task: str | None
     per_sample: Callable[..., Tensor]
     one_output: bool
     shaped_by: tuple[str, ...] = ()
+    own: bool = False
+    per_batch: bool = False
 
     def shape(self, settings: Mapping[str, Value]) -> dict[str, float]:
         """What `per_sample` is told of a run's settings; a label smoothing of zero is none."""
@@ -64,6 +68,7 @@ class Metric:
     None: the mean loss itself. Regression targets may be standardized, and a metric is printed in the target's own
     unit: `target_power` says by which power of the target's scale it is multiplied; None, that it is none, and that
     outputs and targets are restored before. `binary` metrics need two classes, those of `every_class` a sample of each.
+    A user's `own` gets outputs (*, N, ...) and targets as they are.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Metric:
     target_power: int | None = 0
     binary: bool = False
     every_class: bool = False
+    own: bool = False
 
     def undefined_because(self, targets: Tensor, labels: Sequence[str]) -> str | None:
         """Why the metric has no value for these targets (N,) of classes `labels`, or None where it has one."""
@@ -143,6 +149,16 @@ _OTHER_METRICS = {
     "ap": "average_precision",
     "neg_log_loss": "log_loss",
 }
+
+
+def own_direction(name: str) -> str:
+    """Which way a user's own metric is better if nobody says: as the bundled one of its name, else minimized.
+
+    A name that ends in `score` or `accuracy` is maximized, as scikit-learn's scores are.
+    """
+    if name in METRICS:
+        return METRICS[name].direction
+    return "maximize" if name.lower().endswith(("score", "accuracy")) else "minimize"
 
 
 def nearest_loss(name: str) -> str | None:

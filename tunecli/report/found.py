@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.data import Data
+from tunecli.data import Data, held
 
 NAMED = 6
 """How many levels or classes are named before they are only counted."""
@@ -35,7 +35,7 @@ def _target(data: Data) -> str:
     import torch
 
     name = data.preprocessing.get("target", {}).get("name", "the target")
-    targets = torch.cat([part.targets for part in (data.train, data.validation, data.test)])
+    targets = torch.cat([held(part, "looking at data").targets for part in (data.train, data.validation, data.test)])
     if not data.classes:
         low, high = (float(end) * data.target_scale + data.target_mean for end in (targets.min(), targets.max()))
         return f"{name} from {low:.6g} to {high:.6g}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunecli import __version__, checkpoint
 from tunecli.data import Data
-from tunecli.engine.task import loss_of, model_keys
+from tunecli.engine.task import model_keys, outputs_of
 from tunecli.home import checkpoint_folder, remove_unknown_checkpoints
 from tunecli.metrics import Metric
 from tunecli.store import Store
@@ -64,7 +64,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str, epoch_upd
     model = {
         "source": study.model.source,
         "keys": model_keys(study, trial.hparams),
-        "outputs": loss_of(study, data, trial.hparams).outputs(len(data.classes)),
+        "outputs": outputs_of(study, data, trial.hparams),
         "base": str(study.base),
     }
     return {

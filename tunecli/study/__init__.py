@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from tunecli import data, models
 from tunecli.errors import DataError, StudyFileError, UsageError
+from tunecli.source import is_function
 from tunecli.space import Space, build_space
 from tunecli.study.faults import (
     faulty,
@@ -277,9 +278,20 @@ def load_data(study: Study) -> data.Data:
         weight=section.weight,
         task=section.task,
         embed=study.model.source in models.EMBEDDING,
+        targets=targets_of(study),
+        cache=section.cache,
     )
     class_weight = study.train.class_weight
     return loaded if class_weight is None else data.weigh(loaded, class_weight)
+
+
+def targets_of(study: Study) -> str:
+    """What a study needs of a user's targets: "one" a sample, "any" for a loss of their own, "optional" for a step
+    whose metric is its loss."""
+    train = study.train
+    if train.step is not None:
+        return "optional" if train.metric in (None, "loss") else "any"
+    return "any" if train.loss is not None and is_function(train.loss) else "one"
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -207,9 +207,7 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
     source = file.model.source
     searched = file.space.get("model", {})
     if is_function(source):
-        if not source_file(source, base).is_file():
-            hint = f"paths in a study file are relative to it, here {base}"
-            faults.append(f"model.source: no such file: {source_file(source, base)}\n{hint}")
+        faults += _file_faults("model.source", source, base)
     elif source not in models.BUNDLED:
         nearest = did_you_mean(source, models.BUNDLED)
         faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{nearest}')
@@ -227,8 +225,38 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         ("loss", file.train.loss, metrics.LOSSES, metrics.nearest_loss),
         ("metric", file.train.metric, metrics.METRICS, metrics.nearest_metric),
     ):
-        if given is not None and given not in table:
+        if given is not None and is_function(given):
+            faults += _file_faults(f"train.{key}", given, base)
+        elif given is not None and given not in table:
             faults.append(f"unknown {key} {given!r} in [train]\n{hint_for(given)}")
+    return [*faults, *_step_faults(file.train, base)]
+
+
+def _file_faults(key: str, source: str, base: Path) -> list[str]:
+    if source_file(source, base).is_file():
+        return []
+    hint = f"paths in a study file are relative to it, here {base}"
+    return [f"{key}: no such file: {source_file(source, base)}\n{hint}"]
+
+
+def _step_faults(train: TrainSection, base: Path) -> list[str]:
+    """What contradicts itself among the user's own functions in [train]."""
+    faults: list[str] = []
+    if train.step is not None:
+        if not is_function(train.step):
+            faults.append(f'train.step: expected "file.py:function", got {train.step!r}\nfor example "own.py:step"')
+        else:
+            faults += _file_faults("train.step", train.step, base)
+        if train.loss is not None:
+            faults.append("train.loss beside train.step: a step computes the loss itself\nleave one of them out")
+    elif train.per_batch and not is_function(train.loss or ""):
+        faults.append("train.per_batch = true without a loss or a step of your own\nthe bundled losses mix no samples")
+    own = train.metric is not None and is_function(train.metric)
+    if train.direction is not None and not own:
+        known = metrics.METRICS.get(train.metric or "")
+        if known is None or known.direction != train.direction:
+            rule = f"train.direction = {train.direction!r} is for a metric of your own"
+            faults.append(f"{rule}\nthe direction of {train.metric or 'a bundled metric'} is known; leave it out")
     return faults
 
 

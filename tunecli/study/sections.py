@@ -35,6 +35,7 @@ class DataSection(_Open):
     target: str | None = None
     split: Annotated[list[Share], Field(min_length=3, max_length=3)] = [8, 1, 1]
     task: Literal["classification", "regression"] | None = None
+    cache: bool = False
     features: list[str] | None = None
     weight: str | None = None
 
@@ -49,6 +50,9 @@ class TrainSection(_Open):
     epochs: Positive = 30
     loss: str | None = None
     metric: str | None = None
+    step: str | None = None
+    per_batch: bool = False
+    direction: Literal["maximize", "minimize"] | None = None
     decay_biases: bool = True
     class_weight: Any = None
     """"balanced", or a table of class -> weight."""

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
 from tunecli.engine.rowwise.chain import Chain
@@ -39,13 +40,16 @@ class Rowwise:
         self._loss = loss_gradient(loss, shape)
 
     @torch.no_grad()
-    def add_gradient(self, inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
-        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m)."""
-        losses, gradient = self._loss(self._forward(inputs), targets, present)
+    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
+        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m).
+
+        The second value as in Vmapped's.
+        """
+        losses, gradient = self._loss(self._forward(samples.inputs), samples.targets, present)
         for number in range(len(self._layers) - 1, self._first - 1, -1):
             further = self._layers[number].backward(gradient, number > self._first)
             gradient = gradient if further is None else further
-        return (losses * present).sum(1)
+        return (losses * present).sum(1), None
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:

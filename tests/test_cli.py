@@ -636,3 +636,12 @@ def test_a_point_by_hand_is_tried(tunecli: Command, home: Path) -> None:
         trials = tunecli("report", "tiny", "--format", "json").document["trials"]
         assert len(trials) == 11
         assert trials[-1]["hparams"].items() >= {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.25}.items()
+
+
+def test_importance_is_in_report_after_a_search(tunecli: Command) -> None:
+    assert tunecli("search", "iris", "--trials", "20", "--sampler", "random", "--set", "train.epochs=2").code == 0
+    shares = tunecli("report", "iris", "--format", "json").document["importance"]
+    assert shares.keys() >= {"optimizer", "learning_rate", "batch_size"}
+    assert sum(shares.values()) == pytest.approx(1)
+    report = tunecli("report", "iris").out
+    assert "\nImportance of hparams\nWhat sets the best tenth of 20 complete and pruned trials apart" in report

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tunecli.report import formats, tables
 from tunecli.report.summary import Summary, as_document, curve_bars, short, short_hparams, summarize, wrap
-from tunecli.trial import Measurement, State, Trial
+from tunecli.trial import Importance, Measurement, State, Trial
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.0123456, "momentum": 0.9, "batch_size": 32, "model.hidden": (64, 32)}
 ADAM = {"optimizer": "adam", "learning_rate": 0.001, "beta1": 0.85, "beta2": 0.9999, "batch_size": "full", "l1": 1e-8}
@@ -214,6 +214,8 @@ Learning curves: accuracy on validation, epoch by epoch
 4  0.1250  ▁▅█  0.8750
 0  0.2500  ▁▅█  0.7500
 
+No importance of hparams: it takes 20 complete or pruned trials, and there are 4
+
 Failed
   2 x diverged: training loss is nan (trial 3, 6)
       optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32,
@@ -240,6 +242,8 @@ Learning curves: accuracy on validation, epoch by epoch
 2  0.5000  ▁█▆  0.7500
 4  0.1250  ▁▅█  0.8750
 0  0.2500  ▁▅█  0.7500
+
+No importance of hparams: it takes 20 complete or pruned trials, and there are 4
 
 Failed
   2 x diverged: training loss is nan (trial 3, 6)
@@ -393,3 +397,26 @@ def test_hparams_are_named_in_the_order_of_the_space() -> None:
 )
 def test_a_length_of_time_is_told_in_two_units(seconds: float, expected: str) -> None:
     assert tables.duration(seconds) == expected
+
+
+EXPLAINED = """
+Importance of hparams
+What sets the best tenth of 57 complete and pruned trials apart, PED-ANOVA:
+learning_rate  63%  ████████████████████████████████████████
+model.hidden   25%  ████████████████
+l1             12%  ████████
+momentum        0%
+
+Failed"""
+
+
+def test_importance_is_drawn_as_bars_and_written_as_shares() -> None:
+    shares = {"learning_rate": 0.63, "model.hidden": 0.25, "l1": 0.12, "momentum": 0.0}
+    found = replace(summary(*TRIALS), importance=Importance(57, shares))
+    assert EXPLAINED in drawn(found)
+    assert json.loads(formats.as_json(found))["importance"] == shares
+    assert json.loads(formats.as_json(summary(*TRIALS)))["importance"] is None
+    equal = replace(found, importance=Importance(57, {}))
+    assert "\nNo importance of hparams: all trials are equally good\n" in drawn(equal)
+    many = summary(*(trial(number, State.COMPLETE, [0.5]) for number in range(20)))
+    assert "\nNo importance of hparams: it is computed when a search ends" in drawn(many)

@@ -98,6 +98,21 @@ class Trial:
         return self.end_tick if self.end_tick is not None else self.start_tick + self.fidelity - 1
 
 
+LEAST_COMPARED = 20
+"""With fewer trials there is no best tenth to speak of: two trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """Each hparam's share in what sets the best of so many trials apart, from the largest on; empty where nothing does.
+
+    The shares add up to 1.
+    """
+
+    trials: int
+    shares: Mapping[str, float]
+
+
 def better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is strictly better; a NaN is better than nothing."""
     return value > than if direction == "maximize" else value < than

@@ -69,6 +69,7 @@ def read_summary(folder: Path) -> Summary:
         epochs=None if record.of_program else int(record.document["train"]["epochs"]),
         trials=record.trials,
         exhausted=_exhausted(record),
+        importance=record.importance,
     )
     if summary.best is None or record.command is None:
         return summary

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunecli.trial import Hparams, State, Trial, best_trial, better
+from tunecli.trial import LEAST_COMPARED, Hparams, Importance, State, Trial, best_trial, better
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Summary:
     ticks: int
     exhausted: int | None = None
     command: str | None = None
+    importance: Importance | None = None
 
     @property
     def split(self) -> str | None:
@@ -49,6 +50,16 @@ class Summary:
         return "report" if self.epochs is None else "epoch"
 
     @property
+    def unexplained_because(self) -> str | None:
+        """Why there is no importance of hparams, or None where there is."""
+        if self.importance is None:
+            compared = self.counts[State.COMPLETE] + self.counts[State.PRUNED]
+            if compared < LEAST_COMPARED:
+                return f"it takes {LEAST_COMPARED} complete or pruned trials, and there are {compared}"
+            return "it is computed when a search ends"
+        return None if self.importance.shares else "all trials are equally good"
+
+    @property
     def ended(self) -> int:
         return sum(count for state, count in self.counts.items() if state.ended)
 
@@ -62,6 +73,7 @@ def summarize(
     epochs: int | None,
     trials: Sequence[Trial],
     exhausted: int | None = None,
+    importance: Importance | None = None,
 ) -> Summary:
     """Count, rank and add up. `asked` is the study's total of trials, `seconds` the training time of all of them."""
     sign = -1.0 if direction == "maximize" else 1.0
@@ -81,6 +93,7 @@ def summarize(
         seconds=sum(trial.seconds for trial in trials),
         ticks=max((trial.last_tick for trial in trials), default=0),
         exhausted=exhausted,
+        importance=importance,
     )
 
 
@@ -106,6 +119,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "counts": {str(state): count for state, count in summary.counts.items()},
         "ties": summary.ties,
         "seconds": summary.seconds,
+        "importance": None if summary.importance is None else dict(summary.importance.shares),
         "exhausted": summary.exhausted is not None,
         "best": None if summary.best is None else trial_document(summary.best),
         **({} if summary.command is None else {"command": summary.command}),

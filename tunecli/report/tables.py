@@ -44,7 +44,26 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     if any(trial.curve for trial in shown):
         yield Text(f"\nLearning curves: {summary.what}, {summary.unit} by {summary.unit}", style="bold")
         yield _curves(summary, [trial for trial in shown if trial.curve], width)
+    yield from _importance(summary, width)
     yield from _failures(summary, width)
+
+
+def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
+    found, reason = summary.importance, summary.unexplained_because
+    if found is None or reason is not None:
+        yield Text(f"\nNo importance of hparams: {reason}", style="dim")
+        return
+    yield Text("\nImportance of hparams", style="bold")
+    yield Text(f"What sets the best tenth of {found.trials:,} complete and pruned trials apart, PED-ANOVA:")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    longest = max(found.shares.values())
+    for name, share in found.shares.items():
+        bar = "█" * round(share / longest * max(8, min(40, width - 40)))
+        table.add_row(name, f"{share:.0%}", Text(bar, style="cyan"))
+    yield table
 
 
 def _heading(summary: Summary) -> Text:

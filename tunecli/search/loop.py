@@ -16,6 +16,7 @@ from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_devic
 from tunecli.engine.task import make_task
 from tunecli.errors import StorageError, TunecliError
 from tunecli.home import write_question
+from tunecli.importance import asked_by_hparam, importance
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import contradiction
@@ -119,9 +120,17 @@ class Loop:
             yield self.ledger.progress()
         if stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
+        self._explain()
         self.store.flush()
         self.shelf.clear_away()
         yield Ended(how, self.ledger.progress())
+
+    def _explain(self) -> None:
+        trials = [trial for trial in self.ledger.trials if trial.state.ended]
+        asked = {trial.number: asked_by_hparam(self.study.space, trial.hparams) for trial in trials}
+        found = importance(trials, asked, self.direction)
+        if found is not None:
+            self.store.explain(found)
 
     def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
         """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""

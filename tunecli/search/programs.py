@@ -18,12 +18,13 @@ import optuna
 from tunecli import __version__
 from tunecli.errors import InputError, SourceError
 from tunecli.home import write_question
+from tunecli.importance import importance
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
-from tunecli.store import Record, Store, create_study
+from tunecli.store import Record, Store, create_study, read
 from tunecli.study import ProgramStudy
 from tunecli.study.program import cores
 from tunecli.suggest import Asked, Suggester
@@ -112,6 +113,12 @@ class ProgramLoop:
         if stop() and (self.runs or self.ledger.missing > 0):
             how = "stopped"
         self.store.flush()
+        # What the objectives asked for is in the record, and nowhere else.
+        record = read(self.folder / "study.db")
+        found = importance(record.trials, record.asked, self.study.direction)
+        if found is not None:
+            self.store.explain(found)
+            self.store.flush()
         yield Ended(how, self.ledger.progress())
 
     def _fill(self) -> None:

@@ -29,7 +29,7 @@ from tunecli.store.schema import (
     is_unfinished,
     tables,
 )
-from tunecli.trial import Hparams, Measurement, State, Trial, first_best
+from tunecli.trial import Hparams, Importance, Measurement, State, Trial, first_best
 
 STATES = {
     "RUNNING": State.RUNNING,
@@ -69,6 +69,7 @@ class Record:
     trials: tuple[Trial, ...]
     kept: Mapping[int, str]
     readings: tuple[Reading, ...]
+    importance: Importance | None
     asked: Mapping[int, Mapping[str, tuple[str, float]]]
 
     @property
@@ -134,6 +135,7 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         environment=json.loads(ours["environment"]),
         created=ours["created"],
         trials=tuple(trials),
+        importance=Importance(**json.loads(ours["importance"])) if ours["importance"] else None,
         asked={ids[trial_id]: own for trial_id, own in params.items()},
         kept=kept,
         readings=tuple(

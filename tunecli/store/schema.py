@@ -31,7 +31,7 @@ from sqlalchemy.pool import NullPool
 from tunecli.errors import InputError, StorageError
 from tunecli.files import make_folder, sync_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OPTUNA_SCHEMA_VERSION = 12
 BUSY_SECONDS = 60
 
@@ -64,6 +64,8 @@ STUDIES = Table(
     Column("plan", Text, nullable=False),
     Column("data_hash", String(64), nullable=False),
     Column("environment", Text, nullable=False),
+    # Written when a search ends.
+    Column("importance", Text),
     Column("created", DateTime, nullable=False),
 )
 

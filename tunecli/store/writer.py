@@ -29,7 +29,7 @@ from tunecli.store.schema import (
     unwritable,
     utc_now,
 )
-from tunecli.trial import Measurement, State, Trial
+from tunecli.trial import Importance, Measurement, State, Trial
 
 GROUP_SECONDS = 0.1
 """Ticks that end within this time share a commit: a commit waits for the disk, a short tick must not."""
@@ -97,6 +97,11 @@ class Store:
     def restate(self, document: Mapping[str, Any]) -> None:
         """The question as it is asked now: more trials, say."""
         self._pending["question"].append({"own": self._study_id, "document": json.dumps(document)})
+
+    def explain(self, found: Importance) -> None:
+        """How much each hparam had to do with the outcome, as far as the study has come."""
+        text = json.dumps({"trials": found.trials, "shares": dict(found.shares)})
+        self._pending["importance"].append({"own": self._study_id, "importance": text})
 
     def enqueue(self, trial: Trial) -> None:
         """A trial waits with what was given of its hparams, as Optuna's `enqueue_trial` leaves it."""
@@ -245,6 +250,7 @@ class Store:
         trials = optuna["trials"]
         return {
             "question": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
+            "importance": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "trial": insert(trials),
             "given": insert(optuna["trial_system_attributes"]),
             "begin": update(trials).where(trials.c.trial_id == bindparam("own")),

@@ -14,7 +14,8 @@ from torch.nn import functional
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine, Plan, Task
 from tunecli.engine.gradients import Layout
-from tunecli.engine.rowwise import Rowwise, find_chain
+from tunecli.engine.rowwise import Rowwise, find_chain, sample_keys
+from tunecli.engine.rowwise.dropout import Dropout
 from tunecli.metrics import LOSSES, METRICS, Loss
 from tunecli.models import build
 from tunecli.trial import Run
@@ -89,7 +90,7 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
     assert isinstance(samples.inputs, Tensor)
     shared = samples.inputs[:5]
     found_outputs = way.outputs(shared, 5)
-    found_losses = way.add_gradient(block.inputs, block.targets, present)
+    found_losses, _ = way.add_gradient(block, present)
     for row in range(rows):
         own = samples.take(torch.arange(len(samples)).view(rows, -1)[row])
         losses, expected, _ = alone(module, layout, weights[row], own, present[row], loss)
@@ -118,6 +119,81 @@ def test_embeddings_of_tokens_have_the_gradient_of_plain_autograd(padding: int |
     module = nn.Sequential(table, nn.LayerNorm(4), nn.Flatten(), nn.Tanh(), nn.Linear(20, CLASSES)).double()
     samples = Samples(torch.randint(9, (3 * 16, 5)), torch.randint(CLASSES, (3 * 16,)))
     assert_equal_alone(module, samples, LOSSES["cross_entropy"], rows=3)
+
+
+# Dropout.
+
+
+def hashed(p: float, runs: int, samples: int, elements: int, epoch: int = 0) -> Tensor:
+    """Which elements are kept, (runs, samples, elements)."""
+    seeds = torch.tensor([Run(run, 0, {}, 1).seed("forward", epoch) & 0xFFFFFFFF for run in range(runs)])
+    layer = Dropout(nn.Dropout(p), 2)
+    layer.draw_by(sample_keys(seeds, torch.arange(samples).expand(runs, -1)))
+    return layer.forward(torch.ones(runs, samples, elements)) > 0
+
+
+def assert_odds(found: Tensor, odds: float) -> None:
+    """Within five standard deviations of what independent draws show."""
+    own = found.double()
+    assert abs(float(own.mean()) - odds) < 5 * (odds * (1 - odds) / own.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_dropout_keeps_its_share_whatever_it_is_counted_over(p: float) -> None:
+    kept = hashed(p, 40, 64, 128)
+    odds = 1 - p
+    assert_odds(kept, odds)
+    # Neighbours agree as often as independent draws do: of elements, samples, runs and epochs, and four by four.
+    for dim, size in enumerate(kept.shape):
+        for far in (1, 2, 16):
+            assert_odds(kept.narrow(dim, 0, size - far) & kept.narrow(dim, far, size - far), odds**2)
+    assert_odds(kept & hashed(p, 40, 64, 128, epoch=1), odds**2)
+    both = kept[:, :-1] & kept[:, 1:]
+    assert_odds(both[..., :-1:2] & both[..., 1::2], odds**4)
+    for dim in range(3):
+        others = [own for own in range(3) if own != dim]
+        share = kept.double().mean(others)
+        assert float((share - odds).abs().max()) < 6 * (p * odds * len(share) / kept.numel()) ** 0.5
+
+
+def test_dropout_has_the_gradient_of_the_same_mask() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(FEATURES, 9), nn.Dropout(0.4), nn.Tanh(), nn.Linear(9, CLASSES)).double()
+    layout, weights = random_rows(module, 2)
+    samples = Samples(torch.randn(2, 16, FEATURES).double(), torch.randint(CLASSES, (2, 16)))
+    gradient, chain = torch.zeros_like(weights), find_chain(module)
+    assert chain is not None
+    way = Rowwise(chain, layout, weights, gradient, LOSSES["cross_entropy"])
+    keys = sample_keys(torch.tensor([3, 4]), torch.arange(32).view(2, 16))
+    way.draw_by(keys)
+    way.add_gradient(samples, torch.ones(2, 16).double())
+    mask = Dropout(nn.Dropout(0.4), 1)
+    mask.draw_by(keys)
+    scales = mask.forward(torch.ones(2, 16, 9).double())
+    for row in range(2):
+        views = {name: view[0].clone().requires_grad_() for name, view in layout.views(weights[row][None]).items()}
+        hidden = functional.linear(samples.inputs[row], views["0.weight"], views["0.bias"]) * scales[row]  # type: ignore[call-overload,index]
+        outputs = functional.linear(hidden.tanh(), views["3.weight"], views["3.bias"])
+        functional.cross_entropy(outputs, samples.targets[row], reduction="sum").backward()
+        for name, view in layout.views(gradient[row][None]).items():
+            torch.testing.assert_close(view[0], views[name].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_does_not_depend_on_how_many_samples_are_read_at_once() -> None:
+    """Whole batches of 48 as micro-batches of 16, of 48, and beside others: to rounding the same training."""
+
+    def losses(cap: int, others: int) -> list[float]:
+        task = make_task(lambda: nn.Sequential(nn.Linear(FEATURES, 9), nn.Dropout(0.4), nn.Linear(9, CLASSES)))
+        engine = LocalEngine(task, Plan("rules", cap=cap, block_rows=8, threads=1))
+        runs = [
+            Run(number, 0, {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 24}, 3) for number in range(others)
+        ]
+        for run in runs:
+            engine.start(run)
+        return [engine.advance(math.inf)[0].train_loss for _ in range(3)]
+
+    assert losses(16, 1) == losses(16, 5)
+    assert losses(16, 1) == pytest.approx(losses(64, 1), rel=1e-5)
 
 
 # Which models have them.
@@ -232,7 +308,24 @@ def normed() -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("make", [Own, lambda: build_mlp("linear"), lambda: build_mlp("mlp")])
+class Dropping(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.dropout(self.body(x).relu()))
+        return outputs
+
+
+class Noisy(Dropping):
+    """Draws what no layer of torch's draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("make", [Own, Dropping, lambda: build_mlp("linear"), lambda: build_mlp("mlp")])
 def test_layers_with_rules_are_computed_by_them(make: Any) -> None:
     assert LocalEngine(make_task(make), RULES).traits(RUN).way == "rules"
 
@@ -245,6 +338,7 @@ def build_mlp(source: str) -> nn.Module:
     "make",
     [
         Residual,
+        Noisy,
         Counting,
         Training,
         Scaled,
@@ -286,7 +380,7 @@ def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Flatten(), nn.GELU(), nn.Linear(20, CLASSES))
     layout, weights = random_rows(module, 3)
-    tokens, targets = torch.randint(9, (3, 16, 5)), torch.randint(CLASSES, (3, 16))
+    samples = Samples(torch.randint(9, (3, 16, 5)), torch.randint(CLASSES, (3, 16)))
     chain, ones = find_chain(module), torch.ones(3, 16)
     assert chain is not None
 
@@ -294,7 +388,7 @@ def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
         rows = weights.clone()
         rows[1] *= value
         found = torch.zeros_like(rows)
-        Rowwise(chain, layout, rows, found, LOSSES["cross_entropy"]).add_gradient(tokens, targets, ones)
+        Rowwise(chain, layout, rows, found, LOSSES["cross_entropy"]).add_gradient(samples, ones)
         return found
 
     calm, wild = gradients(1.0), gradients(math.inf)

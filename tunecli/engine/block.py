@@ -19,7 +19,7 @@ from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
-from tunecli.engine.rowwise import Rowwise
+from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.update import Due, plan_updates, update
 from tunecli.errors import ModelError, TunecliError
@@ -98,6 +98,8 @@ class Block:
             self._sizes.append(sizes)
         self._index, self._present, self._active = index.to(device), present.to(device), active.to(device)
         self._updates = [self._plan_updates(low, high, steps) for low, high, _ in _rules(self._slots)]
+        seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self._slots]
+        self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
         self._norm = torch.zeros(height, dtype=torch.float64, device=device)
         # What a user's step counts: in the batch so far, and in the epoch.
@@ -173,6 +175,8 @@ class Block:
             length = self._batches[0].lengths[step]
             index, present = index[0, :length], present[0, :length]
         read = self._train.take(index)
+        if isinstance(self._way, Rowwise) and self._lane.stochastic:
+            self._way.draw_by(sample_keys(self._seeds, index))
         with self._randomness(step):
             losses, counts = self._way.add_gradient(read, present)
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
@@ -196,7 +200,7 @@ class Block:
 
     def _randomness(self, step: int) -> AbstractContextManager[None]:
         """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""
-        if not self._lane.stochastic:
+        if not self._lane.stochastic or self._lane.micro is not None:
             return nullcontext()
         slot = self._slots[0]
         return seeded(slot.run.seed("forward", slot.ticks, step))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
     if stochastic:
+        quiet = _traits_without_dropout(module, twin, samples, loss) if way == "rules" else None
+        if quiet is not None and quiet.way == "rules":
+            return replace(quiet, stochastic=True)
         return Traits("looped", "dropout", True, mixes)
     if mixes or stateful:
         return Traits("looped", "samples of a batch depend on each other", mixes_samples=True)
@@ -76,6 +80,20 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     adds_up = torch.allclose(found[0], found[1] + found[2], rtol=1e-3, atol=1e-4)
     mixes = step.per_batch or not adds_up or _has_batch_norm(module)
     return Traits("looped", "train.step is the user's own", True, mixes)
+
+
+def _traits_without_dropout(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss) -> Traits:
+    """Those of the model without its dropout layers: where they are all that it draws by, they have rules as well."""
+    try:
+        quiet = deepcopy(module)
+    except Exception:  # a module need not be one that can be copied
+        return Traits("looped", "dropout", True)
+    for part in quiet.modules():
+        if type(part) is nn.Dropout:
+            part.p = 0.0
+    if _behaviour(quiet, samples, loss)[0]:
+        return Traits("looped", "dropout", True)
+    return traits(quiet, twin, samples, loss, "rules")
 
 
 def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, bool]:
@@ -146,6 +164,8 @@ class _Trial:
             return f"vmap cannot follow its forward pass ({type(error).__name__})"
         with torch.no_grad(), evaluating(self._module):
             given = as_outputs(call(self._module, samples.inputs), len(samples))
+        if not self._loss.own:  # one number a sample may come as (N,), of which rules make (N, 1)
+            given, outputs = given.reshape(len(samples), -1), outputs.reshape(*outputs.shape[:2], -1)
         same = _agree(gradient, self._expected()) and outputs.shape[1:] == given.shape and _agree(outputs, given)
         return None if same else "vmap gives another gradient"
 

@@ -5,6 +5,7 @@ backward pass adds straight into the gradient matrix. What has no rule here goes
 """
 
 from tunecli.engine.rowwise.chain import Chain, find_chain
+from tunecli.engine.rowwise.dropout import sample_keys
 from tunecli.engine.rowwise.way import Rowwise
 
-__all__ = ["Chain", "Rowwise", "find_chain"]
+__all__ = ["Chain", "Rowwise", "find_chain", "sample_keys"]

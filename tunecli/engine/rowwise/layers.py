@@ -241,6 +241,8 @@ RULES: dict[type[nn.Module], Callable[[Any, Weights], Layer]] = {
 
 
 def has_rule(module: nn.Module) -> bool:
+    if type(module) is nn.Dropout:
+        return True
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
         return False
     if isinstance(module, nn.Flatten) and module.start_dim == 0:

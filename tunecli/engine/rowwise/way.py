@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
 from tunecli.engine.rowwise.chain import Chain
+from tunecli.engine.rowwise.dropout import Dropout
 from tunecli.engine.rowwise.layers import RULES, Elementwise, Layer, Linear, Weights
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.metrics import Loss
@@ -26,7 +27,13 @@ class Rowwise:
         self._rows = len(weights)
         self._layers: list[Layer] = []
         self._trained: list[bool] = []
+        self._dropouts: list[Dropout] = []
         for name, module in chain:
+            if isinstance(module, nn.Dropout):
+                self._dropouts.append(Dropout(module, len(self._layers)))
+                self._layers.append(self._dropouts[-1])
+                self._trained.append(False)
+                continue
             names = {key: f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()}
             own = {key: gradients[full] for key, full in names.items() if full in gradients}
             shared = {key: p.detach().expand(len(weights), *p.shape) for key, p in module.named_parameters()}
@@ -38,6 +45,11 @@ class Rowwise:
             if isinstance(before, Linear) and isinstance(after, Elementwise):
                 after.take_over()
         self._loss = loss_gradient(loss, shape)
+
+    def draw_by(self, keys: Tensor | None) -> None:
+        """What the coming forward pass draws by (B, m), as `sample_keys` gives them; None draws nothing."""
+        for dropout in self._dropouts:
+            dropout.draw_by(keys)
 
     @torch.no_grad()
     def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
@@ -55,6 +67,7 @@ class Rowwise:
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         """(B, N, O) for inputs (N, *feature) of N samples, in evaluation mode."""
         assert isinstance(inputs, Tensor)
+        self.draw_by(None)
         return self._forward(inputs.expand(self._rows, *inputs.shape))
 
     def _forward(self, inputs: Inputs) -> Tensor:

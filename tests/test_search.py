@@ -517,8 +517,9 @@ def test_what_is_free_to_change_is_no_other_question(question: Question, half: P
 
 
 def table(path: Path, shift: float = 0.0) -> None:
-    rows = [f"{x},{(x * 7) % 5},{'ab'[x % 2]}" for x in range(60)]
-    rows[30] = f"{30 + shift},{(30 * 7) % 5},a"
+    # In quarters: whole numbers in a row would be taken for a counter and left out.
+    rows = [f"{x / 4},{(x * 7) % 5},{'ab'[x % 2]}" for x in range(60)]
+    rows[30] = f"{30 / 4 + shift},{(30 * 7) % 5},a"
     path.write_text("\n".join(["x,z,y", *rows]) + "\n")
 
 
@@ -718,13 +719,13 @@ def test_an_unknown_device_is_a_usage_error(question: Question, tmp_path: Path) 
 def test_another_file_of_the_same_name_is_not_the_study_that_was_searched(tmp_path: Path) -> None:
     def table(folder: str, shift: int) -> Study:
         (tmp_path / folder).mkdir()
-        rows = "".join(f"{place},{(place * shift) % 2}\n" for place in range(60))
+        rows = "".join(f"{place / 4},{(place * shift) % 2}\n" for place in range(60))
         (tmp_path / folder / "t.csv").write_text("x,y\n" + rows)
         document = {"data": {"source": "t.csv", "target": "y"}, "train": {"epochs": 1}, "search": {"trials": 2}}
         return make_study(document, tmp_path / folder, "t", where="t.csv")
 
     first, second = table("a", 1), table("b", 3)
-    (tmp_path / "b" / "t.csv").write_text((tmp_path / "b" / "t.csv").read_text().replace("59,", "61,"))
+    (tmp_path / "b" / "t.csv").write_text((tmp_path / "b" / "t.csv").read_text().replace("14.75,", "15.25,"))
     assert ending(first, tmp_path / "t").how == "done"
     with pytest.raises(InputError, match="other samples"):
         run(second, tmp_path / "t")

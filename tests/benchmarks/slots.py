@@ -5,9 +5,9 @@
 "mix" is the default space's mix of batch sizes, "32" that size alone; optimizers are mixed in both. The sides take
 turns in one process, A B A B, and train the same recipes with or without L1 alike:
 
-    rules, vmap, looped   the engine under the plans of this name
-    res                   a plain loop on tensors in memory, Adam(fused=True) for every recipe
-    DL                    the same with a DataLoader, as in every tutorial
+    chosen, vmap, looped   the engine under the plan that a study with a window of 32 gets, and under two others
+    res                    a plain loop on tensors in memory, Adam(fused=True) for every recipe
+    DL                     the same with a DataLoader, as in every tutorial
 
 Times are the process's CPU time, which on one thread is the wall time of an idle machine: others may be at work.
 """

@@ -40,10 +40,10 @@ def choose_plan(weights: int, window: int, processors: int | None = None) -> Pla
     """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds eight trials, by rules or
-    by vmap. One lane that holds every trial beats several that are partly full, hence the low cap: at a window of 32 over
-    the default mix of batch sizes, a cap of 32 costs a third more and one of 64 half as much again, and blocks of 16
-    rows cost what blocks of 32 do. One thread: two gain a sixth on an idle machine, and lose tenfold where another
-    process wants the second core.
+    by vmap. One lane that holds every trial beats several that are partly full, hence the low cap: at a window of 32
+    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again; blocks of 16 rows cost
+    what blocks of 32 do. One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants
+    the second core.
     """
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=processors or os.cpu_count() or 1)

@@ -180,8 +180,9 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
         update(state, gradient, [plan(step, slice(0, 1), slice(0, 1))])
     found = layout.views(state.weights)
     for name, parameter in module.named_parameters():
-        # A product of one matrix and a product of several round differently, now and then, in their bfloat16.
-        atol = point["learning_rate"] * 2**-6 if parameter.dim() == 2 else 1e-12
+        # A product of one matrix and a product of several round differently, now and then: in each of the ten steps by
+        # a unit or two in the last place of bfloat16, 2**-8, of an update whose entries are at most about 1.
+        atol = point["learning_rate"] * 10 * 2**-7 if parameter.dim() == 2 else 1e-12
         torch.testing.assert_close(found[name][0], parameter.detach(), rtol=1e-9, atol=atol)
 
 

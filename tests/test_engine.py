@@ -913,6 +913,14 @@ def test_dropout_is_drawn_per_run(make_engine: MakeEngine) -> None:
     assert without[0] != crowd[0]
 
 
+@pytest.mark.parametrize("p", [0.001, 0.01, 0.05])
+@pytest.mark.parametrize("hidden", [1, 4])
+def test_dropout_so_rare_that_a_few_samples_show_none_is_dropout(p: float, hidden: int) -> None:
+    task = make_task(lambda: nn.Sequential(nn.Linear(FEATURES, hidden), nn.Dropout(p), nn.Linear(hidden, CLASSES)))
+    found = LocalEngine(task, PLANS["rules, blocks of 8"]).traits(make_run(0))
+    assert (found.stochastic, found.way) == (True, "rules")
+
+
 def test_dropout_is_drawn_anew_for_each_batch_and_epoch(make_engine: MakeEngine) -> None:
     """Equal samples and a learning rate of zero: what dropout draws is all that can change the training loss."""
 

@@ -817,6 +817,18 @@ def test_points_by_hand_survive_being_stopped_often(question: Question, tmp_path
     assert answer(tmp_path / "often") == answer(tmp_path / "whole")
 
 
+def test_a_point_tried_beyond_the_trials_of_a_study_is_finished_after_a_stop(
+    question: Question, tmp_path: Path
+) -> None:
+    study, wanted = question(trials=4), [{"learning_rate": 0.01}]
+    run(study, tmp_path)
+    stops = iter([False])
+    assert ending(study, tmp_path, tries=wanted, stop=lambda: next(stops, True)).how == "stopped"
+    assert trials(tmp_path)[-1].state is State.RUNNING
+    assert ending(study, tmp_path).progress.total == 5
+    assert all(trial.state.ended for trial in trials(tmp_path))
+
+
 def test_optuna_shows_what_waits_and_what_it_enqueues_in_a_study_at_rest_is_tried(
     question: Question, tmp_path: Path
 ) -> None:

@@ -104,13 +104,14 @@ def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> l
 
 
 def _total(study: Study, trials: Sequence[Trial], queued: int) -> int:
-    """How many trials the study has when it is done: no more than there are points, and all that wait."""
+    """How many trials the study has when it is done: no more than there are points, and all that were given by hand."""
     total = study.search.trials
     started = sum(trial.state is not State.WAITING for trial in trials)
     left = points_left(study.search.sampler, study.space, trials)
     if left is not None:
         total = min(total, started + left)
-    waits = queued or started < len(trials)
+    # One that was given late and then interrupted is in flight, beyond what is asked for.
+    waits = queued or any(not trial.state.ended and (trial.given or trial.state is State.WAITING) for trial in trials)
     return max(total, len(trials) + queued) if waits else total
 
 

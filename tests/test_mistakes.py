@@ -48,11 +48,11 @@ def write_study(folder: Path, *, study: str = STUDY, own: str = OWN) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content, but for what Python and a lock leave."""
+    """Every folder and file below a folder, each with its content, but for what Python leaves. A lock has none."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and path.name != "lock" else b""
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and path.name != "lock"
+        if "__pycache__" not in path.parts
     }
 
 

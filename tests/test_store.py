@@ -680,3 +680,37 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
         create(tmp_path / "file" / "study.db")
     with pytest.raises(StorageError, match="cannot write"), hold(tmp_path / "file"):
         pass
+
+
+def test_a_study_that_comes_to_nothing_leaves_no_folder_and_one_that_has_begun_stays(tmp_path: Path) -> None:
+    with hold(tmp_path / "home" / "own"):
+        assert (tmp_path / "home" / "own" / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with hold(tmp_path / "home" / "own"):
+        (tmp_path / "home" / "own" / "study.toml").write_text("")
+    assert {path.name for path in (tmp_path / "home" / "own").iterdir()} == {"lock", "study.toml"}
+
+
+def test_a_lock_that_is_removed_while_another_process_opens_it_is_held_by_one_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from tunecli.errors import StorageError\n"
+        "from tunecli.store import hold\n"
+        "folder, log = map(pathlib.Path, sys.argv[1:])\n"
+        "for _ in range(300):\n"
+        "    try:\n"
+        "        with hold(folder):\n"
+        "            with open(log, 'a') as file:\n"
+        "                file.write('in ')\n"
+        "                file.flush()\n"
+        "                file.write('out ')\n"
+        "    except StorageError:\n"
+        "        pass\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "own"), str(tmp_path / "log")]) for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    words = (tmp_path / "log").read_text().split()
+    assert words
+    assert words == ["in", "out"] * (len(words) // 2)

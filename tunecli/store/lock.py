@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunecli.errors import InputError, StorageError
@@ -15,7 +15,46 @@ from tunecli.files import find_link, make_folder
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Hold the study in `folder` for writing. Raises StorageError where another process does, InputError where it has
-    links in it; the folder itself may be one."""
+    links in it; the folder itself may be one.
+
+    A study that comes to nothing, because its question is a mistake, leaves no folder behind.
+    """
+    home_is_new = not folder.parent.exists()
+    descriptor = _acquire(folder)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        with suppress(OSError):  # it may have been renamed, and others may be beginning their studies
+            if os.listdir(folder) == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()
+                if home_is_new:
+                    folder.parent.rmdir()
+        os.close(descriptor)
+
+
+def _acquire(folder: Path) -> int:
+    """The locked file's descriptor."""
+    while True:
+        descriptor = _open(folder)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise StorageError(
+                f"the study in {folder} is held by another tunecli (process {holder or 'unknown'})",
+                hint="wait until it ends, or give this search a name of its own",
+            ) from error
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        # Another process removed it, with its study that came to nothing, after it was opened here.
+        os.close(descriptor)
+
+
+def _open(folder: Path) -> int:
     path = folder / "lock"
     try:
         make_folder(folder)
@@ -24,25 +63,11 @@ def hold(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{link} is a link, and what a study writes to must be its own", hint="put a copy in its place"
             )
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"
         ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise StorageError(
-                f"the study in {folder} is held by another tunecli (process {holder or 'unknown'})",
-                hint="wait until it ends, or give this search a name of its own",
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def is_held(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
 from tunecli.command import Command
 from tunecli.errors import InputError, SourceError, StudyFileError
@@ -274,6 +275,27 @@ def test_unseeded_randomness_comes_from_the_seed_of_the_study(tmp_path: Path) ->
     def objective(trial):
         return random.random() + np.random.rand()
     """
+    check_seeds(tmp_path, text)
+
+
+@pytest.mark.parametrize("where", ["import torch\n", "def objective(trial):\n    import torch\n"])
+def test_unseeded_torch_is_seeded_wherever_it_is_imported(tmp_path: Path, where: str) -> None:
+    body = "" if "def" in where else "def objective(trial):\n"
+    check_seeds(tmp_path, f"{where}{body}    return torch.rand(()).item()\n")
+
+
+def test_a_seed_of_the_script_itself_stands(tmp_path: Path) -> None:
+    text = "import torch\ntorch.manual_seed(3)\ndef objective(trial):\n    return torch.rand(()).item()\n"
+    (tmp_path / "own").mkdir()
+    study = objective(tmp_path / "own", text, trials=1)
+    run(study)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        assert trials(study)[0].value == torch.rand(()).item()
+
+
+def check_seeds(tmp_path: Path, text: str) -> None:
+    """One seed gives the same values again, another one others."""
     values = []
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         (tmp_path / name).mkdir()

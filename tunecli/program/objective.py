@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import json
 import os
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,9 +29,6 @@ from tunecli.errors import SourceError
 from tunecli.program.worker import Channel
 from tunecli.source import describe, load_function, source_file
 
-_TORCH_SEED = 67280421310721
-"""torch's default seed: while it stands, the script has set none."""
-
 
 def run(channel: Channel) -> None:
     """Load the objective, call it, say how it ended; then end the process."""
@@ -41,14 +42,12 @@ def run(channel: Channel) -> None:
     # Before the script is loaded: a seed of its own then stands.
     random.seed(task["seed"])
     np.random.seed(task["seed"] % 2**32)
+    sys.meta_path.insert(0, _SeedTorch(task["seed"]))
     try:
         objective = _load(source, base)
     except SourceError as error:
         channel.end("unloadable", reason=error.message, hint=error.hint)
         return
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.initial_seed() == _TORCH_SEED:
-        torch.manual_seed(task["seed"])
     channel.ask(ready=True)
     how, more = _call(objective, _make_trial(channel), path)
     # What the script leaves for the end of its process is done; threads that it left running are not waited for.
@@ -57,6 +56,30 @@ def run(channel: Channel) -> None:
     sys.stderr.flush()
     channel.end(how, **more)
     os._exit(0)
+
+
+class _SeedTorch(MetaPathFinder):
+    """Seeds torch as soon as a script imports it: it takes two seconds to load, and not every script needs it."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("torch")
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_seed(module: ModuleType) -> None:
+                execute(module)
+                module.manual_seed(self._seed)
+
+            spec.loader.exec_module = execute_and_seed  # type: ignore[method-assign]
+        return spec
 
 
 class _OwnStudy(BaseException):

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tunecli import checkpoint, models
 from tunecli.engine.batches import epoch_order
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial, StorageError, TunecliError, UsageError
-from tunecli.finetune import Epoch, Finetuned, Request, finetune
+from tunecli.finetune import Epoch, Finetuned, Notice, Request, finetune
 from tunecli.search import search
 from tunecli.store import hold, read
 from tunecli.study import Study, load_data, read_study
@@ -390,6 +390,53 @@ def test_a_new_table_is_prepared_as_the_checkpoint_knows_it(question: Question, 
     start, _ = checkpoint.load(tmp_path / "tiny" / "checkpoints" / f"trial-{result.trial}")
     for value, own in ((result.before, start), (result.after, weights)):
         assert value == accuracy_score(new.test.targets, predicted(loaded(own, module), inputs))
+
+
+def test_levels_that_look_like_numbers_stay_levels_in_a_new_table_with_a_gap(
+    question: Question, tmp_path: Path
+) -> None:
+    """pandas reads 1, 2 and a gap as 1.0 and 2.0: levels that the checkpoint never saw."""
+    kinds = [str(1 + row % 3) for row in range(120)]
+    rows = [f"{kind},{0.1 * (row % 7)},{'yes' if kind == '1' else 'no'}" for row, kind in enumerate(kinds)]
+    old, new = [f"none,0.1,{'no'}"] * 3 + rows, [",0.1,no", *rows]
+    (tmp_path / "old.csv").write_text("\n".join(["kind,x,side", *old]) + "\n")
+    (tmp_path / "new.csv").write_text("\n".join(["kind,x,side", *new]) + "\n")
+    source = {"source": "old.csv", "target": "side"}
+    fixed = {"optimizer": "adam", "learning_rate": 0.1, "batch_size": 32}
+    list(search(question(base=tmp_path, data=source, space=fixed, trials=1), tmp_path / "tiny"))
+    assert [trial.value for trial in read(tmp_path / "tiny" / "study.db").trials] == [1.0]
+    assert train_on(tmp_path / "tiny", data=str(tmp_path / "new.csv"), epochs=1).before == 1.0
+
+
+def test_new_data_are_weighed_by_class_and_what_is_filled_in_is_told(question: Question, tmp_path: Path) -> None:
+    def side(x: Any, town: Any) -> Any:
+        return np.where(x + (town == "Bern") > 0.5, "up", "down")
+
+    def price(x: Any, town: Any) -> Any:
+        return 50 * x + (town == "Bern")
+
+    table(tmp_path / "old.csv", seed=0, offset=100.0, target=side)
+    table(tmp_path / "new.csv", seed=1, offset=100.0, target=side)
+    table(tmp_path / "price.csv", seed=1, offset=100.0, target=price)
+    path = tmp_path / "new.csv"
+    path.write_text("\n".join(line.partition(",")[2] for line in path.read_text().splitlines()) + "\n")
+    study = question(
+        base=tmp_path, data={"source": "old.csv", "target": "y"}, trials=1, train={"class_weight": {"up": 50.0}}
+    )
+    folder = tmp_path / "tiny"
+    list(search(study, folder))
+
+    def events(data: Path) -> tuple[float, list[str]]:
+        seen = list(finetune(folder, Request(data=str(data), epochs=1, hparams={"learning_rate": 0.0})))
+        loss = next(event.train_loss for event in seen if isinstance(event, Epoch))
+        return loss, [event.text for event in seen if isinstance(event, Notice)]
+
+    weighed, told = events(path)
+    assert told == ["column 'x' is missing and filled in"]
+    assert events(tmp_path / "price.csv")[1] == ["class_weight is left out: price has other classes"]
+    stated = (folder / "study.toml").read_text()
+    (folder / "study.toml").write_text(stated.replace("up = 50.0", "up = 1.0"))
+    assert events(path)[0] != weighed
 
 
 def test_a_new_regression_target_is_met_in_the_checkpoints_unit(question: Question, tmp_path: Path) -> None:

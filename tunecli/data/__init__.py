@@ -139,7 +139,7 @@ def load(
     "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch.
     Raises DataError, or SourceError from the user's function.
     """
-    from tunecli.data import bundled, npz, prepare, read, user
+    from tunecli.data import bundled, npz, prepare, read, table, user
 
     check_source(source, base)
     wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache)
@@ -149,7 +149,8 @@ def load(
     elif source in BUNDLED:
         raw = bundled.read(source)
     elif source.lower().endswith(COLUMN_SUFFIXES):
-        raw = read.read((base / source).expanduser(), target, weight)
+        levelled = table.written((fitted or {}).get("columns", ()))
+        raw = read.read((base / source).expanduser(), target, weight, levelled)
     else:
         raw = npz.read((base / source).expanduser(), target)
     return prepare.prepare(raw, wishes)

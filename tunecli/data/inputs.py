@@ -83,7 +83,7 @@ def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], featur
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
     columns = preprocessing["columns"]
-    frame = read_frame(path, text=[column["name"] for column in columns if "levels" in column])
+    frame = read_frame(path, text=table.written(columns))
     known = {*(column["name"] for column in columns), preprocessing["target"]["name"]}
     others = [name for name in frame.columns if name not in known]
     notices = table.match(path.name, frame, columns)

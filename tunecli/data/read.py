@@ -19,9 +19,12 @@ from tunecli.errors import DataError, did_you_mean
 SEPARATORS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}
 
 
-def read(path: Path, target: str | None, weight: str | None = None) -> Table:
-    """A file as a table with its target, and the weights of its rows where a column holds them. Raises DataError."""
-    frame = read_frame(path)
+def read(path: Path, target: str | None, weight: str | None = None, text: Collection[str] = ()) -> Table:
+    """A file as a table with its target, and the weights of its rows where a column holds them. Raises DataError.
+
+    `text` as `read_frame` takes it, but for the target.
+    """
+    frame = read_frame(path, [name for name in text if name != target])
     if target is None:
         raise DataError(
             f"which column of {path.name} is to be predicted?",

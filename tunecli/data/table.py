@@ -79,6 +79,11 @@ def match(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> list[str
     return [f"column {name!r} is missing and filled in" for name in missing]
 
 
+def written(columns: Sequence[Column]) -> list[str]:
+    """The columns that are read as they are written: a 1 that is a level must not become 1.0 beside a missing value."""
+    return [column["name"] for column in columns if "levels" in column]
+
+
 def unknown(series: pd.Series[Any], column: Column) -> tuple[pd.Series[bool], str]:
     """Which values of a column that are not missing all the same count as missing, and what is wrong with them."""
     given = series.notna()

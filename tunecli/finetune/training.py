@@ -42,9 +42,11 @@ class Training:
         self.record = read(folder / "study.db")
         self.study = read_study(folder / "study.toml")
         kept = load_kept(folder, self.record, request.trial)
-        self.trial, self.manifest, self.notices = kept.trial, kept.manifest, kept.notices
+        self.trial, self.manifest = kept.trial, kept.manifest
         self.start = kept.weights if request.checkpoint is None else read_weights(request.checkpoint)
         self.data = _load_data(self.study, self.record, self.manifest, request)
+        # What there is to know of the study's own data was said when it was searched.
+        self.notices = kept.notices if request.data is None else (*kept.notices, *self.data.notices)
         self.hparams = _hparams(self.trial, request, self.data)
         self.new_head = list(self.data.classes) != self.manifest["classes"]
         self.fitted_study = _fit_study(self.study, self.data)
@@ -221,7 +223,23 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
             f"{data.name} has samples of shape {data.features}, the checkpoint was trained on {features}",
             hint="a model can be trained on with samples of the same features only",
         )
-    return data
+    return _weighed(data, study)
+
+
+def _weighed(data: Data, study: Study) -> Data:
+    """New data with their classes weighed as the study's are, where they are the same, or a notice that they are not;
+    rows with weights are the study's own."""
+    notices: list[str] = []
+    class_weight = study.train.class_weight
+    if class_weight is not None:
+        named = class_weight if isinstance(class_weight, Mapping) else ()
+        if data.task == "classification" and set(named) <= set(data.classes):
+            data = data_room.weigh(data, class_weight)
+        else:
+            notices.append(f"class_weight is left out: {data.name} has other classes")
+    if study.data.weight is not None:
+        notices.append(f"each row of {data.name} counts alike: data.weight is for the study's own data")
+    return replace(data, notices=(*data.notices, *notices))
 
 
 def _fit_study(study: Study, data: Data) -> Study:

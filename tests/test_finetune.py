@@ -392,6 +392,19 @@ def test_a_new_table_is_prepared_as_the_checkpoint_knows_it(question: Question, 
         assert value == accuracy_score(new.test.targets, predicted(loaded(own, module), inputs))
 
 
+def test_a_loss_is_measured_in_the_shape_that_the_search_gave_it(question: Question, tmp_path: Path) -> None:
+    train = {"loss": "huber", "huber_delta": 0.1, "metric": "loss"}
+    study = question(data={"source": "diabetes"}, train=train, trials=1)
+    list(search(study, tmp_path / "tiny"))
+    weights, _ = checkpoint.load(tmp_path / "tiny" / "checkpoints" / "trial-0")
+    test = load_data(study).test
+    layers = OrderedDict(layer1=nn.Linear(10, 8), relu=nn.ReLU(), head=nn.Linear(8, 1))
+    with torch.no_grad():
+        outputs = loaded(weights, nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers)))(test.inputs)
+    expected = float(functional.huber_loss(outputs[:, 0], test.targets, delta=0.1))
+    assert train_on(tmp_path / "tiny", epochs=1).before == pytest.approx(expected, rel=1e-5)
+
+
 def test_levels_that_look_like_numbers_stay_levels_in_a_new_table_with_a_gap(
     question: Question, tmp_path: Path
 ) -> None:

@@ -19,8 +19,9 @@ from tunecli.engine.own import OwnOptimizer, load_optimizer
 from tunecli.errors import StudyFileError
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric, own_direction
 from tunecli.source import function_name, is_function
+from tunecli.space import DEFAULT_SETTINGS
 from tunecli.study import Study
-from tunecli.trial import Hparams, Run
+from tunecli.trial import Hparams, Run, Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,8 +185,8 @@ def outputs_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})
     return max(1, len(data.classes)) if isinstance(loss, Step) else loss.outputs(len(data.classes))
 
 
-def evaluate(task: Task, module: nn.Module, samples: Split) -> float:
-    """The task's metric of one model on some samples."""
+def evaluate(task: Task, module: nn.Module, samples: Split, settings: Mapping[str, Value] = DEFAULT_SETTINGS) -> float:
+    """The task's metric of one model on some samples; a loss is shaped by the settings, its labels are not smoothed."""
     if task.step is not None and task.metric.function is None:
         return float(task.step.mean_loss(module, samples))
     found: list[Tensor] = []
@@ -195,7 +196,11 @@ def evaluate(task: Task, module: nn.Module, samples: Split) -> float:
             found.append(as_outputs(call(module, part.inputs), len(part)))
             targets.append(part.targets)
     outputs, known = torch.cat(found)[None], torch.cat(targets)
-    return float(task.score(outputs, known)[0] if task.metric.function is None else task.metric_of(outputs, known))
+    if task.metric.function is not None:
+        return float(task.metric_of(outputs, known))
+    assert isinstance(task.loss, Loss)
+    shape = task.loss.shape({**settings, "label_smoothing": 0.0})
+    return float(task.score(outputs, known, {name: torch.tensor([own]).to(outputs) for name, own in shape.items()})[0])
 
 
 def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Module:

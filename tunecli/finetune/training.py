@@ -22,7 +22,7 @@ from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
-from tunecli.space import OPTIMIZERS, Space, parse_value
+from tunecli.space import OPTIMIZERS, Space, parse_value, settings_of
 from tunecli.store import Record, Store, load_kept, read
 from tunecli.study import Study, load_data, read_study, targets_of
 from tunecli.trial import Hparams, Run, Trial, Value, better, derive_seed
@@ -85,9 +85,10 @@ class Training:
             weights, updates = trained
             found.append(weights)
         # The test split is read here, all at once and after all training: a stop before has not read it.
-        before = evaluate(self.task, self._prepared(run), test)
+        settings = settings_of(self.study.train.settings, self.trial.hparams)  # as the search measured
+        before = evaluate(self.task, self._prepared(run), test, settings)
         after, scratch = (
-            evaluate(self.task, self._loaded(weights), test) if weights else math.nan for weights in found
+            evaluate(self.task, self._loaded(weights), test, settings) if weights else math.nan for weights in found
         )
         result = Finetuned(
             study=self.study.name,

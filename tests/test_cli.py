@@ -389,7 +389,7 @@ def test_help_names_the_commands(tunecli: Command) -> None:
         (("finetune", "tiny"), 2, "choose the trial", "--best"),
         (("finetune", "tiny", "--best", "--trial", "1"), 2, "both name the trial", "--best"),
         (("finetune", "tiny", "--best", "--layers", "nope"), 2, "'nope'", "layer1, head"),
-        (("finetune", "tiny", "--best", "--set", "lr=1"), 3, "'lr'", "learning_rate"),
+        (("finetune", "tiny", "--best", "--set", "lr=1"), 2, "'lr'", "learning_rate"),
         (("finetune", "tiny", "--best", "--set", "model.hidden=[9]"), 2, "model.hidden", None),
         (("finetune", "tiny", "--best", "--target", "y"), 2, "--target", "--data"),
         (("finetune", "tiny", "--best", "--set", "data.seed=1"), 2, "data.seed", "--data"),

@@ -698,11 +698,11 @@ def test_regression_is_told_in_the_metric_of_the_target(question: Question, tmp_
 
 def test_an_unknown_hparam_is_refused_with_the_nearest(folder: Path) -> None:
     for name, hint in (("lr", "learning_rate"), ("momentun", "momentum"), ("wd", "l2")):
-        with pytest.raises(InputError, match=name) as caught:
+        with pytest.raises(UsageError, match=name) as caught:
             train_on(folder, hparams={name: 0.1})
         assert hint in (caught.value.hint or "")
     for name, value in (("learning_rate", -1), ("batch_size", 0), ("optimizer", "sdg")):
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(UsageError, match=name):
             train_on(folder, hparams={name: value})
     with pytest.raises(UsageError, match=r"model\.hidden"):
         train_on(folder, hparams={"model.hidden": [9]})

@@ -250,3 +250,22 @@ def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str],
 )
 def test_what_can_be_typed_wrong(refused: Callable[..., str], arguments: tuple[str, ...], code: int, said: str) -> None:
     assert said in refused(code, *arguments)
+
+
+def test_a_study_of_a_table_is_found_by_the_tables_own_name(tunecli: Command, tmp_path: Path) -> None:
+    rows = "".join(f"{x / 4},{x % 2}\n" for x in range(60))
+    (tmp_path / "häuser 1.csv").write_text("x,y\n" + rows)
+    quick = ("--trials", "2", "--set", "train.epochs=1")
+    assert tunecli("search", "häuser 1.csv", "--target", "y", *quick).code == 0
+    for name in ("häuser 1", "h-user-1", "häuser 1.csv"):
+        assert tunecli("report", name, "--format", "json").document["study"] == "h-user-1"
+
+
+def test_a_metric_of_ones_own_whose_direction_nobody_said_is_told(tunecli: Command, tmp_path: Path) -> None:
+    metric = "def quality(outputs, targets):\n    return (outputs.argmax(1) == targets).float().mean()\n"
+    write_study(tmp_path, own=OWN + metric)
+    own = ("search", "own.toml", "--set", "train.metric=own.py:quality", "--trials", "2", "--fresh")
+    assert "nothing says which way the metric is better" in tunecli(*own).err
+    said = tunecli(*own, "--set", "train.direction=maximize").err
+    assert "quality on validation is maximized" in said
+    assert "which way" not in said

@@ -63,6 +63,7 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
             return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
     names = {
         *bundled_names(),
+        *data.BUNDLED,
         *(own.stem for own in home.glob("*.toml")),
         *(own.parent.name for own in _databases(home)),
     }
@@ -110,6 +111,9 @@ def find_folder(argument: str | None, home: Path) -> Path:
         name = table_name(source_file(argument, Path.cwd()) if is_function(argument) else path)
     if path.suffix.lower() in data.TABLE_SUFFIXES:
         name = table_name(path)
+    plain = table_name(Path(f"{name}.csv"))
+    if path.name == name and (home / plain / "study.db").exists():
+        name = plain  # a table's name as it was before it became a study's
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
     if not (home / name / "study.db").exists():

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def load_function(source: str, base: Path) -> Callable[..., Any]:
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:  # a script without a main guard may well exit
             del sys.modules[module_name]
-            raise SourceError(f"{path.name} cannot be loaded: {describe(error, path)}") from error
+            raise SourceError(
+                f"{path.name} cannot be loaded: {describe(error, path)}", hint=f"python {path} shows it too"
+            ) from error
     function = getattr(module, name, None)
     if not callable(function):
         own = {n: value for n, value in vars(module).items() if getattr(value, "__module__", None) == module_name}
@@ -66,9 +69,11 @@ def call(source: str, keys: Mapping[str, Any], base: Path) -> Any:
         inspect.signature(function).bind(**keys)
     except TypeError as error:
         accepted = list(inspect.signature(function).parameters)
+        taken = f"it takes {', '.join(accepted) or 'no keys'}; the study file gives {', '.join(keys) or 'none'}"
+        near = [get_close_matches(key, accepted, n=1) for key in keys if key not in accepted]
         raise SourceError(
             f"{source} does not take the keys of its section: {error}",
-            hint=f"it takes {', '.join(accepted) or 'no keys'}; the study file gives {', '.join(keys) or 'none'}",
+            hint=f"did you mean {near[0][0]!r}? {taken}" if near and near[0] else taken,
         ) from error
     except ValueError:
         pass  # a callable without a signature is simply called

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -80,7 +81,17 @@ def _complain(error: TunecliError, debug: bool) -> int:
     return error.exit_code
 
 
+_WORDS = {
+    r"Input should be a valid integer.*": "expected a whole number",
+    r"Input should be greater than or equal to (\d+)": r"must be at least \1",
+    r"Value error, ": "",
+}
+"""What typer says of a value that is none, in our words."""
+
+
 def _usage(error: Any) -> UsageError:
     command = error.ctx.command_path if error.ctx is not None else "tunecli"
     message = str(error.format_message()).rstrip(".")
+    for pydantic, ours in _WORDS.items():
+        message = re.sub(pydantic, ours, message)
     return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")

@@ -21,15 +21,16 @@ def predict(
             metavar="[STUDY] TABLE", help="The table to predict; before it the study, left out for the latest."
         ),
     ],
-    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Use trial N, fine-tuned or not.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Use trial N as it was searched.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to FILE instead of stdout.")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
 ) -> None:
     """Predict the rows of a table with the fine-tuned model, or else with the best trial's.
 
-    CSV, one row an input row, in order: the prediction, then the probability of each class. Columns are matched by
-    name. A study of your own data function takes file.py:function in the place of the table.
+    CSV, one row an input row, in order: the prediction, then the probability of each class.
+
+    Columns are matched by name. A study of your own data function takes file.py:function in the place of the table.
     """
     if len(arguments) > 2:
         raise UsageError(f"predict takes a study and a table, got {len(arguments)}", hint="tunecli predict --help")

@@ -17,7 +17,7 @@ from tunecli.data import Data
 from tunecli.data.samples import stored_features
 from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
 from tunecli.engine.task import build_model, check_metric, evaluate, make_task, outputs_of
-from tunecli.errors import InputError, NoUsableTrial, UsageError, did_you_mean
+from tunecli.errors import InputError, NoUsableTrial, SpaceError, UsageError, did_you_mean
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.metrics import LOSSES, METRICS
@@ -275,7 +275,10 @@ def _hparams(trial: Trial, request: Request, data: Data) -> Hparams:
     for name, raw in (request.hparams or {}).items():
         if name.startswith("model."):
             raise UsageError(f"{name} cannot change: the checkpoint's model has the shape it has")
-        hparams[name] = parse_value(name, raw)
+        try:
+            hparams[name] = parse_value(name, raw)
+        except SpaceError as error:
+            raise UsageError(f"--set {name}: {error.message}", hint=error.hint or "--set learning_rate=0.01") from error
         if hparams.get("schedule") == "plateau":
             raise UsageError("plateau goes by validation, which fine-tuning trains on", hint="--set schedule=cosine")
         if name == "optimizer" and raw not in OPTIMIZERS:

@@ -18,6 +18,7 @@ from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
 from tunecli.sampler import says
 from tunecli.search import Differed, Ended, Event, Opened, OpenedProgram, Progress
+from tunecli.source import is_function
 from tunecli.space import Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
 from tunecli.trial import State
@@ -66,6 +67,10 @@ def say_next(
         )
     elif ended.progress.ended_now == 0:
         console.print(f"all {ended.progress.total} trials were done already; --trials N asks for more", soft_wrap=True)
+    failed = ended.progress.counts[State.FAILED]
+    if failed and ended.progress.best is not None:
+        trials = "1 trial" if failed == 1 else f"{failed} trials"
+        console.print(f"{trials} failed: tunecli report {study.name}{home} says why", soft_wrap=True)
     if ended.progress.best is not None:
         # A program keeps its weights itself.
         finetune = "" if isinstance(study, ProgramStudy) else f"\n  tunecli finetune {study.name} --best{home}"
@@ -107,6 +112,7 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
                 f"{event.metric} on validation is {event.direction}d",
             ],
         ),
+        *([("", [_ASSUMED.format(event.direction)])] if _direction_is_assumed(study) else []),
         ("", says(study.search.sampler, study.space, study.window).split(", ")),
         ("device", [event.device, looped]),
     ]
@@ -130,6 +136,13 @@ def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:
         ),
         ("logs", [f"{event.folder / 'logs'}"]),
     ]
+
+
+_ASSUMED = "note: nothing says which way the metric is better: {} is taken, train.direction tells"
+
+
+def _direction_is_assumed(study: Study) -> bool:
+    return is_function(study.train.metric or "") and study.train.direction is None
 
 
 _TARGETS = {"own": "targets as they are"}

@@ -62,7 +62,9 @@ def build(
             return bundled.build(source, keys, features, outputs, categories)
         model = call(source, keys, base)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{source} must return a torch.nn.Module, got {type(model).__name__}")
+        raise ModelError(
+            f"{source} must return a torch.nn.Module, got {type(model).__name__}", hint="end it with `return model`"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{source} returned a model without weights to train")
     return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -253,7 +254,8 @@ def placeholder_space(names: Iterable[str], overrides: Mapping[str, Any]) -> Spa
 def _default_range(name: str, defaults: Iterable[Dimension]) -> Range:
     own = [d.range for d in defaults if d.hparam == name and isinstance(d.range, Range)]
     if not own:
-        ours = elsewhere(name)
+        near = get_close_matches(name, {d.hparam for d in defaults}, n=1, cutoff=0.8)
+        ours = elsewhere(name) or next(iter(near), None)
         call = f", or call it {{{ours}}}" if ours is not None else ""
         raise SpaceError(f"{{{name}}} has no default range", hint=f"--set 'space.{name}={{low=0.0, high=1.0}}'{call}")
     return Float(**_default_bounds(name, defaults)) if isinstance(own[0], Float) else own[0]

@@ -185,7 +185,7 @@ def sampler_faults(sampler: str, space: Mapping[str, Any]) -> list[str]:
         try:
             all_points(build_space(space))
         except SpaceError as error:
-            return [f"sampler {sampler!r}: {error.message}\n{error.hint}"]
+            return [f"{sampler}: {error.message}\n{error.hint}"]
     return []
 
 

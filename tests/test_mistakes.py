@@ -157,6 +157,11 @@ def test_a_model_whose_output_does_not_fit_the_classes(refused: Callable[..., st
     assert "last layer" in said
 
 
+def test_tensors_of_float64_meet_a_model_of_float32(refused: Callable[..., str], tmp_path: Path) -> None:
+    write_study(tmp_path, own=OWN.replace("return inputs,", "return inputs.double(),"))
+    assert "inputs.float()" in refused(3, "search", "own.toml")
+
+
 def test_a_function_that_raises_is_named_with_file_line_and_what_it_was_called_with(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:

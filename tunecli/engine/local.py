@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tunecli.data import Samples
+from tunecli.data.samples import tensors
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
@@ -136,9 +137,12 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     except TunecliError:
         raise
     except Exception as error:
+        double = any(part.dtype == torch.float64 for _, part in tensors(samples.inputs))
         raise ModelError(
             f"the model cannot read samples of shape {samples.features}: {describe(error)}",
-            hint="check the model's first layer against the data's features",
+            hint="tensors are taken as they are: return inputs.float(), or make the model double"
+            if double
+            else "check the model's first layer against the data's features",
         ) from error
 
 

@@ -645,3 +645,12 @@ def test_importance_is_in_report_after_a_search(tunecli: Command) -> None:
     assert sum(shares.values()) == pytest.approx(1)
     report = tunecli("report", "iris").out
     assert "\nImportance of hparams\nWhat sets the best tenth of 20 complete and pruned trials apart" in report
+
+
+def test_what_a_search_and_fine_tuning_say_fits_the_terminal(tunecli: Command) -> None:
+    said = tunecli("search", "digits", "--timeout", "0s").err
+    assert "convolutions and recurrent layers are faster one by one" in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert tunecli("search", "iris", "--trials", "1", "--set", "train.epochs=1", "--home", "h").code == 0
+    said = tunecli("finetune", "iris", "--best", "--home", "h").out
+    assert max(map(len, said.splitlines())) <= 80

@@ -18,6 +18,7 @@ from rich.text import Text
 from tunecli.finetune import Event, Finetuned, Notice
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.formats import strict_json
+from tunecli.report.summary import wrap
 
 
 def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None:
@@ -77,12 +78,12 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
     course = "falling to 0 (cosine)" if result.schedule == "cosine" else f"({result.schedule})"
-    console.print(
-        f"trained {trained}{head}: {result.epochs} epoch{'s' if result.epochs > 1 else ''} on "
-        f"{result.samples:,} samples, "
+    epochs = f"{result.epochs} epoch{'s' if result.epochs > 1 else ''}"
+    items = [
+        f"trained {trained}{head}: {epochs} on {result.samples:,} samples",
         f"learning rate {result.learning_rate:.3g} {course}",
-        soft_wrap=True,
-    )
+    ]
+    console.print(wrap(items, console.width).replace("\n", "\n  "), soft_wrap=True)
     unused = "" if result.used else " (not in use)"
     console.print(f"checkpoint: {result.checkpoint}{unused}", soft_wrap=True)
     if result.saved is not None:

@@ -97,7 +97,7 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
     samples = [len(part) for part in (data.train, data.validation, data.test)]
     shape = _shape(data.features)
     kind = f"{len(data.classes)} classes" if data.classes else _TARGETS.get(data.task, data.task)
-    looped = f"trials one after another ({event.looped_because})" if event.looped_because else str(event.plan)
+    looped = event.looped_because
     return [
         ("data", [f"{data.name}: {sum(samples):,} samples{' of ' if shape else ''}{shape}", kind, *_split(samples)]),
         *(("", [notice]) for notice in data.notices),
@@ -112,9 +112,10 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
                 f"{event.metric} on validation is {event.direction}d",
             ],
         ),
-        *([("", [_ASSUMED.format(event.direction)])] if _direction_is_assumed(study) else []),
+        *([("", _ASSUMED.format(event.direction).split(", "))] if _direction_is_assumed(study) else []),
         ("", says(study.search.sampler, study.space, study.window).split(", ")),
-        ("device", [event.device, looped]),
+        ("device", [event.device, "trials one after another" if looped else str(event.plan)]),
+        *([("", [f"({looped})"])] if looped else []),
     ]
 
 
@@ -138,7 +139,7 @@ def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:
     ]
 
 
-_ASSUMED = "note: nothing says which way the metric is better: {} is taken, train.direction tells"
+_ASSUMED = "note: nothing says which way the metric is better, {} is taken, train.direction tells"
 
 
 def _direction_is_assumed(study: Study) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import torch
 
-from tunecli import __version__
 from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_device
 from tunecli.engine.task import make_task
 from tunecli.errors import StorageError, TunecliError
@@ -20,12 +17,13 @@ from tunecli.importance import asked_by_hparam, importance
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import contradiction
+from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Opened
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.space import Choice, Range, settings_of
 from tunecli.stopping import reason_to_stop
-from tunecli.store import Record, Store, create_study
+from tunecli.store import Record, Store
 from tunecli.study import Study, load_data
 from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
 
@@ -48,7 +46,16 @@ class Loop:
         self._make_engine(Plan(**record.plan) if record is not None else None)
         if record is None:
             # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
-            self._create()
+            begin(
+                study,
+                folder,
+                metric=self.task.metric.name,
+                direction=self.direction,
+                plan=self.plan.as_dict(),
+                data_hash=self.data.fingerprint(),
+                torch=torch.__version__,
+                device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
+            )
         trials = record.trials if record else ()
         self.store = Store(folder / "study.db", study.space)
         if record is not None:
@@ -221,31 +228,6 @@ class Loop:
 
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)
-
-    def _create(self) -> None:
-        write_question(self.folder, self.study)
-        create_study(
-            self.folder / "study.db",
-            name=self.study.name,
-            metric=self.task.metric.name,
-            direction=self.direction,
-            document=self.study.document(),
-            plan=self.plan.as_dict(),
-            data_hash=self.data.fingerprint(),
-            environment=environment(self.device),
-        )
-
-
-def environment(device: str) -> dict[str, str]:
-    """What a result may depend on beside the question."""
-    return {
-        "tunecli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "optuna": optuna.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-    }
 
 
 def _examples(study: Study) -> Iterator[Hparams]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 import shutil
 import time
@@ -13,18 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
-
-from tunecli import __version__
 from tunecli.errors import InputError, SourceError
 from tunecli.home import write_question
 from tunecli.importance import importance
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
+from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
-from tunecli.store import Record, Store, create_study, read
+from tunecli.store import Record, Store, read
 from tunecli.study import ProgramStudy
 from tunecli.study.program import cores
 from tunecli.suggest import Asked, Suggester
@@ -65,7 +62,7 @@ class ProgramLoop:
             # Before anything is written: a script that cannot be loaded is no study.
             self.first = self._check_objective()
         if record is None:
-            self._create()
+            begin(study, folder, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
         self.store = Store(folder / "study.db", Space(()))
@@ -297,24 +294,6 @@ class ProgramLoop:
         return SourceError(
             f"{self.study.program.objective} cannot be loaded: {words}",
             hint="it has to load by itself: try it with python",
-        )
-
-    def _create(self) -> None:
-        write_question(self.folder, self.study)
-        create_study(
-            self.folder / "study.db",
-            name=self.study.name,
-            metric=self.metric,
-            direction=self.study.direction,
-            document=self.study.document(),
-            plan={},
-            data_hash="",
-            environment={
-                "tunecli": __version__,
-                "python": platform.python_version(),
-                "optuna": optuna.__version__,
-                "platform": platform.platform(),
-            },
         )
 
 

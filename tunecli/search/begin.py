@@ -1,0 +1,45 @@
+"""How a study comes to be on disk: its question first, then its empty database."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from tunecli import __version__
+from tunecli.home import write_question
+from tunecli.store import create_study
+from tunecli.study import Question
+
+
+def begin(
+    study: Question,
+    folder: Path,
+    *,
+    metric: str,
+    direction: str,
+    plan: Mapping[str, Any],
+    data_hash: str,
+    **environment: str,
+) -> None:
+    """Write the question and the database of a new study. `environment` is what else a result may depend on."""
+    write_question(folder, study)
+    create_study(
+        folder / "study.db",
+        name=study.name,
+        metric=metric,
+        direction=direction,
+        document=study.document(),
+        plan=plan,
+        data_hash=data_hash,
+        environment={
+            "tunecli": __version__,
+            "python": platform.python_version(),
+            "optuna": optuna.__version__,
+            "platform": platform.platform(),
+            **environment,
+        },
+    )

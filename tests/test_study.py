@@ -20,11 +20,11 @@ from tunecli.home import bundled_names, bundled_study, find_folder, find_study
 from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS, Choice, Float, Int
 from tunecli.study import (
     Study,
-    differences,
     make_study,
     read_study,
     study_of_table,
 )
+from tunecli.study.overrides import differences
 
 DIGITS = '[data]\nsource = "digits"\n'
 

@@ -84,7 +84,7 @@ def finetune(
 
 def _split_settings(settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`--set` of finetune: hparams by name, and keys of the new data's function as data.KEY."""
-    from tunecli.study import parse_override
+    from tunecli.study.overrides import parse_override
 
     parsed = dict(parse_override(setting) for setting in settings)
     keys = {key.removeprefix("data."): value for key, value in parsed.items() if key.startswith("data.")}

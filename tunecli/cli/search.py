@@ -110,7 +110,7 @@ def _points(tries: list[str], question: Question) -> list[dict[str, Value]]:
 def _given(text: str, space: Space) -> dict[str, Value]:
     """A point of `--try`, checked. Commas within a list do not end a value."""
     from tunecli.points import given_point
-    from tunecli.study import parse_override
+    from tunecli.study.overrides import parse_override
 
     try:
         raw = dict(parse_override(part) for part in re.split(r",(?![^\[]*\])", text))

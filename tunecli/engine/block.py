@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from tunecli.data import Samples, Split, each
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
+from tunecli.engine.due import due_table, rule_stretches
 from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise, sample_keys
@@ -43,7 +43,7 @@ class Block:
         self._scored_by = {name: column for name, column in shape.items() if name != "label_smoothing"}
         self._way = self._make_way(shape)
         self._batches = [self._epoch_batches(slot) for slot in slots]
-        self._due = _due_table(slots, self._batches)
+        self._due = due_table(slots, self._batches)
         self._step = 0
 
     def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
@@ -97,7 +97,7 @@ class Block:
             active[: batches.steps, row] = True
             self._sizes.append(sizes)
         self._index, self._present, self._active = index.to(device), present.to(device), active.to(device)
-        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in _rules(self._slots)]
+        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in rule_stretches(self._slots)]
         seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self._slots]
         self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
@@ -298,38 +298,3 @@ class Block:
 def _filled(part: Tensor, missing: int) -> Tensor:
     """The samples with the last one repeated `missing` times."""
     return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
-
-
-def _rules(slots: list[Slot]) -> list[tuple[int, int, str]]:
-    """(low, high, optimizer) of each stretch of slots that share an optimizer."""
-    found, low = [], 0
-    for rule, group in groupby(slots, key=lambda slot: str(slot.run.hparams["optimizer"])):
-        high = low + len(list(group))
-        found.append((low, high, rule))
-        low = high
-    return found
-
-
-def _due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int, slice, slice, bool]]]:
-    """For each micro-step the stretches of rows whose batch is then complete, and that have the same penalties.
-
-    (which of `_rules`, the rows within it, the rows within the block, whether it is their last batch of the epoch)
-    """
-    steps = max(own.steps for own in batches)
-    table: list[list[tuple[int, slice, slice, bool]]] = []
-    ends = [own.ends.tolist() for own in batches]
-    for step in range(steps):
-        row: list[tuple[int, slice, slice, bool]] = []
-        for number, (low, high, _) in enumerate(_rules(slots)):
-            keys = [
-                (step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1, slots[k].penalties)
-                for k in range(low, high)
-            ]
-            start = low
-            for (due, last, _), stretch in groupby(keys):
-                stop = start + len(list(stretch))
-                if due:
-                    row.append((number, slice(start - low, stop - low), slice(start, stop), last))
-                start = stop
-        table.append(row)
-    return table

@@ -18,7 +18,8 @@ from tunecli.sampler import points_left
 from tunecli.search.events import Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
 from tunecli.store import Record, hold, is_unfinished, read
-from tunecli.study import ProgramStudy, Question, Study, differences
+from tunecli.study import ProgramStudy, Question, Study
+from tunecli.study.overrides import differences
 from tunecli.trial import Hparams, State, Trial
 
 if TYPE_CHECKING:

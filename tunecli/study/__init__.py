@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +28,7 @@ from tunecli.study.faults import (
     train_faults,
     without,
 )
+from tunecli.study.overrides import changed, option, parse_override
 from tunecli.study.program import ProgramStudy as ProgramStudy
 from tunecli.study.program import checked_program, no_weights
 from tunecli.study.sections import (
@@ -201,30 +200,18 @@ def _made(
 ) -> _Q:
     """What `check` makes of a document and what was typed beside it; a fault is blamed on where it stands."""
     if "name" in replaced:  # a folder's, which nobody typed
-        document = _changed(document, [("name", replaced["name"])])
+        document = changed(document, [("name", replaced["name"])])
     changes = {
-        _option(key, value): (key, value) for key, value in replaced.items() if value is not None and key != "name"
+        option(key, value): (key, value) for key, value in replaced.items() if value is not None and key != "name"
     }
     changes |= {f"--set {override}": parse_override(override) for override in overrides}
-    study, faults = check(_changed(document, changes.values()), base, name)
+    study, faults = check(changed(document, changes.values()), base, name)
     if study is not None:
         return study
-    if changes and not check(_changed(document, ()), base, name)[1]:
-        alone = [option for option in changes if check(_changed(document, [changes[option]]), base, name)[1]]
+    if changes and not check(changed(document, ()), base, name)[1]:
+        alone = [option for option in changes if check(changed(document, [changes[option]]), base, name)[1]]
         raise faulty(" ".join(alone or changes), faults, UsageError)
     raise faulty(where, faults)
-
-
-def _option(key: str, value: Any) -> str:
-    """How a value that was not in the file was typed: search.sampler is --sampler."""
-    return f"--{key.rpartition('.')[2]} {value}"
-
-
-def _changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    changed = copy.deepcopy(dict(document))
-    for key, value in changes:
-        _put(changed, key, value)
-    return changed
 
 
 def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[Study | None, list[str]]:
@@ -292,53 +279,3 @@ def targets_of(study: Study) -> str:
     if train.step is not None:
         return "optional" if train.metric in (None, "loss") else "any"
     return "any" if train.loss is not None and is_function(train.loss) else "one"
-
-
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Where a question contradicts the one that a study was begun with, a line each; more trials do not."""
-    free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
-    before, now = _leaves(stored), _leaves(asked)
-
-    def shown(leaves: Mapping[str, Any], key: str) -> str:
-        return json.dumps(leaves[key]) if key in leaves else "not set"
-
-    return [
-        f"{key}: {shown(before, key)} -> {shown(now, key)}"
-        for key in sorted(before.keys() | now.keys())
-        # Compared as values, so that 0 and 0.0 ask the same question.
-        if key not in free and (key not in before or key not in now or before[key] != now[key])
-    ]
-
-
-def _put(document: dict[str, Any], dotted: str, value: Any) -> None:
-    *folders, key = dotted.split(".")
-    table: Any = document
-    for folder in folders:
-        table = table.setdefault(folder, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"{dotted!r} cannot be set: {folder!r} is a value, not a table")
-    table[key] = value
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """KEY=VALUE of `--set`. The value is TOML; bare words are text, so that nobody has to quote twice for the shell."""
-    key, equals, text = (part.strip() for part in override.partition("="))
-    if not equals or not key:
-        raise UsageError(f"--set takes KEY=VALUE, got {override!r}", hint="for example --set train.epochs=5")
-    try:
-        return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
-    if text.startswith("[") and text.endswith("]"):
-        return key, [parse_override(f"item={item}")[1] for item in text[1:-1].split(",") if item.strip()]
-    return key, text
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

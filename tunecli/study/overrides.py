@@ -1,0 +1,74 @@
+"""What is laid over a study file, `--set` and options, and where a question differs from the one that was begun."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tunecli.errors import UsageError
+
+
+def option(key: str, value: Any) -> str:
+    """How a value that was not in the file was typed: search.sampler is --sampler."""
+    return f"--{key.rpartition('.')[2]} {value}"
+
+
+def changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of the document with other values by dotted key."""
+    found = copy.deepcopy(dict(document))
+    for key, value in changes:
+        _put(found, key, value)
+    return found
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Where a question contradicts the one that a study was begun with, a line each; more trials do not."""
+    free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
+    before, now = _leaves(stored), _leaves(asked)
+
+    def shown(leaves: Mapping[str, Any], key: str) -> str:
+        return json.dumps(leaves[key]) if key in leaves else "not set"
+
+    return [
+        f"{key}: {shown(before, key)} -> {shown(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        # Compared as values, so that 0 and 0.0 ask the same question.
+        if key not in free and (key not in before or key not in now or before[key] != now[key])
+    ]
+
+
+def _put(document: dict[str, Any], dotted: str, value: Any) -> None:
+    *folders, key = dotted.split(".")
+    table: Any = document
+    for folder in folders:
+        table = table.setdefault(folder, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{dotted!r} cannot be set: {folder!r} is a value, not a table")
+    table[key] = value
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """KEY=VALUE of `--set`. The value is TOML; bare words are text, so that nobody has to quote twice for the shell."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key:
+        raise UsageError(f"--set takes KEY=VALUE, got {override!r}", hint="for example --set train.epochs=5")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    if text.startswith("[") and text.endswith("]"):
+        return key, [parse_override(f"item={item}")[1] for item in text[1:-1].split(",") if item.strip()]
+    return key, text
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

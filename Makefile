@@ -1,7 +1,8 @@
 # make search   set up, search the bundled digits study, report it
 # make test     the test suite          make check   format, lint, types, floors
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
-# make bench    benchmarks: they print, they never fail        make bench-tables   those on tables, an hour
+# make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
+#               bench-tables, on tables, takes an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,7 +31,9 @@ faults: $(READY)
 	$(BIN)/pytest tests/faults --full --durations=5
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.slots
+	$(BIN)/python -m tests.benchmarks.slots narrow 32 --write
+	$(BIN)/python -m tests.benchmarks.slots narrow mix --write
+	$(BIN)/python -m tests.benchmarks.slots wide mix --write
 
 bench-tables: $(READY)
 	$(BIN)/python -m tests.benchmarks.tables

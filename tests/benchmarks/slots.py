@@ -14,9 +14,6 @@ Times are the process's CPU time, which on one thread is the wall time of an idl
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import random
 import statistics
 import time
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.benchmarks import results
 from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, Plan, Task, choose_plan
@@ -144,16 +142,23 @@ def measure(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
     return times
 
 
-def report(times: dict[str, list[float]], base: str) -> None:
+GOALS = {("narrow", "32"): ("8x", "15x"), ("narrow", "mix"): ("7x", "13x")}
+"""Over res, over DL, by model and batches: what was asked of the plan that is chosen."""
+
+
+def report(times: dict[str, list[float]], base: str, goals: tuple[str, str] | None) -> str:
+    """A row a side: microseconds an epoch of one trial, and how many times those of `base` they are."""
+    rows = []
     for name, seconds in times.items():
         ratio = statistics.median(own / one for own, one in zip(seconds, times[base], strict=True))
-        spread = f"{min(seconds) / SLOTS * 1e6:.0f} to {max(seconds) / SLOTS * 1e6:.0f}"
-        median = statistics.median(seconds) / SLOTS * 1e6
-        print(f"{name:<24}{median:7.0f} us an epoch of one trial ({spread}), {ratio:.2f} x {base}")
+        spread = f"{min(seconds) / SLOTS * 1e6:,.0f} to {max(seconds) / SLOTS * 1e6:,.0f}"
+        goal = dict(zip(("res", "DL"), goals or (), strict=False)).get(name, "")
+        rows.append([name, f"{statistics.median(seconds) / SLOTS * 1e6:,.0f}", spread, f"{ratio:.2f}x", goal])
+    return results.table(["side", "median us", "least to most", f"times {base}", "goal"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = results.parser(__doc__)
     parser.add_argument("model", nargs="?", choices=["narrow", "wide"], default="narrow")
     parser.add_argument("batches", nargs="?", choices=["mix", "32"], default="mix")
     parser.add_argument("--l1", action="store_true")
@@ -170,9 +175,15 @@ def main() -> None:
     sides = {name: slots(task, runs, plan) for name, plan in plans.items()}
     sides |= {"res": plain(task, runs, resident), "DL": plain(task, runs, loaded)}
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, 1 thread")
-    print(f"{given.model} mlp, batch size {given.batches}, {'L1' if given.l1 else 'no L1'}; chosen: {chosen}")
-    report(measure(sides, given.rounds), base=next(iter(sides)))
+    base = next(iter(sides))
+    mix = "the default mix of batch sizes" if given.batches == "mix" else "batch size 32"
+    how = f"""
+    Microseconds of CPU time for an epoch of one trial, evaluation included: {SLOTS} recipes of mixed optimizers,
+    {"with" if given.l1 else "without"} L1, on one thread. res is the plain loop on tensors in memory, with
+    Adam(fused=True) for every recipe; DL the same with a DataLoader. chosen: {chosen}.
+    """
+    measured = report(measure(sides, given.rounds), base, GOALS.get((given.model, given.batches)))
+    results.show(f"Slots: {given.model} mlp, {mix}{', L1' if given.l1 else ''}", how, measured, write=given.write)
 
 
 if __name__ == "__main__":

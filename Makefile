@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots narrow 32 --write
 	$(BIN)/python -m tests.benchmarks.slots narrow mix --write
 	$(BIN)/python -m tests.benchmarks.slots wide mix --write
+	$(BIN)/python -m tests.benchmarks.zoo --write
 
 bench-tables: $(READY)
 	$(BIN)/python -m tests.benchmarks.tables

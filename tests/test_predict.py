@@ -431,6 +431,53 @@ def test_a_project_that_was_moved_predicts_where_study_toml_says_that_it_is(tune
     assert tunecli("predict", "own", "new.py:load", "--home", "moved/studies").out == expected
 
 
+PICTURES = """
+import numpy as np
+import torch
+
+def load():
+    pictures = np.random.default_rng(0).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
+    return pictures, (pictures[:, 0, 0, 0] > 100).astype(int)
+
+def floats():
+    pictures, _ = load()
+    return pictures / 255
+
+class Net(torch.nn.Sequential):
+    def forward(self, x):
+        assert x.dtype == torch.uint8
+        return super().forward(x / 255)
+
+def make():
+    return Net(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+"""
+
+
+@pytest.mark.parametrize("model", ["linear", "own.py:make"])
+def test_bytes_become_numbers_from_0_to_1_for_a_bundled_model_and_reach_a_users_own_as_they_are(
+    tunecli: Command, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "own.py").write_text(PICTURES)
+    (tmp_path / "own.toml").write_text(
+        f'[data]\nsource = "own.py:load"\n[model]\nsource = "{model}"\n[train]\nepochs = 2\n[search]\ntrials = 1\n'
+    )
+    assert tunecli("search", "own.toml").code == 0
+    weights, bias = load_file(best_checkpoint(tmp_path / "studies" / "own") / "weights.safetensors").values()
+    scope: dict[str, Any] = {}
+    exec(PICTURES, scope)
+    weights, bias = sorted((weights, bias), key=np.ndim, reverse=True)
+    outputs = torch.tensor(scope["load"]()[0] / 255).float().flatten(1) @ torch.tensor(weights).T + torch.tensor(bias)
+    found = [
+        [float(row["probability_0"]), float(row["probability_1"])]
+        for row in rows_of(tunecli("predict", "own.py:load").out)
+    ]
+    np.testing.assert_allclose(found, outputs.softmax(1), atol=1e-6)
+    if model == "linear":
+        refused = tunecli("predict", "own", "own.py:floats")
+        assert (refused.code, refused.out) == (3, "")
+        assert "the model was trained on bytes (uint8)" in refused.complaint[0]
+
+
 # What stays as it was
 
 

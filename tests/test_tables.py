@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 from tunecli import data, models
-from tunecli.data import Data, table
+from tunecli.data import Data, scaling, table
 from tunecli.engine import LocalEngine, choose_plan
 from tunecli.engine.task import make_task
 from tunecli.errors import DataError, StudyFileError
@@ -346,7 +346,8 @@ def test_arrays_come_in_parts_and_bytes_are_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x_train=x[:50], y_train=y[:50], x_test=x[50:], y_test=y[50:])
     loaded = load(tmp_path / "t.npz", target=None)
     assert [len(own) for own in (loaded.train, loaded.validation, loaded.test)] == [44, 6, 10]
-    assert torch.equal(loaded.test.inputs, torch.tensor(x[50:] / 255).float())
+    assert loaded.test.inputs.dtype == torch.uint8  # a quarter of what float32 takes
+    assert torch.equal(loaded.test.take(slice(None)).inputs, torch.tensor(x[50:] / 255).float())
     parts = {"train": slice(0, 30), "val": slice(30, 50), "test": slice(50, 60)}
     arrays = {
         f"{name}_{part}": own[rows] for part, rows in parts.items() for name, own in (("inputs", x), ("targets", y))
@@ -354,6 +355,40 @@ def test_arrays_come_in_parts_and_bytes_are_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "u.npz", **arrays)
     whole = load(tmp_path / "u.npz", target=None)
     assert torch.equal(whole.validation.targets, torch.tensor(y[30:50]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "bool"])
+def test_small_integers_stay_as_they_are_until_samples_are_taken(tmp_path: Path, dtype: str) -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 120, (60, 6)).astype(dtype), np.arange(60) % 3
+    np.savez(tmp_path / "t.npz", inputs=x, targets=y)
+    np.savez(tmp_path / "u.npz", inputs=x.astype("float32"), targets=y)
+    small, wide = load(tmp_path / "t.npz", target=None), load(tmp_path / "u.npz", target=None)
+    assert small.train.inputs.dtype == getattr(torch, dtype)
+    index = torch.tensor([[3, 1], [0, 47]])
+    if dtype == "uint8":  # pictures
+        expected = small.train.inputs[index].float() / 255
+    else:
+        expected = wide.train.take(index).inputs
+        assert small.fingerprint() == wide.fingerprint()
+        assert small.preprocessing == wide.preprocessing
+    assert torch.equal(small.train.take(index).inputs, expected)
+    assert torch.equal(
+        small.train.join(small.test).take(torch.tensor([48])).inputs, small.test.take(slice(0, 1)).inputs
+    )
+
+
+def test_mean_and_scale_are_those_of_numpy_however_many_numbers_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = np.random.default_rng(0).normal([1e3, -3], [1, 10], (100, 2)), np.arange(100) % 2
+    rest = {f"{name}_{part}": own[:9] for name, own in (("x", x), ("y", y)) for part in ("val", "test")}
+    np.savez(tmp_path / "t.npz", x_train=x, y_train=y, **rest)
+    for at_once in (1 << 20, 26, 2):
+        monkeypatch.setattr(scaling, "LEARNED_AT_ONCE", at_once)
+        found = load(tmp_path / "t.npz", target=None).preprocessing
+        np.testing.assert_allclose(found["mean"], x.astype("float32").mean(0, dtype="float64"), rtol=1e-12)
+        np.testing.assert_allclose(found["scale"], x.astype("float32").std(0, dtype="float64"), rtol=1e-12)
 
 
 def test_a_regression_target_in_a_file_keeps_its_unit_beside(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def load(
     embed: bool = False,
     targets: str = "one",
     cache: bool = False,
+    scale_bytes: bool = False,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
@@ -136,13 +137,14 @@ def load(
     all others) and `weight` the one that says how much a row counts in training. `task` overrules what is inferred from
     the targets. `fitted` is an earlier `preprocessing`, used instead of learning one from this training split. `embed`
     says that the model embeds columns of codes (`Data.categories`). `targets` of a user's function are "one" a sample,
-    "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch.
+    "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch. `scale_bytes` says
+    that the model cannot read bytes, as those of a user's function are left to it.
     Raises DataError, or SourceError from the user's function.
     """
     from tunecli.data import bundled, npz, prepare, read, table, user
 
     check_source(source, base)
-    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache)
+    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes)
     raw: Raw
     if is_function(source):
         raw = user.read(source, keys, base, wishes)

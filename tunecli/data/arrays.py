@@ -13,8 +13,8 @@ from torch import Tensor
 from tunecli.data import Data, Samples, each, held, tensors
 from tunecli.data.raw import Arrays
 from tunecli.data.samples import Inputs
+from tunecli.data.scaling import BYTES, KEPT_RAW, Scaling, learn
 from tunecli.data.split import PARTS, split_indices
-from tunecli.data.table import LARGEST
 from tunecli.data.targets import infer_own_task, own_classes, own_numbers, unit
 from tunecli.errors import DataError
 
@@ -104,47 +104,44 @@ def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
 def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
     """Inputs as float32 and standardized by the training samples: flat ones feature by feature, others as a whole.
 
-    Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples. A regression target is standardized as that
-    of a table is. `fitted` is an earlier preprocessing to be used instead.
+    Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples. Inputs of few bytes stay as they are until
+    samples are taken. A regression target is standardized as that of a table is. `fitted` is an earlier preprocessing
+    to be used instead.
     """
-    train, *others = (held(part, "standardizing") for part in (data.train, data.validation, data.test))
-    learned = _learn(cast(Tensor, train.inputs), fitted)
+    parts = [held(part, "standardizing") for part in (data.train, data.validation, data.test)]
+    learned = learn(cast(Tensor, parts[0].inputs), fitted)
+    scaling = Scaling.of(learned)
+    raw = all(cast(Tensor, part.inputs).dtype in KEPT_RAW for part in parts)
     target: dict[str, Any] = {"name": "targets", "mean": 0.0, "scale": 1.0}
     if data.task == "regression":
-        target["mean"], target["scale"] = unit("targets", train.targets.double().numpy(), fitted)
+        target["mean"], target["scale"] = unit("targets", parts[0].targets.double().numpy(), fitted)
 
     def standardized(part: Samples) -> Samples:
-        inputs = standardized_inputs(cast(Tensor, part.inputs), learned)
         targets = part.targets
         if data.task == "regression":
             targets = ((targets.double() - target["mean"]) / target["scale"]).float()
-        return Samples(inputs, targets, part.weights)
+        if raw:
+            return replace(part, targets=targets, scaling=scaling)
+        return replace(part, inputs=scaling(cast(Tensor, part.inputs)), targets=targets)
 
+    train, validation, test = (standardized(part) for part in parts)
     return replace(
         data,
-        train=standardized(train),
-        validation=standardized(others[0]),
-        test=standardized(others[1]),
+        train=train,
+        validation=validation,
+        test=test,
         preprocessing={"kind": "array", **learned, "target": target},
         target_scale=target["scale"],
     )
 
 
-def standardized_inputs(inputs: Tensor, learned: Mapping[str, Any]) -> Tensor:
-    """Raw inputs (N, *feature) of a file as float32, by what `standardize` learned."""
-    mean, scale = torch.tensor(learned["mean"]), torch.tensor(learned["scale"])
-    return ((inputs.float() - mean) / scale).clamp(-LARGEST, LARGEST)
-
-
-def _learn(train: Tensor, fitted: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and scale, each a number or a list of them, one a feature."""
-    if fitted.get("kind") == "array" and np.size(fitted["mean"]) in (1, train.shape[-1]):
-        return {"mean": fitted["mean"], "scale": fitted["scale"]}
-    if train.dtype == torch.uint8:
-        return {"mean": 0.0, "scale": 255.0}
-    axes = (0,) if train.dim() == 2 else tuple(range(train.dim()))
-    mean, scale = train.double().mean(axes), train.double().std(axes, correction=0)
-    return {"mean": mean.tolist(), "scale": torch.where(scale > 0, scale, 1.0).tolist()}
+def scale_bytes(data: Data) -> Data:
+    """Pictures of bytes with their 0 to 255 made 0 to 1 when samples are taken; other inputs as they are."""
+    parts = [held(part, "scaling") for part in (data.train, data.validation, data.test)]
+    if not all(isinstance(part.inputs, Tensor) and part.inputs.dtype == torch.uint8 for part in parts):
+        return data
+    train, validation, test = (replace(part, scaling=Scaling.of(BYTES)) for part in parts)
+    return replace(data, train=train, validation=validation, test=test, preprocessing={"kind": "bytes"})
 
 
 def as_inputs(values: Tensor | Array) -> Tensor:

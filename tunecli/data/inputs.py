@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from tunecli.data import COLUMN_SUFFIXES, TABLE_SUFFIXES, arrays, npz, table, user
 from tunecli.data.read import read_frame
 from tunecli.data.samples import Features, Inputs, Samples, each, tensors
+from tunecli.data.scaling import BYTES, Scaling
 from tunecli.errors import DataError
 from tunecli.source import is_function
 
@@ -75,10 +75,16 @@ def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], featur
             f"{source} holds samples of shape {found.features}, the model was trained on {features}",
             hint="give samples of the same features",
         )
-    if preprocessing["kind"] == "none":
-        return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
-    whole = cast(Tensor, inputs)  # arrays of a file are one
-    return NewInputs(len(found), lambda low, high: arrays.standardized_inputs(whole[low:high], preprocessing))
+    if preprocessing["kind"] == "bytes":
+        kinds = {part.dtype for _, part in tensors(inputs)}
+        if kinds != {torch.uint8}:
+            raise DataError(
+                f"{source} holds {', '.join(sorted(map(str, kinds)))}, the model was trained on bytes (uint8)",
+                hint="give pictures with numbers from 0 to 255, as it was trained on",
+            )
+    if preprocessing["kind"] != "none":
+        found = replace(found, scaling=Scaling.of(BYTES if preprocessing["kind"] == "bytes" else preprocessing))
+    return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
 
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:

@@ -35,6 +35,7 @@ class Wishes:
     target: str | None = None
     targets: str = "one"
     cache: bool = False
+    scale_bytes: bool = False
 
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:
@@ -44,7 +45,9 @@ def prepare(raw: Raw, wishes: Wishes) -> Data:
     if isinstance(raw, Stream):
         return stream.prepare(raw, wishes.split, wishes.seed, wishes.task, wishes.targets)
     data = arrays.prepare(raw, wishes.split, wishes.seed, wishes.task, any_targets=wishes.targets != "one")
-    return arrays.standardize(data, wishes.fitted or {}) if raw.standardize else data
+    if raw.standardize:
+        return arrays.standardize(data, wishes.fitted or {})
+    return arrays.scale_bytes(data) if wishes.scale_bytes else data
 
 
 def _choose(raw: Table, features: Sequence[str] | None) -> Table:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tunecli.data.scaling import Scaling
+
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
 
 LAST, NOWHERE = -1, -2
@@ -19,6 +21,9 @@ LAST, NOWHERE = -1, -2
 
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 """Where the targets of a dict are, unless data.target names them."""
+
+LEAVES = 4096
+"""Samples whose bytes a fingerprint takes at once: a copy of all would double the memory."""
 
 Features = tuple[int, ...] | tuple[tuple[int, ...], ...] | dict[str, tuple[int, ...]]
 """The shape of one sample, or a tuple or a dict of the shapes of its inputs."""
@@ -35,12 +40,15 @@ class Samples:
     Where the study's loss or step is the user's own, targets may be (N, ...); a step may do without, and they are
     (N, 0) then. `target_at` says where they stand in a batch as the user's data have it: None in (inputs, targets), a
     key of the dict, LAST of a flat tuple, NOWHERE.
+
+    Where there is a `scaling`, inputs are raw, the bytes of pictures say, and samples that are taken have float32.
     """
 
     inputs: Inputs
     targets: Tensor
     weights: Tensor | None = None
     target_at: str | int | None = None
+    scaling: Scaling | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -55,6 +63,12 @@ class Samples:
 
     def take(self, index: Tensor | slice) -> Samples:
         """The samples at an index of any shape, (..., *feature), or in a slice, which copies nothing."""
+        found = self.raw(index)
+        scaling = self.scaling
+        return found if scaling is None else replace(found, inputs=each(scaling, found.inputs), scaling=None)
+
+    def raw(self, index: Tensor | slice) -> Samples:
+        """The same, their inputs as they are kept."""
         return replace(
             self,
             inputs=each(lambda part: _take(part, index), self.inputs),
@@ -77,17 +91,18 @@ class Samples:
     def to(self, device: torch.device) -> Samples:
         weights = None if self.weights is None else self.weights.to(device)
         inputs = each(lambda part: part.to(device), self.inputs)
-        return replace(self, inputs=inputs, targets=self.targets.to(device), weights=weights)
+        scaling = None if self.scaling is None else self.scaling.to(device)
+        return replace(self, inputs=inputs, targets=self.targets.to(device), weights=weights, scaling=scaling)
 
     def leaves(self) -> Iterator[bytes]:
-        """What a fingerprint is made of: every tensor, its kind and its bytes."""
-        import torch
-
+        """What a fingerprint is made of: every tensor, its kind and its bytes; inputs as they are when taken."""
         more = () if self.weights is None else (("weights", self.weights),)
         for name, tensor in (*tensors(self.inputs), ("", self.targets), *more):
-            yield f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode()
-            # As bytes: NumPy has no bfloat16.
-            yield tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            scaling = None if tensor is self.targets or tensor is self.weights else self.scaling
+            kind = tensor.dtype if scaling is None else "torch.float32"
+            yield f"{name}{kind}{tuple(tensor.shape)}".encode()
+            for part in tensor.split(LEAVES):
+                yield _bytes(part if scaling is None else scaling(part))
 
     def join(self, other: Samples) -> Samples:
         """These samples, then the other ones. Where only some have weights, each of the rest weighs 1."""
@@ -99,6 +114,13 @@ class Samples:
             weights = torch.cat(list(both))
         inputs = each(lambda *parts: torch.cat(parts), self.inputs, other.inputs)
         return replace(self, inputs=inputs, targets=torch.cat([self.targets, other.targets]), weights=weights)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    import torch
+
+    # NumPy has no bfloat16.
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _take(part: Tensor, index: Tensor | slice) -> Tensor:

@@ -14,6 +14,8 @@ from tunecli.data import Data, held
 NAMED = 6
 """How many levels or classes are named before they are only counted."""
 
+_PREPARED = {"array": "standardized", "bytes": "bytes made 0 to 1"}
+
 
 def draw_found(data: Data, console: Console) -> None:
     parts = (data.train, data.validation, data.test)
@@ -24,7 +26,7 @@ def draw_found(data: Data, console: Console) -> None:
     if columns:
         console.print(_columns(columns))
     else:
-        how = "standardized" if data.preprocessing.get("kind") == "array" else "taken as they are"
+        how = _PREPARED.get(str(data.preprocessing.get("kind")), "taken as they are")
         console.print(f"each of shape {data.features}, {how}", soft_wrap=True)
     for notice in data.notices:
         console.print(Text(notice, style="yellow"), soft_wrap=True)

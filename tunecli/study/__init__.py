@@ -267,6 +267,7 @@ def load_data(study: Study) -> data.Data:
         embed=study.model.source in models.EMBEDDING,
         targets=targets_of(study),
         cache=section.cache,
+        scale_bytes=not is_function(study.model.source),
     )
     class_weight = study.train.class_weight
     return loaded if class_weight is None else data.weigh(loaded, class_weight)

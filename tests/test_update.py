@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tunecli.engine.gradients import Layout
 from tunecli.engine.rules import RULES
 from tunecli.engine.schedule import rate_factors
-from tunecli.engine.update import State, plan_updates, update
+from tunecli.engine.update import Coming, State, plan_updates, update
 from tunecli.space import OPTIMIZERS, settings_of
 
 STEPS, WEIGHTS = 50, 11
@@ -98,14 +98,26 @@ def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator) -> Sta
     return State(weights, first, second)
 
 
+WAYS = [(name, False) for name in RULES] + [(name, True) for name, rule in RULES.items() if rule.fused]
+"""Each optimizer on all rows at once, and those that torch has fused a row at a time as well."""
+
+
 def train(
-    rule: str, points: list[dict[str, Any]], state: State, sums: Tensor, samples: Tensor, rates: Tensor, due: Tensor
+    way: tuple[str, bool],
+    points: list[dict[str, Any]],
+    state: State,
+    sums: Tensor,
+    samples: Tensor,
+    rates: Tensor,
+    due: Tensor,
 ) -> None:
     """Drive the rows below ABOVE by gradient sums (S, K, P) over samples (S, K), where due (S, K), in two ticks."""
     numbers = due.cumsum(0)
+    rule, fused = RULES[way[0]], way[1]
     gradient = torch.zeros_like(state.weights)
     for tick in torch.arange(len(sums)).chunk(2):
-        plan = plan_updates(RULES[rule], points, numbers[tick], rates[tick], samples[tick], state.weights.dtype)
+        coming = Coming(numbers[tick], rates[tick], samples[tick])
+        plan = plan_updates(rule, points, coming, state.weights.dtype, fused=fused)
         for step, number in enumerate(tick.tolist()):
             before = state.weights.clone(), state.first.clone(), state.second.clone()
             gradient[ABOVE:] = sums[number]
@@ -129,10 +141,13 @@ def float64() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "muon"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way[0] != "muon"], ids=str)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(1, 4))
-def test_a_row_is_trained_as_by_torch_at_its_own_pace(rule: str, data: st.DataObject, seed: int, rows: int) -> None:
+def test_a_row_is_trained_as_by_torch_at_its_own_pace(
+    way: tuple[str, bool], data: st.DataObject, seed: int, rows: int
+) -> None:
+    rule, _ = way
     own = [data.draw(points(rule)) for _ in range(rows)]
     generator = torch.Generator().manual_seed(seed)
     state = make_state(rows, torch.float64, generator)
@@ -141,7 +156,7 @@ def test_a_row_is_trained_as_by_torch_at_its_own_pace(rule: str, data: st.DataOb
     samples = torch.randint(1, 300, (STEPS, rows), generator=generator)
     rates = torch.rand(STEPS, rows, generator=generator, dtype=torch.float64)
     due = torch.rand(STEPS, rows, generator=generator) < data.draw(st.sampled_from([0.3, 1.0]))
-    train(rule, own, state, mean * samples[..., None], samples, rates, due)
+    train(way, own, state, mean * samples[..., None], samples, rates, due)
     for row, point in enumerate(own):
         weight = nn.Parameter(initial[row].clone())
         optimizer = torch_optimizer(rule, [weight], point)
@@ -169,7 +184,7 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
     keys = {"lr": point["learning_rate"], "weight_decay": point["l2"]}
     optimizers = torch.optim.Muon(matrices, momentum=point["momentum"], **keys), torch.optim.AdamW(others, **keys)
     ones = torch.ones(10, 1, dtype=torch.int64)
-    plan = plan_updates(RULES["muon"], [point], ones.cumsum(0), ones, ones, torch.float64)
+    plan = plan_updates(RULES["muon"], [point], Coming(ones.cumsum(0), ones, ones), torch.float64)
     for step in range(10):
         gradient = torch.randn(1, len(row)).double()
         for name, view in layout.views(gradient).items():
@@ -187,13 +202,14 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @settings(max_examples=6, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(2, 40))
 def test_the_bits_of_a_row_do_not_depend_on_its_place(
-    rule: str, dtype: torch.dtype, data: st.DataObject, seed: int, rows: int
+    way: tuple[str, bool], dtype: torch.dtype, data: st.DataObject, seed: int, rows: int
 ) -> None:
     """In the middle of a long run: bias corrections are powers with large exponents."""
+    rule, fused = way
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(rows, 6, generator=generator).tolist()
     names = ("learning_rate", "momentum", "beta1", "beta2", "l1", "l2")
@@ -211,9 +227,8 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
         state = State(start.weights[places], start.first[places], start.second[places].abs())
         state.first = state.first.abs() if rule == "adadelta" else state.first  # squares
         state.matrices = ((1, 2, 3), (7, 2, 2))
-        plan = plan_updates(
-            RULES[rule], [own[i] for i in picked], numbers[:, picked], rates[:, picked], samples[:, picked], dtype
-        )
+        coming = Coming(numbers[:, picked], rates[:, picked], samples[:, picked])
+        plan = plan_updates(RULES[rule], [own[i] for i in picked], coming, dtype, fused=fused)
         every = slice(0, len(picked))
         for step in range(steps):
             update(state, gradients[step, picked], [plan(step, every, every)])
@@ -233,9 +248,8 @@ def test_spared_weights_do_not_decay(rule: str) -> None:
     decay = layout.decay_mask(weights.device, weights.dtype)
     state = State(weights.clone(), torch.zeros_like(weights), torch.zeros_like(weights), decay)
     ones = torch.ones(1, 2, dtype=torch.int64)
-    plan = plan_updates(
-        RULES[rule], [{"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}] * 2, ones, ones, ones, torch.float32
-    )
+    told = {"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}
+    plan = plan_updates(RULES[rule], [told] * 2, Coming(ones, ones, ones), torch.float32)
     update(state, torch.zeros_like(weights), [plan(0, slice(0, 2), slice(0, 2))])
     before, after = layout.views(weights), layout.views(state.weights)
     for name in layout.names:

@@ -21,7 +21,7 @@ from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
-from tunecli.engine.update import Due, plan_updates, update
+from tunecli.engine.update import Coming, Due, plan_updates, update
 from tunecli.errors import ModelError, TunecliError
 from tunecli.metrics import Loss
 from tunecli.source import describe
@@ -133,14 +133,9 @@ class Block:
         scales = [slot.plateau.scale for slot in slots]
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
         device = self._gradient.device
-        return plan_updates(
-            slots[0].rule,
-            [slot.hparams for slot in slots],
-            numbers.to(device),
-            rates.to(device),
-            sizes.to(device),
-            self._gradient.dtype,
-        )
+        coming = Coming(numbers.to(device), rates.to(device), sizes.to(device))
+        fused = device.type == "cpu" and self._state.decay is None
+        return plan_updates(slots[0].rule, [slot.hparams for slot in slots], coming, self._gradient.dtype, fused=fused)
 
     def train(self, deadline: float) -> bool:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tunecli.engine.fused import FUSED, FusedStep
+
 DEFAULTS: dict[str, float] = {
     "momentum": 0.0,
     "dampening": 0.0,
@@ -41,6 +43,7 @@ class Rule:
 
     `decoupled`: l2 shrinks the weights instead of adding to the gradient; `takes_l2`: `step` sees to it itself.
     `by_matrix`: `step` is told where in a row the `matrices` lie. `defaults` are where it has not the usual ones.
+    `fused`: the same update of one row at a time, for a CPU.
     """
 
     scalars: Callable[[Columns, Tensor], tuple[Tensor, ...]]
@@ -49,6 +52,7 @@ class Rule:
     takes_l2: bool = False
     by_matrix: bool = False
     defaults: Mapping[str, float] = field(default_factory=dict)
+    fused: FusedStep | None = None
 
 
 def _power(of: Tensor, number: Tensor) -> Tensor:
@@ -291,11 +295,11 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_sgd_scalars, _sgd),
-    "adagrad": Rule(rate_alone, _adagrad),
+    "sgd": Rule(_sgd_scalars, _sgd, fused=FUSED["sgd"]),
+    "adagrad": Rule(rate_alone, _adagrad, fused=FUSED["adagrad"]),
     "rmsprop": Rule(_rmsprop_scalars, _rmsprop),
-    "adam": Rule(_adam_scalars, _adam),
-    "adamw": Rule(_adam_scalars, _adam, decoupled=True),
+    "adam": Rule(_adam_scalars, _adam, fused=FUSED["adam"]),
+    "adamw": Rule(_adam_scalars, _adam, decoupled=True, fused=FUSED["adamw"]),
     "nadam": Rule(_nadam_scalars, _nadam),
     "radam": Rule(_radam_scalars, _radam),
     "adamax": Rule(_adamax_scalars, _adamax),

@@ -6,12 +6,13 @@ tick at once. A row's bits depend neither on where it lies in the matrix nor on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tunecli.engine.fused import Told
 from tunecli.engine.rules import DEFAULTS, Matrices, Rule
 from tunecli.trial import Hparams
 
@@ -43,7 +44,8 @@ class Due:
 
     `share` is one over the number of samples in the batch, or over the sum of their weights; `clip` is the largest
     norm of a gradient, `keep` what the average keeps of itself. l1, l2, shrink, clip and keep are None where they do
-    nothing; in a row that has no clip of its own it is zero.
+    nothing; in a row that has no clip of its own it is zero. `each` is None, or what the fused update of each row is
+    told, which then sees to l2 as well.
     """
 
     rows: slice
@@ -55,6 +57,7 @@ class Due:
     shrink: Tensor | None = None
     clip: Tensor | None = None
     keep: Tensor | None = None
+    each: Sequence[tuple[Told, Tensor]] | None = None
 
 
 def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
@@ -77,54 +80,67 @@ def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
             mean.addcmul_(_spared(weights, state.decay), part.l2)
         if part.shrink is not None:
             weights.addcmul_(_spared(weights, state.decay), part.shrink, value=-1)
-        told = {"matrices": state.matrices} if part.rule.by_matrix else {}
-        part.rule.step(weights, mean, state.first[part.rows], state.second[part.rows], *part.scalars, **told)
+        _step(part, state, weights, mean)
         if part.keep is not None and state.average is not None:
             average = state.average[part.rows]
             average.mul_(part.keep).addcmul_(weights, 1 - part.keep)
 
 
-def plan_updates(
-    rule: Rule, hparams: Sequence[Hparams], numbers: Tensor, rates: Tensor, sizes: Tensor, dtype: torch.dtype
-) -> Callable[[int, slice, slice], Due]:
-    """The columns of S coming updates of K rows that share a rule; `(s, own, rows)` gives one of them.
+def _step(part: Due, state: State, weights: Tensor, mean: Tensor) -> None:
+    rule, first, second = part.rule, state.first[part.rows], state.second[part.rows]
+    if part.each is None:
+        where = {"matrices": state.matrices} if rule.by_matrix else {}
+        rule.step(weights, mean, first, second, *part.scalars, **where)
+        return
+    assert rule.fused is not None
+    rows = zip(weights.unbind(), mean.unbind(), first.unbind(), second.unbind(), part.each, strict=True)
+    for own, gradient, own_first, own_second, (told, number) in rows:
+        rule.fused(own, gradient, own_first, own_second, told, number)
 
-    `numbers` (S, K) says which update of its run each is, from 1; `rates` (S, K) the schedule's factor on the learning
-    rate; `sizes` (S, K) how many samples its batch has, or the sum of their weights. `own` are the rows' places among
-    the K, `rows` in the state.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coming:
+    """The S coming updates of K rows, (S, K) each: `numbers` says which update of its run each is, from 1; `rates` is
+    the schedule's factor on the learning rate; `sizes` how many samples its batch has, or the sum of their weights."""
+
+    numbers: Tensor
+    rates: Tensor
+    sizes: Tensor
+
+
+def plan_updates(
+    rule: Rule, hparams: Sequence[Hparams], coming: Coming, dtype: torch.dtype, *, fused: bool = False
+) -> Callable[[int, slice, slice], Due]:
+    """The columns of the coming updates of rows that share a rule; `(s, own, rows)` gives one of them.
+
+    `own` are the rows' places among the K, `rows` in the state. `fused` takes the rule's own update of a row, which
+    l2 holds for every weight in: on a CPU, where no weight is spared.
     """
-    device = numbers.device
-    defaults = {**DEFAULTS, **rule.defaults}
-    names = ("learning_rate", *defaults)
-    columns = {
-        name: torch.tensor(
-            [[float(h.get(name, defaults.get(name, 0.0)))] for h in hparams],  # type: ignore[arg-type]
-            dtype=torch.float64,
-            device=device,
-        )
-        for name in names
-    }
-    learning_rate = columns["learning_rate"] * rates.double()[..., None]  # (S, K, 1)
+    columns = _columns(rule, hparams, coming.numbers.device)
+    learning_rate = columns["learning_rate"] * coming.rates.double()[..., None]  # (S, K, 1)
     columns["learning_rate"] = learning_rate
-    scalars = tuple(
-        column.expand(learning_rate.shape).to(dtype) for column in rule.scalars(columns, numbers.double()[..., None])
-    )
+    if fused := fused and rule.fused is not None:
+        scalars: tuple[Tensor, ...] = ()
+    else:
+        of_updates = rule.scalars(columns, coming.numbers.double()[..., None])
+        scalars = tuple(column.expand(learning_rate.shape).to(dtype) for column in of_updates)
     # A batch that counts nothing has no gradient, and none is divided by zero.
-    share = torch.where(sizes > 0, 1 / sizes.double(), 1.0)[..., None].to(dtype)
+    share = torch.where(coming.sizes > 0, 1 / coming.sizes.double(), 1.0)[..., None].to(dtype)
     l1, l2 = columns["l1"].to(dtype), columns["l2"].to(dtype)
     shrink = (learning_rate * columns["l2"]).to(dtype)
     clip = columns["clip_norm"].to(dtype)
     # The average begins with the weights after the first update, as torch's AveragedModel does.
-    keep = torch.where(numbers[..., None] == 1, 0.0, columns["ema_decay"]).to(dtype)
+    keep = torch.where(coming.numbers[..., None] == 1, 0.0, columns["ema_decay"]).to(dtype)
     clips, averages = [bool(h.get("clip_norm")) for h in hparams], any(h.get("ema_decay") for h in hparams)
     has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]
 
     # Side by side, and taken apart at once for all steps: slicing each column costs as much as a small update.
     moving = torch.stack([share, shrink, keep, *scalars], dim=1)  # (S, n, K, 1)
     steps: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+    tell = _teller(columns, coming) if fused else None
 
     def due(step: int, own: slice, rows: slice) -> Due:
-        decays = any(has_l2[own]) and not rule.takes_l2
+        decays = any(has_l2[own]) and not (rule.takes_l2 or fused)
         place = own.start, own.stop
         if place not in steps:
             steps[place] = moving[:, :, own].unbind()
@@ -139,9 +155,37 @@ def plan_updates(
             shrink=shrink if decays and rule.decoupled else None,
             clip=clip[own] if any(clips[own]) else None,
             keep=keep if averages else None,
+            each=tell(step, own) if tell is not None else None,
         )
 
     return due
+
+
+def _columns(rule: Rule, hparams: Sequence[Hparams], device: torch.device) -> dict[str, Tensor]:
+    """Every hparam that a rule may read, (K, 1)."""
+    defaults = {**DEFAULTS, **rule.defaults}
+    return {
+        name: torch.tensor(
+            [[float(h.get(name, defaults.get(name, 0.0)))] for h in hparams],  # type: ignore[arg-type]
+            dtype=torch.float64,
+            device=device,
+        )
+        for name in ("learning_rate", *defaults)
+    }
+
+
+def _teller(columns: Mapping[str, Tensor], coming: Coming) -> Callable[[int, slice], list[tuple[Told, Tensor]]]:
+    """What the fused updates of some rows are told in one step."""
+    steps, rows = coming.numbers.shape
+    fixed = [{name: float(column[row]) for name, column in columns.items() if column.dim() == 2} for row in range(rows)]
+    rates = columns["learning_rate"].view(steps, rows).tolist()
+    numbers = coming.numbers.float()
+
+    def tell(step: int, own: slice) -> list[tuple[Told, Tensor]]:
+        known = zip(fixed[own], rates[step][own], numbers[step, own].unbind(), strict=True)
+        return [({**row, "learning_rate": rate}, number) for row, rate, number in known]
+
+    return tell
 
 
 def _spared(of: Tensor, decay: Tensor | None) -> Tensor:

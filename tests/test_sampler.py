@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunecli.points import all_points, key
+from tunecli.points import all_points, key, shown
 from tunecli.sampler import Proposer, make_proposer, says
 from tunecli.space import EXHAUSTIVE, SAMPLERS, Space, build_space
 from tunecli.trial import Hparams, Measurement, State, Trial, derive_seed
@@ -464,3 +464,74 @@ def test_each_sampler_says_what_it_models() -> None:
         "beta1, beta2, l2, whose range not every trial has",
     }
     assert says("gp", build_space(UNCONDITIONAL), 8).endswith("once 10 trials are complete")
+
+
+# A space that has changed
+
+
+def test_tpe_follows_an_optimum_out_of_the_old_range() -> None:
+    """The range was too low; widened, at least half of the next 60 proposals lie outside the old one."""
+    old, wide = (
+        build_space({"optimizer": "adam", "learning_rate": {"low": 1e-5, "high": high, "log": True}})
+        for high in (1e-3, 1.0)
+    )
+
+    def rate(trial: Trial) -> float:
+        return float(trial.hparams["learning_rate"])  # type: ignore[arg-type]
+
+    def tried(proposer: Proposer, known: list[Trial], trials: int) -> list[Trial]:
+        for tick in range(len(known) + 1, trials + 1):
+            hparams = proposer.propose(len(known), tick)
+            trial = Trial(len(known), State.RUNNING, hparams, start_tick=tick)
+            value = math.log10(rate(trial) / 0.1) ** 2  # best at 0.1
+            curve = (measurement(trial.number, 1, value),)
+            known.append(replace(trial, state=State.COMPLETE, end_tick=tick, value=value, best_tick=1, curve=curve))
+            proposer.end(known[-1])
+        return known
+
+    known = tried(fresh(old, "tpe"), [], 60)
+    assert max(map(rate, known)) <= 1e-3
+    seen = [own for trial in known if (own := shown(wide, trial, {})) is not None]
+    assert len(seen) == 60
+    after = tried(rebuilt(wide, "tpe", seen), known, 120)[60:]
+    assert sum(rate(trial) > 1e-3 for trial in after) >= 30
+
+
+@sampler
+def test_a_hidden_trial_keeps_its_number_and_teaches_nothing(sampler: str) -> None:
+    """Whatever the hidden ones were, the next proposal is the same, and a point of the space."""
+    space = space_for(sampler)
+    final = simulate(space, sampler, trials=24)[-1]
+    others = [*final[:12], *(changed(trial, -9.0) for trial in final[12:])]
+    proposals = []
+    for trials in (final, others):
+        proposer = fresh(space, sampler)
+        for trial in trials:
+            if trial.number < 12:
+                proposer.add(trial)
+            else:
+                proposer.hide(trial.number)
+        proposals.append(proposer.propose(len(trials), 99))
+    assert proposals[0] == proposals[1]
+    assert shown(space, Trial(24, State.RUNNING, proposals[0], start_tick=99), {}) is not None
+
+
+def test_a_trial_of_another_space_is_seen_as_this_one_has_it() -> None:
+    def trial(**hparams: Any) -> Trial:
+        return Trial(0, State.COMPLETE, hparams, start_tick=1)
+
+    fixed = {"optimizer": "sgd", "momentum": 0, "l1": 0, "l2": 0}
+    space = build_space({**fixed, "learning_rate": {"low": 0.1, "high": 1.0}, "batch_size": [64, "full"]})
+    had = {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.0, "batch_size": "full", "l1": 0.0, "l2": 0.0}
+    assert shown(space, trial(**had), {}) == trial(**had)
+    for other in ({"learning_rate": 0.05}, {"batch_size": 32}, {"l1": 1e-4}, {"optimizer": "adam"}):
+        assert shown(space, trial(**{**had, **other}), {}) is None
+    # What was not asked for had its default, or what [train] said.
+    more = build_space({**fixed, "batch_size": "full", "nesterov": [True, False], "warmup": {"low": 0.0, "high": 0.5}})
+    seen = shown(more, trial(**had), {})
+    assert seen is not None
+    assert seen.hparams.items() >= {"nesterov": False, "warmup": 0.0}.items()
+    assert shown(more, trial(**had), {"warmup": 0.25}).hparams["warmup"] == 0.25  # type: ignore[union-attr]
+    assert shown(more, trial(**had), {"warmup": 0.75}) is None
+    # What a model's key was by default, the model alone knows.
+    assert shown(build_space({"model": {"hidden": [[8], [16]]}}), trial(**had), {}) is None

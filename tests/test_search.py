@@ -19,7 +19,8 @@ from torch import nn
 from tunecli import checkpoint
 from tunecli import data as data_room
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
-from tunecli.search import Differed, Ended, Event, Opened, Progress, search, set_aside
+from tunecli.points import shown
+from tunecli.search import Changed, Differed, Ended, Event, Opened, Progress, search, set_aside
 from tunecli.search import loop as search_room
 from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
@@ -474,9 +475,6 @@ OTHER_QUESTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "model keys": ({"model": {"source": "mlp", "hidden": [9]}}, ["model.hidden", "[8]", "[9]"]),
     "window": ({"window": 4}, ["search.window", "3", "4"]),
     "seed": ({"seed": 1}, ["seed", "0", "1"]),
-    "space": ({"space": {"l1": 0.5}}, ["space.l1", "not set", "0.5"]),
-    "sampler": ({"sampler": "random"}, ["search.sampler", "tpe", "random"]),
-    "pruner": ({"pruner": "none"}, ["search.pruner", "asha", "none"]),
     "several": ({"seed": 7, "train": {"metric": "loss"}}, ["seed", "7", "train.metric", "loss"]),
 }
 
@@ -514,6 +512,115 @@ def test_what_is_free_to_change_is_no_other_question(question: Question, half: P
     other = question(trials=18)
     assert ending(replace(other, search=other.search.model_copy(update={"window": None})), folder).how == "done"
     assert most_in_flight(trials(folder)) == 3
+
+
+# Changing one's mind
+
+ASKED_FIRST: dict[str, Any] = {
+    "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+    "batch_size": [16, 32, "full"],
+}
+
+
+def rates(low: float, high: float) -> dict[str, Any]:
+    return {"space": {**ASKED_FIRST, "learning_rate": {"low": low, "high": high, "log": True}}}
+
+
+MINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "wider": (rates(1e-4, 1.0), "learning_rate.high: 0.01 -> 1.0"),
+    "narrower": (rates(2e-3, 5e-3), "learning_rate.high: 0.01 -> 0.005"),
+    "other choices": ({"space": {**ASKED_FIRST, "batch_size": ["full", 64, 32]}}, "batch_size"),
+    "fixed": ({"space": {**ASKED_FIRST, "l1": 0, "optimizer": "adam"}}, 'not set -> "adam"'),
+    "one more": ({"space": {**ASKED_FIRST, "clip_norm": {"low": 0.0, "high": 1.0}}}, "clip_norm"),
+    "sampler": ({"space": ASKED_FIRST, "sampler": "nsga2"}, '"tpe" -> "nsga2"'),
+    "pruner": ({"space": ASKED_FIRST, "pruner": "none"}, '"asha" -> "none"'),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of another mind, in the middle of which a signal came."""
+    folder = tmp_path_factory.mktemp("begun") / "tiny"
+    calls = iter(range(100))
+    assert ending(question(space=ASKED_FIRST, trials=16), folder, stop=lambda: next(calls) > 20).how == "stopped"
+    assert any(trial.state is State.RUNNING for trial in trials(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("mind", "said"), MINDS.values(), ids=MINDS)
+def test_a_changed_mind_goes_on_and_what_was_tried_stays(
+    question: Question, begun: Path, tmp_path: Path, mind: dict[str, Any], said: str
+) -> None:
+    study = question(trials=16, **mind)
+    whole, often = (shutil.copytree(begun, tmp_path / name) for name in ("whole", "often"))
+    before = trials(whole)
+    changed, *_ = run(study, whole)
+    assert isinstance(changed, Changed)
+    assert any(said in line for line in changed.lines)
+    assert changed.trials == len(before)
+    after = trials(whole)
+    for then, now in zip(before, after, strict=False):
+        assert (now.hparams, now.curve[: then.fidelity]) == (then.hparams, then.curve)
+        assert now.state.ended
+        assert not then.state.ended or now == then
+    record = read(whole / "study.db")
+    for trial in after[len(before) :]:
+        assert shown(record.space, trial, {}) == trial
+    (earlier,) = record.earlier
+    assert (earlier.until, earlier.document["space"]) == (len(before), ASKED_FIRST)
+    # The same again is no change; and interrupted after the change, a search goes on to the same trials.
+    assert not any(isinstance(event, Changed) for event in run(study, whole))
+
+    def attempt(number: int) -> bool:
+        calls = iter(range(10_000))
+        return ending(study, often, stop=lambda: next(calls) >= 6 * number).how == "done"
+
+    assert until_done(attempt) > 2
+    assert answer(often) == answer(whole)
+
+
+def test_trials_outside_todays_space_are_hidden_from_the_sampler_and_from_nobody_else(
+    question: Question, begun: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(begun, tmp_path / "tiny")
+    before = trials(folder)
+    high = sorted(float(str(trial.hparams["learning_rate"])) for trial in before)[2]
+    changed, *_ = run(question(trials=16, **rates(1e-3, high)), folder)
+    assert isinstance(changed, Changed)
+    assert (changed.shown, changed.trials) == (3, len(before))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    theirs = optuna.load_study(storage=f"sqlite:///{folder}/study.db", study_name="tiny").trials
+    for own, trial in zip(theirs, trials(folder), strict=True):
+        assert own.value == trial.value
+        assert own.params["learning_rate"] == trial.hparams["learning_rate"]
+        asked = own.distributions["learning_rate"]
+        assert isinstance(asked, optuna.distributions.FloatDistribution)
+        assert asked.high == (1e-2 if trial.number < len(before) else high)
+
+
+def test_a_mind_can_change_often(question: Question, begun: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(begun, tmp_path / "tiny")
+    asked = len(trials(folder))
+    # By the first nothing is asked: the second takes its place.
+    for sizes, until in (([32], 0), ([32, 64], asked + 3), (["full", 8], asked + 6)):
+        study = question(space={**ASKED_FIRST, "batch_size": sizes}, trials=until or asked)
+        ending(study, folder, timeout_seconds=None if until else 0)
+    record = read(folder / "study.db")
+    assert [own.until for own in record.earlier] == [asked, asked + 3]
+    assert [own.document["space"]["batch_size"] for own in record.earlier] == [[16, 32, "full"], [32, 64]]
+    assert {trial.hparams["batch_size"] for trial in record.trials[asked : asked + 3]} <= {32, 64}
+    assert {trial.hparams["batch_size"] for trial in record.trials[asked + 3 :]} <= {"full", 8}
+
+
+def test_a_study_that_is_done_says_what_changed_and_stays_as_it_is(
+    question: Question, finished: tuple[Study, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[1], tmp_path / "tiny")
+    before = (folder / "study.db").read_bytes()
+    changed, ended = run(question(space={"batch_size": 32}), folder)
+    assert isinstance(changed, Changed)
+    assert isinstance(ended, Ended)
+    assert (folder / "study.db").read_bytes() == before
 
 
 def table(path: Path, shift: float = 0.0) -> None:

@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 
 from tunecli.errors import InputError, StorageError
 from tunecli.space import Choice, Float, Range, build_space
-from tunecli.store import Store, create_study, hold, is_unfinished, read
+from tunecli.store import Store, create_study, hold, is_deleted, is_unfinished, overview, read, versions
 from tunecli.trial import Measurement, State, Trial, Value
 
 DIRECTION = "maximize"
@@ -633,6 +633,95 @@ def test_a_trial_that_optuna_added_is_named(store: Store, path: Path) -> None:
     load(path).add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(InputError, match="trial 1 was not written by tunecli"):
         read(path)
+
+
+# Earlier versions
+
+
+def as_of(version: int, path: Path) -> None:
+    """The database as an earlier version of tunecli would have left it."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE tunecli_questions")
+        connection.execute("DELETE FROM study_system_attributes")
+        if version == 1:
+            connection.execute("ALTER TABLE tunecli_studies DROP COLUMN importance")
+        connection.execute("UPDATE tunecli_studies SET version = ?", (version,))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_earlier_version_is_read_as_it_is_and_brought_up_to_date_after_a_backup(
+    path: Path, store: Store, version: int
+) -> None:
+    write(store, [ended(running(0), State.COMPLETE, [0.25, 0.5]), running(1, tick=2)])
+    store.close()
+    record = read(path)
+    as_of(version, path)
+    before = path.read_bytes()
+    assert read(path) == record
+    assert overview(path).best == 0
+    assert path.read_bytes() == before
+    later = Store(path, SPACE)
+    write(later, [running(2, tick=2)])
+    later.close()
+    assert [trial.number for trial in read(path).trials] == [0, 1, 2]
+    backup = path.with_name(f"study.db.schema-{version}")
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert read(backup) == record
+    with sqlite3.connect(backup) as connection:
+        assert connection.execute("SELECT version FROM tunecli_studies").fetchall() == [(version,)]
+    Store(path, SPACE).close()
+    assert sorted(own.name for own in path.parent.iterdir()) == ["study.db", backup.name]
+
+
+def test_a_step_that_fails_leaves_the_earlier_version_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = read(path)
+    as_of(2, path)
+    broken = {**versions.MIGRATIONS, 2: lambda connection: connection.exec_driver_sql("CREATE TABLE trials (a)")}
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "MIGRATIONS", broken)
+        with pytest.raises(StorageError, match=r"study\.db"):
+            Store(path, SPACE)
+    assert read(path) == record
+    Store(path, SPACE).close()
+
+
+# Deleted by Optuna
+
+
+def delete(path: Path) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.delete_study(study_name="tiny", storage=f"sqlite:///{path}")
+
+
+def test_a_study_that_optuna_deleted_is_gone_and_can_begin_anew(path: Path, store: Store) -> None:
+    write(store, [ended(running(0), State.COMPLETE, [0.5])])
+    store.close()
+    assert not is_deleted(path)
+    delete(path)
+    assert is_deleted(path)
+    for open_it in (read, overview, lambda path: Store(path, SPACE)):
+        with pytest.raises(InputError, match="was deleted with Optuna's tools") as caught:
+            open_it(path)
+        assert caught.value.hint
+    create(path)
+    assert not is_deleted(path)
+    assert read(path).trials == ()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM tunecli_measurements").fetchall() == [(0,)]
+
+
+def test_what_was_left_of_a_deleted_study_is_never_taken_for_the_next_ones(path: Path, store: Store) -> None:
+    write(store, [ended(running(0), State.COMPLETE, [0.5])])
+    store.close()
+    delete(path)
+    # SQLite gives it the ids of the deleted one.
+    optuna.create_study(study_name="tiny", storage=f"sqlite:///{path}").add_trial(optuna.create_trial(value=1.0))
+    before = path.read_bytes()
+    for open_it in (read, is_deleted, lambda path: Store(path, SPACE)):
+        with pytest.raises(InputError, match="was deleted with Optuna's tools"):
+            open_it(path)
+    assert path.read_bytes() == before
+    assert load(path).best_value == 1.0
 
 
 # Files

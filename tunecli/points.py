@@ -1,14 +1,15 @@
-"""Particular points of a space: the first to try, one given by hand, and all of a finite one."""
+"""Particular points of a space: the first to try, one given by hand, one tried before, and all of a finite one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tunecli.errors import SpaceError
 from tunecli.space import DEFAULT_SETTINGS, Choice, Dimension, Float, Int, Range, Space, When, check_value, nearest
-from tunecli.trial import Hparams, Value
+from tunecli.trial import Hparams, Trial, Value
 
 MAX_POINTS = 100_000
 """The most points that a sampler which tries them all will list; many more than a search could try."""
@@ -212,6 +213,29 @@ def _label(range_: Range, value: Value) -> Any:
     if isinstance(range_, Choice):
         return range_.distribution()["attributes"]["choices"][int(range_.internal(value))]
     return value
+
+
+# One tried before, perhaps in another space
+
+_UNASKED: dict[str, Value] = {**DEFAULT_SETTINGS, "dampening": 0.0, "nesterov": False}
+"""What a trial trained with whose space did not ask."""
+
+
+def shown(space: Space, trial: Trial, train: Mapping[str, Any]) -> Trial | None:
+    """The trial as this space has it, for whoever learns from it; None where the space does not hold its point.
+
+    An hparam that was not asked for then had the value of `train`, the keys of [train], or the default.
+    """
+    had = {**_UNASKED, **{name: own for name, own in train.items() if name in DEFAULT_SETTINGS}, **trial.hparams}
+    point: dict[str, Value] = {}
+    for dimension in space.dimensions:
+        if not dimension.applies(point):
+            continue
+        value = _fitting(dimension, had[dimension.hparam]) if dimension.hparam in had else None
+        if value is None:
+            return None
+        point[dimension.hparam] = value
+    return replace(trial, hparams=point)
 
 
 # All of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import optuna
@@ -9,6 +10,7 @@ from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
 
 from tunecli.sampler.model import STATES, View, make_sampler
+from tunecli.space import external_value
 from tunecli.trial import State, Trial, derive_seed
 
 Asked = Mapping[str, tuple[str, float]]
@@ -20,11 +22,15 @@ class Suggester:
 
     A trial sees what has ended when it asks. Each has a sampler of its own, seeded by (study seed, number): where
     trials run one at a time, nothing but the recorded ones matters, so the answers are the same after a kill.
+
+    `today`, name -> Optuna's distribution, is what is known beforehand: a trial that had another one of that name is
+    seen with this, or, where its value lies outside, not at all.
     """
 
-    def __init__(self, sampler: str, direction: str, study_seed: int) -> None:
+    def __init__(self, sampler: str, direction: str, study_seed: int, today: Mapping[str, str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._sampler, self._seed = sampler, study_seed
+        self._sampler, self._seed, self._today = sampler, study_seed, today
+        self._hidden: set[int] = set()
         self._storage = View()
         self._study = optuna.create_study(storage=self._storage, direction=StudyDirection[direction.upper()])
         self._trials: dict[int, optuna.Trial] = {}
@@ -52,12 +58,24 @@ class Suggester:
 
     def put(self, number: int, name: str, distribution: str, internal: float) -> None:
         """Another answer than the one suggested was recorded, and stands."""
-        self._storage.set_trial_param(number, name, internal, json_to_distribution(distribution))
+        own, value = json_to_distribution(distribution), external_value(distribution, internal)
+        if self._today.get(name, distribution) != distribution:
+            own = json_to_distribution(self._today[name])
+            try:
+                internal = own.to_internal_repr(value)
+            except ValueError:  # no choice any more
+                internal = math.nan
+        if own._contains(internal):
+            self._storage.set_trial_param(number, name, internal, own)
+        else:
+            self._hidden.add(number)
 
     def end(self, trial: Trial) -> None:
         """A trial has ended; whoever asks from now on sees its result."""
         for step, own in enumerate(trial.curve, start=1):
             self._storage.set_trial_intermediate_value(trial.number, step if own.step is None else own.step, own.metric)
-        values = None if trial.state is State.FAILED or trial.value is None else [trial.value]
-        self._storage.set_trial_state_values(trial.number, STATES[trial.state], values)
+        # No sampler looks at a trial that failed.
+        state = State.FAILED if trial.number in self._hidden else trial.state
+        values = None if state is State.FAILED or trial.value is None else [trial.value]
+        self._storage.set_trial_state_values(trial.number, STATES[state], values)
         self._trials.pop(trial.number, None)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,9 +72,19 @@ def read_summary(folder: Path) -> Summary:
         exhausted=_exhausted(record),
         importance=record.importance,
     )
+    summary = replace(summary, changes=_changes(record))
     if summary.best is None or record.command is None:
         return summary
     return replace(summary, command=shlex.join(record.command.filled(summary.best.hparams)))
+
+
+def _changes(record: Record) -> list[tuple[int, list[str]]]:
+    """The first trial after each change of the question, and what changed, a line a key; more trials are no change."""
+    from tunecli.study.overrides import differences
+
+    asked = [*(own.document for own in record.earlier), record.document]
+    found = [list(differences(before, now).values()) for before, now in pairwise(asked)]
+    return [(own.until, lines) for own, lines in zip(record.earlier, found, strict=True) if lines]
 
 
 def _exhausted(record: Record) -> int | None:
@@ -83,7 +94,7 @@ def _exhausted(record: Record) -> int | None:
 
     if record.of_program or not all(trial.state.ended for trial in record.trials):
         return None
-    left = points_left(record.document["search"]["sampler"], record.space, record.trials)
+    left = points_left(record.document["search"]["sampler"], record.space, record.shown())
     return len(all_points(record.space)) if left == 0 else None
 
 

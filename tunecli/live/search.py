@@ -17,7 +17,7 @@ from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
 from tunecli.sampler import says
-from tunecli.search import Differed, Ended, Event, Opened, OpenedProgram, Progress
+from tunecli.search import Changed, Differed, Ended, Event, Opened, OpenedProgram, Progress
 from tunecli.source import is_function
 from tunecli.space import Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
@@ -32,6 +32,8 @@ def show(events: Iterable[Event], console: Console) -> Ended:
             if isinstance(event, Opened | OpenedProgram):
                 console.print(opening(event, console.width), soft_wrap=True)
                 view.open(event)
+            elif isinstance(event, Changed):
+                console.print(change(event, console.width), soft_wrap=True)
             elif isinstance(event, Differed):
                 view.note(
                     f"note: replaying trial {event.trial} gave {event.replayed:.6g} at epoch {event.fidelity}, "
@@ -90,6 +92,16 @@ def opening(event: Opened | OpenedProgram, width: int) -> Text:
         text.append("\n       ".join(lines) + "\n")
     text.right_crop(1)
     return text
+
+
+def change(event: Changed, width: int) -> Text:
+    """What has changed in the question, and what that means for the trials so far."""
+    hidden = event.trials - event.shown
+    means = [f"the {event.trials} trials so far stay", f"{event.sampler} sees them all as today's space has them"]
+    if hidden:
+        means[1] = f"{hidden} of them lie outside today's space and are hidden from {event.sampler}"
+    lines = wrap([*event.lines, *(means if event.trials else [])], width - 9).splitlines()
+    return Text.assemble(("changed  ", "bold"), "\n         ".join(lines))
 
 
 def _of_model(event: Opened) -> list[tuple[str, list[str]]]:

@@ -15,7 +15,8 @@ class Summary:
     """A study in numbers. `epochs` is None where its trials are runs of a program.
 
     `ranked` are the complete trials from the best on, `ties` how many share the best value. `exhausted` is how many
-    points the space has, where all were tried. `command` is what ran the best trial, where a command did.
+    points the space has, where all were tried. `command` is what ran the best trial, where a command did. `changes` are
+    those of the question: the first trial that was asked anew, and a line for each key.
     """
 
     study: str
@@ -33,6 +34,7 @@ class Summary:
     exhausted: int | None = None
     command: str | None = None
     importance: Importance | None = None
+    changes: Sequence[tuple[int, Sequence[str]]] = ()
 
     @property
     def split(self) -> str | None:
@@ -123,6 +125,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "exhausted": summary.exhausted is not None,
         "best": None if summary.best is None else trial_document(summary.best),
         **({} if summary.command is None else {"command": summary.command}),
+        "changes": [{"from_trial": number, "changes": list(lines)} for number, lines in summary.changes],
         "trials": [trial_document(trial) for trial in summary.trials],
     }
 

@@ -30,6 +30,8 @@ def draw_best(summary: Summary, console: Console) -> None:
 def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     yield _heading(summary)
     yield _counts(summary)
+    for number, lines in summary.changes:
+        yield Text(wrap([f"From trial {number} on: {lines[0]}", *lines[1:]], width))
     if summary.exhausted is not None:
         yield Text(f"All {summary.exhausted:,} points of the space were tried.")
     shown = summary.ranked[:top]

@@ -26,6 +26,9 @@ class Proposer(Protocol):
     def add(self, trial: Trial) -> None:
         """A trial that is recorded already, in the order of numbers."""
 
+    def hide(self, number: int) -> None:
+        """A trial of an earlier space, recorded already: its number is taken, and nothing is learned from it."""
+
     def end(self, trial: Trial) -> None:
         """A trial has ended; proposals see its result from the tick after the next on."""
 
@@ -57,7 +60,8 @@ def make_proposer(space: Space, sampler: str, direction: str, study_seed: int, w
 
 
 def points_left(sampler: str, space: Space, trials: Iterable[Trial]) -> int | None:
-    """How many points no trial has begun to try; None where the sampler does not try them all."""
+    """How many points none of the trials, as the space has them, has begun to try; None where the sampler does not try
+    them all."""
     if sampler not in EXHAUSTIVE:
         return None
     tried = {key(space, trial.hparams) for trial in trials if trial.state is not State.WAITING}

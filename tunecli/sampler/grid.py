@@ -27,6 +27,9 @@ class Grid:
     def add(self, trial: Trial) -> None:
         self._left.pop(key(self._space, trial.hparams), None)
 
+    def hide(self, number: int) -> None:
+        """A point of another space takes none from this one."""
+
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 

@@ -59,19 +59,7 @@ class Model:
 
     def add(self, trial: Trial) -> None:
         self._reveal(trial.start_tick - 2)
-        frozen = FrozenTrial(
-            number=trial.number,
-            trial_id=trial.number,
-            state=TrialState.RUNNING,
-            value=None,
-            datetime_start=_NEVER,
-            datetime_complete=None,
-            params={},
-            distributions={},
-            user_attrs={},
-            system_attrs={},
-            intermediate_values={},
-        )
+        frozen = _blank(trial.number, TrialState.RUNNING)
         for name, (range_, internal) in self._space.encode(trial.hparams).items():
             distribution = self._distribution(name, range_)
             frozen.distributions[name] = distribution
@@ -80,6 +68,10 @@ class Model:
         self._settle(trial_id)
         if trial.state.ended:
             self.end(trial)
+
+    def hide(self, number: int) -> None:
+        # No sampler looks at a trial that failed.
+        self._study._storage.create_new_trial(self._study._study_id, template_trial=_blank(number, TrialState.FAIL))
 
     def end(self, trial: Trial) -> None:
         self._ended.append(trial)
@@ -136,6 +128,22 @@ class Model:
 
 _NEVER = datetime(2000, 1, 1)
 """No sampler looks at the time at which a trial began, and no proposal may depend on it."""
+
+
+def _blank(number: int, state: TrialState) -> FrozenTrial:
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=None,
+        datetime_start=_NEVER,
+        datetime_complete=_NEVER if state.is_finished() else None,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+    )
 
 
 class View(InMemoryStorage):

@@ -26,6 +26,9 @@ class Sobol:
     def add(self, trial: Trial) -> None:
         """The sequence goes on by numbers alone."""
 
+    def hide(self, number: int) -> None:
+        """The sequence goes on by numbers alone."""
+
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, UsageError
 from tunecli.home import remove_unknown_checkpoints
-from tunecli.points import first_point
+from tunecli.points import first_point, shown
 from tunecli.sampler import points_left
-from tunecli.search.events import Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
+from tunecli.search.events import Changed, Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
-from tunecli.store import Record, hold, is_unfinished, read
+from tunecli.store import Earlier, Record, hold, is_deleted, is_unfinished, read
 from tunecli.study import ProgramStudy, Question, Study
-from tunecli.study.overrides import differences
+from tunecli.study.overrides import differences, joins
 from tunecli.trial import Hparams, State, Trial
 
 if TYPE_CHECKING:
     from tunecli.search.loop import Loop
     from tunecli.search.programs import ProgramLoop
 
-__all__ = ["Differed", "Ended", "Event", "Opened", "OpenedProgram", "Progress", "search", "set_aside"]
+__all__ = ["Changed", "Differed", "Ended", "Event", "Opened", "OpenedProgram", "Progress", "search", "set_aside"]
 
 
 def search(
@@ -44,18 +44,23 @@ def search(
     `points.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
     to them where these are done. A sampler that tries every point ends the search after the last.
 
+    A question may have changed since, as far as `study.overrides.joins` says: the trials so far stay as they are, and
+    the sampler sees them as today's space has them.
+
     Raises StorageError where another process holds the study, InputError where the study in `folder` was begun with
-    another question.
+    a question that cannot become this one.
     """
     if isinstance(study, ProgramStudy) and device != "auto":
         raise UsageError(f"--device {device} is for a study of a model", hint="a program chooses its device itself")
     with hold(folder):
-        record = open_record(study, folder)
+        record, changed = open_record(study, folder)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
         else:
             study = study.with_window(study.window)
         trials = record.trials if record is not None else ()
+        if record is not None and changed:
+            yield Changed(changed, study.search.sampler, *_seen(study, record))
         queue: list[Hparams] = []
         if isinstance(study, Study):
             queue = _queue(study, trials, tries)
@@ -67,23 +72,38 @@ def search(
                 remove_unknown_checkpoints(folder, record.kept)
                 yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
                 return
-        loop = _make_loop(study, folder, record, device, queue)
+        earlier = _earlier(record) if record is not None and changed else None
+        loop = _make_loop(study, folder, record, earlier, device, queue)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
 
 
+def _seen(study: Question, record: Record) -> tuple[int, int]:
+    """How many trials today's space shows to the sampler, and of how many."""
+    begun = [trial for trial in record.trials if trial.state is not State.WAITING]
+    train = study.train.settings if isinstance(study, Study) else {}
+    return sum(shown(study.space, trial, train) is not None for trial in begun), len(begun)
+
+
+def _earlier(record: Record) -> Earlier | None:
+    """The question as it was asked so far, or None where nothing was asked by it."""
+    until = sum(trial.state is not State.WAITING for trial in record.trials)
+    before = record.earlier[-1].until if record.earlier else 0
+    return Earlier(until, record.document) if until > before else None
+
+
 def _make_loop(
-    study: Question, folder: Path, record: Record | None, device: str, queue: list[Hparams]
+    study: Question, folder: Path, record: Record | None, earlier: Earlier | None, device: str, queue: list[Hparams]
 ) -> Loop | ProgramLoop:
     if isinstance(study, ProgramStudy):
         from tunecli.search.programs import ProgramLoop
 
-        return ProgramLoop(study, folder, record)
+        return ProgramLoop(study, folder, record, earlier)
     from tunecli.search.loop import Loop
 
-    return Loop(study, folder, record, device, queue)
+    return Loop(study, folder, record, earlier, device, queue)
 
 
 def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> list[Hparams]:
@@ -108,7 +128,8 @@ def _total(study: Study, trials: Sequence[Trial], queued: int) -> int:
     """How many trials the study has when it is done: no more than there are points, and all that were given by hand."""
     total = study.search.trials
     started = sum(trial.state is not State.WAITING for trial in trials)
-    left = points_left(study.search.sampler, study.space, trials)
+    points = [own for trial in trials if (own := shown(study.space, trial, study.train.settings)) is not None]
+    left = points_left(study.search.sampler, study.space, points)
     if left is not None:
         total = min(total, started + left)
     # One that was given late and then interrupted is in flight, beyond what is asked for.
@@ -127,19 +148,21 @@ def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
     return not path.is_file() or path.stat().st_mtime > (folder / "study.toml").stat().st_mtime
 
 
-def open_record(study: Question, folder: Path) -> Record | None:
-    """What the folder holds of this study, or None where it is new. Raises InputError where it is another question."""
+def open_record(study: Question, folder: Path) -> tuple[Record | None, tuple[str, ...]]:
+    """What the folder holds of this study, None where it is new, and what has changed in its question since, a line
+    each. Raises InputError where the study cannot go on with that."""
     path = folder / "study.db"
-    if is_unfinished(path):
-        return None
+    if is_unfinished(path) or is_deleted(path):
+        return None, ()
     record = read(path)
     changes = differences(record.document, study.document())
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
-        changes.append(f"search.window: {stored_window} -> {study.search.window}")
-    if changes:
-        raise contradiction(folder, changes)
-    return record
+        changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
+    refused = [line for key, line in changes.items() if not joins(key)]
+    if refused:
+        raise contradiction(folder, refused)
+    return record, tuple(changes.values())
 
 
 def contradiction(folder: Path, changes: list[str]) -> InputError:

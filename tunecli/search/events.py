@@ -43,6 +43,16 @@ class OpenedProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class Changed:
+    """The question is not what it was: `lines` say in what, and the sampler sees `shown` of the `trials` so far."""
+
+    lines: tuple[str, ...]
+    sampler: str
+    shown: int
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far the study is: after each tick, and in the middle of long ones."""
 
@@ -72,7 +82,7 @@ class Ended:
     progress: Progress
 
 
-Event = Opened | OpenedProgram | Progress | Differed | Ended
+Event = Opened | OpenedProgram | Changed | Progress | Differed | Ended
 
 
 class Tally:

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_device
-from tunecli.engine.task import make_task
+from tunecli.engine.own import load_optimizer
+from tunecli.engine.task import Task, make_task
 from tunecli.errors import StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
+from tunecli.points import shown
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import contradiction
@@ -21,9 +23,10 @@ from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Opened
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
+from tunecli.source import is_function
 from tunecli.space import Choice, Range, settings_of
 from tunecli.stopping import reason_to_stop
-from tunecli.store import Record, Store
+from tunecli.store import Earlier, Record, Store
 from tunecli.study import Study, load_data
 from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
 
@@ -35,11 +38,17 @@ class Loop:
     """One search, from where the record ends to where it stops."""
 
     def __init__(
-        self, study: Study, folder: Path, record: Record | None, device: str, queue: Iterable[Hparams] = ()
+        self,
+        study: Study,
+        folder: Path,
+        record: Record | None,
+        earlier: Earlier | None,
+        device: str,
+        queue: Iterable[Hparams] = (),
     ) -> None:
         self.study, self.folder, self.device = study, folder, resolve_device(device)
         self.data = load_data(study)
-        self.task = make_task(study, self.data)
+        self.task = _of_earlier(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         if record is not None and record.data_hash != self.data.fingerprint():
             raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
@@ -61,13 +70,19 @@ class Loop:
         if record is not None:
             # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
             write_question(folder, study)
+            if earlier is not None:
+                self.store.set_aside(earlier.document, earlier.until)
             self.store.restate(study.document())
         kept = [trials[number] for number in record.kept] if record else []
         self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
         self.proposer = make_proposer(study.space, study.search.sampler, self.direction, study.seed, study.window)
         for trial in trials:
-            if trial.state is not State.WAITING:
-                self.proposer.add(trial)
+            if trial.state is State.WAITING:
+                continue
+            if (seen := self._shown(trial)) is not None:
+                self.proposer.add(seen)
+            else:
+                self.proposer.hide(trial.number)
         options = study.search.pruner_options
         pruner = make_pruner(study.search.pruner, options, study.train.epochs, self.direction, study.seed, trials)
         self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
@@ -133,7 +148,7 @@ class Loop:
         yield Ended(how, self.ledger.progress())
 
     def _explain(self) -> None:
-        trials = [trial for trial in self.ledger.trials if trial.state.ended]
+        trials = [own for t in self.ledger.trials if t.state.ended and (own := self._shown(t)) is not None]
         asked = {trial.number: asked_by_hparam(self.study.space, trial.hparams) for trial in trials}
         found = importance(trials, asked, self.direction)
         if found is not None:
@@ -220,7 +235,11 @@ class Loop:
             run = self._run(trial.number, trial.hparams)
             self.shelf.put(trial, self.engine.weights(run), self.engine.epoch_updates(run), self.store)
         self.ledger.end(trial)
-        self.proposer.end(trial)
+        if (seen := self._shown(trial)) is not None:
+            self.proposer.end(seen)
+
+    def _shown(self, trial: Trial) -> Trial | None:
+        return shown(self.study.space, trial, self.study.train.settings)
 
     def _commit(self) -> None:
         if self.store.commit():
@@ -228,6 +247,14 @@ class Loop:
 
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)
+
+
+def _of_earlier(task: Task, study: Study, record: Record | None) -> Task:
+    """The task with the user's own optimizers of trials in flight, which today's space need not name any more."""
+    flight = [trial for trial in record.trials if trial.state is State.RUNNING] if record is not None else []
+    own = {str(trial.hparams["optimizer"]) for trial in flight if is_function(str(trial.hparams["optimizer"]))}
+    missing = {source: load_optimizer(source, study.base) for source in sorted(own - task.optimizers.keys())}
+    return replace(task, optimizers={**task.optimizers, **missing}) if missing else task
 
 
 def _examples(study: Study) -> Iterator[Hparams]:

@@ -21,7 +21,7 @@ from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
-from tunecli.store import Record, Store, read
+from tunecli.store import Earlier, Record, Store, read
 from tunecli.study import ProgramStudy
 from tunecli.study.program import cores
 from tunecli.suggest import Asked, Suggester
@@ -51,7 +51,9 @@ class _Run:
 class ProgramLoop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(self, study: ProgramStudy, folder: Path, record: Record | None) -> None:
+    def __init__(
+        self, study: ProgramStudy, folder: Path, record: Record | None, earlier: Earlier | None = None
+    ) -> None:
         self.study, self.folder = study, folder
         self.metric = study.metric or "value"
         self.runs: dict[int, _Run] = {}
@@ -69,8 +71,14 @@ class ProgramLoop:
         if record is not None:
             # It may ask for more trials now; and this is the study that was searched last.
             write_question(folder, study)
+            if earlier is not None:
+                self.store.set_aside(earlier.document, earlier.until)
             self.store.restate(study.document())
-        self.suggester = Suggester(study.search.sampler, study.direction, study.seed)
+        self.placeholders = {
+            own.name: distribution_json(own.range if isinstance(own.range, Range) else Choice((own.range,)))
+            for own in study.space.dimensions
+        }
+        self.suggester = Suggester(study.search.sampler, study.direction, study.seed, self.placeholders)
         for trial in trials:
             if trial.state.ended:
                 self.suggester.add(trial, self.asked[trial.number])
@@ -137,9 +145,8 @@ class ProgramLoop:
             if first is not None:
                 first.go()
             return
-        for dimension in self.study.space.dimensions:
-            range_ = dimension.range if isinstance(dimension.range, Range) else Choice((dimension.range,))
-            self._suggest(number, asked, dimension.name, distribution_json(range_))
+        for name, distribution in self.placeholders.items():
+            self._suggest(number, asked, name, distribution)
         arguments = command.filled(self.ledger.trials[number].hparams)
         child = self._start(number, {"arguments": arguments, "metric": self.study.metric})
         self.runs[number] = _Run(child, trial, asked, ready=True)

@@ -7,11 +7,13 @@ no place for lies in `tunecli_*` tables beside it.
 from tunecli.store.chosen import Kept, load_kept
 from tunecli.store.lock import hold, is_held
 from tunecli.store.overview import Overview, overview
-from tunecli.store.reader import Reading, Record, read
+from tunecli.store.reader import Earlier, Reading, Record, read
 from tunecli.store.schema import is_unfinished
+from tunecli.store.versions import is_deleted
 from tunecli.store.writer import Store, create_study
 
 __all__ = [
+    "Earlier",
     "Kept",
     "Overview",
     "Reading",
@@ -19,6 +21,7 @@ __all__ = [
     "Store",
     "create_study",
     "hold",
+    "is_deleted",
     "is_held",
     "is_unfinished",
     "load_kept",

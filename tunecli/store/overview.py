@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, column, func, select, table
 
-from tunecli.errors import InputError
 from tunecli.store.damage import check_direction, check_kind, understanding
 from tunecli.store.reader import STATES, finite_or_infinite
-from tunecli.store.schema import SCHEMA_VERSION, STUDIES, connect
+from tunecli.store.schema import STUDIES
+from tunecli.store.versions import check_there, connect_to_read
 from tunecli.trial import State
 
 # What is asked of Optuna's tables: to reflect them would take longer than all the rest.
@@ -43,18 +43,18 @@ class Overview:
 
 def overview(path: Path) -> Overview:
     """The study in this database. Raises InputError where it is none."""
-    engine = connect(path, write=False)
-    try:
-        with understanding(path), engine.begin() as connection:
-            return _overview(connection, path)
-    finally:
-        engine.dispose()
+    with understanding(path):
+        engine = connect_to_read(path)
+        try:
+            with engine.begin() as connection:
+                check_there(connection, path)
+                return _overview(connection)
+        finally:
+            engine.dispose()
 
 
-def _overview(connection: Connection, path: Path) -> Overview:
-    ours = connection.execute(select(STUDIES)).mappings().one_or_none()
-    if ours is None or ours["version"] != SCHEMA_VERSION:
-        raise InputError(f"{path} is no study of this version of tunecli")
+def _overview(connection: Connection) -> Overview:
+    ours = connection.execute(select(STUDIES)).mappings().one()
     mine = _TRIALS.c.study_id == ours["study_id"]
     direction = connection.execute(select(_STUDY.c.direction).where(_STUDY.c.study_id == ours["study_id"])).scalar_one()
     counted = connection.execute(select(_TRIALS.c.state, func.count()).where(mine).group_by(_TRIALS.c.state))

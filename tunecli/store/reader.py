@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,20 +16,21 @@ from sqlalchemy import Connection, Table, select
 
 from tunecli.command import Command
 from tunecli.errors import InputError
-from tunecli.points import decode_given
+from tunecli.points import decode_given, shown
 from tunecli.space import Space, build_space, external_value
 from tunecli.store.damage import check_kinds, understanding
 from tunecli.store.schema import (
     CHECKPOINTS,
     FIXED_PARAMS,
     MEASUREMENTS,
+    QUESTIONS,
     READINGS,
     STUDIES,
     TRIALS,
-    connect,
     is_unfinished,
     tables,
 )
+from tunecli.store.versions import check_there, connect_to_read
 from tunecli.trial import Hparams, Importance, Measurement, State, Trial, first_best
 
 STATES = {
@@ -52,8 +54,17 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Earlier:
+    """A question that the study was asked before: by those of its trials below `until` that no earlier one asked."""
+
+    until: int
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A study as its database tells it. `document` is the question, `kept`: trial -> SHA-256 of its checkpoint.
+    """A study as its database tells it. `document` is the question as it is asked now, `earlier` as it was before, the
+    oldest first. `kept`: trial -> SHA-256 of its checkpoint.
 
     `asked`: trial -> what it asked for, in order: name -> (Optuna's distribution as JSON, its internal value).
     """
@@ -71,10 +82,16 @@ class Record:
     readings: tuple[Reading, ...]
     importance: Importance | None
     asked: Mapping[int, Mapping[str, tuple[str, float]]]
+    earlier: tuple[Earlier, ...] = ()
 
     @property
     def space(self) -> Space:
-        return build_space(self.document.get("space", {}), self.document.get("train", {}))
+        return _space(self.document)
+
+    def shown(self) -> list[Trial]:
+        """The trials as today's space has them, which leaves out those that it does not hold."""
+        space, train = self.space, self.document.get("train", {})
+        return [own for trial in self.trials if (own := shown(space, trial, train)) is not None]
 
     @property
     def of_program(self) -> bool:
@@ -88,20 +105,24 @@ class Record:
         return None if text is None else Command.parse(text)
 
 
+def _space(document: Mapping[str, Any]) -> Space:
+    return build_space(document.get("space", {}), document.get("train", {}))
+
+
 def read(path: Path) -> Record:
     """The study in this database. Raises InputError where there is none."""
     if is_unfinished(path):
         raise InputError(f"no study at {path.parent}", hint="`tunecli search` begins one")
-    engine = connect(path, write=False)
-    try:
-        with understanding(path):
-            found = tables(engine, path)
+    with understanding(path):
+        engine = connect_to_read(path)
+        try:
             with engine.begin() as connection:
-                record = _record(connection, found)
-            check_kinds(record)
-            return record
-    finally:
-        engine.dispose()
+                check_there(connection, path)
+                record = _record(connection, tables(connection))
+        finally:
+            engine.dispose()
+        check_kinds(record)
+        return record
 
 
 def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
@@ -112,16 +133,20 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
     direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
     document = json.loads(ours["document"])
     params = _params(connection, found, study_id)
-    # What a program is asked with, it alone knows: each value speaks for itself.
-    space = None if "program" in document else build_space(document.get("space", {}), document.get("train", {}))
+    earlier = _earlier(connection, study_id)
+    of_program = "program" in document
+    spaces = [] if of_program else [_space(own) for own in (*(own.document for own in earlier), document)]
+    limits = [own.until for own in earlier]
 
-    def hparams(trial_id: int) -> Hparams:
-        if space is None:
+    def hparams(number: int, trial_id: int) -> Hparams:
+        if of_program:
+            # What a program is asked with, it alone knows: each value speaks for itself.
             return {name: external_value(*own) for name, own in params[trial_id].items()}
-        return space.decode({name: internal for name, (_, internal) in params[trial_id].items()})
+        asked = spaces[bisect_right(limits, number)]
+        return asked.decode({name: internal for name, (_, internal) in params[trial_id].items()})
 
-    steps = None if space is not None else _steps(connection, found, study_id)
-    given = _given(connection, found, study_id, space) if space is not None else {}
+    steps = _steps(connection, found, study_id) if of_program else None
+    given = {} if of_program else _given(connection, found, study_id, spaces, limits)
     trials, ids = _trials(connection, found, study_id, hparams, given, steps, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
@@ -138,10 +163,16 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         importance=Importance(**json.loads(ours["importance"])) if ours["importance"] else None,
         asked={ids[trial_id]: own for trial_id, own in params.items()},
         kept=kept,
+        earlier=earlier,
         readings=tuple(
             Reading(row.read_at, row.split, row.purpose, row.trial_number, json.loads(row.values)) for row in readings
         ),
     )
+
+
+def _earlier(connection: Connection, study_id: int) -> tuple[Earlier, ...]:
+    mine = select(QUESTIONS).where(QUESTIONS.c.study_id == study_id).order_by(QUESTIONS.c.until)
+    return tuple(Earlier(row.until, json.loads(row.document)) for row in connection.execute(mine))
 
 
 def _params(
@@ -159,12 +190,23 @@ def _params(
     return params
 
 
-def _given(connection: Connection, found: Mapping[str, Table], study_id: int, space: Space) -> dict[int, Hparams]:
-    """Trial id -> what was fixed by hand, through `search --try` or Optuna's `enqueue_trial`."""
+def _given(
+    connection: Connection, found: Mapping[str, Table], study_id: int, spaces: Sequence[Space], limits: Sequence[int]
+) -> dict[int, Hparams]:
+    """Trial id -> what was fixed by hand, through `search --try` or Optuna's `enqueue_trial`, of the space of its time.
+
+    Trials from each of `limits` on were asked in the next of `spaces`.
+    """
     trials, attributes = found["trials"], found["trial_system_attributes"]
-    mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
-    fixed = select(attributes).where(attributes.c.trial_id.in_(mine), attributes.c.key == FIXED_PARAMS)
-    return {row.trial_id: decode_given(space, json.loads(row.value_json)) for row in connection.execute(fixed)}
+    fixed = (
+        select(trials.c.trial_id, trials.c.number, attributes.c.value_json)
+        .join(attributes, attributes.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, attributes.c.key == FIXED_PARAMS)
+    )
+    return {
+        trial_id: decode_given(spaces[bisect_right(limits, number)], json.loads(text))
+        for trial_id, number, text in connection.execute(fixed)
+    }
 
 
 def _steps(connection: Connection, found: Mapping[str, Table], study_id: int) -> dict[tuple[int, int], int]:
@@ -185,7 +227,7 @@ def _trials(
     connection: Connection,
     found: Mapping[str, Table],
     study_id: int,
-    hparams: Callable[[int], Hparams],
+    hparams: Callable[[int, int], Hparams],
     given: Mapping[int, Hparams],
     steps: Mapping[tuple[int, int], int] | None,
     direction: str,
@@ -245,7 +287,7 @@ def _trials(
             Trial(
                 number=row.number,
                 state=state,
-                hparams=hparams(row.trial_id),
+                hparams=hparams(row.number, row.trial_id),
                 start_tick=own.start_tick,
                 end_tick=own.end_tick,
                 value=value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from urllib.parse import quote
 from sqlalchemy import (
     URL,
     Column,
+    Connection,
     DateTime,
     Engine,
     Float,
@@ -19,19 +21,19 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    column,
     create_engine,
     event,
     insert,
-    inspect,
-    select,
+    table,
 )
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tunecli.errors import InputError, StorageError
 from tunecli.files import make_folder, sync_folder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OPTUNA_SCHEMA_VERSION = 12
 BUSY_SECONDS = 60
 
@@ -44,7 +46,6 @@ OPTUNA_TABLES = (
     "trial_values",
     "trial_user_attributes",
     "trial_intermediate_values",
-    "version_info",
 )
 
 FIXED_PARAMS = "fixed_params"
@@ -67,6 +68,16 @@ STUDIES = Table(
     # Written when a search ends.
     Column("importance", Text),
     Column("created", DateTime, nullable=False),
+)
+
+QUESTIONS = Table(
+    "tunecli_questions",
+    _ours,
+    # What the study was asked before its question changed: by its trials below `until` that an earlier one did not ask.
+    Column("study_id", Integer, primary_key=True, autoincrement=False),
+    Column("until", Integer, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    Column("changed", DateTime, nullable=False),
 )
 
 TRIALS = Table(
@@ -111,6 +122,15 @@ READINGS = Table(
     Column("trial_number", Integer),
     Column("values", Text, nullable=False),
 )
+
+
+MARKS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+"""Optuna's table of what is noted of a study, which it deletes with the study."""
+
+
+def mark(study_id: int, created: datetime) -> dict[str, object]:
+    """The note by which a study is known to be ours: SQLite gives the id of a deleted one to the next."""
+    return {"study_id": study_id, "key": "tunecli", "value_json": json.dumps(created.isoformat())}
 
 
 def connect(path: Path, *, write: bool) -> Engine:
@@ -158,9 +178,10 @@ def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> 
         storage = RDBStorage(_url(unfinished).render_as_string())
         study_id = storage.create_new_study([StudyDirection[direction.upper()]], name)
         _ours.create_all(storage.engine)
-        values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": utc_now(), **row}
+        values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": (now := utc_now()), **row}
         with storage.engine.begin() as connection:
             connection.execute(insert(STUDIES).values(values))
+            connection.execute(insert(MARKS).values(mark(study_id, now)))
         storage.remove_session()
         storage.engine.dispose()
         os.fsync(descriptor)
@@ -171,27 +192,10 @@ def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> 
         raise unwritable(path, error) from error
 
 
-def tables(engine: Engine, path: Path) -> dict[str, Table]:
-    """Optuna's tables by name, read from the database itself. Raises InputError where it is no study of ours."""
-    try:
-        with engine.connect() as connection:
-            names = set(inspect(connection).get_table_names())
-            if not {*OPTUNA_TABLES, STUDIES.name} <= names:
-                raise InputError(
-                    f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home"
-                )
-            found = MetaData()
-            found.reflect(connection, only=OPTUNA_TABLES)
-            optuna_version = connection.execute(select(found.tables["version_info"].c.schema_version)).scalar()
-            version = connection.execute(select(STUDIES.c.version)).scalar()
-    except DatabaseError as error:
-        raise unreadable(path, error) from error
-    if optuna_version != OPTUNA_SCHEMA_VERSION or version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema {optuna_version} of Optuna and {version} of tunecli, "
-            f"this version reads {OPTUNA_SCHEMA_VERSION} and {SCHEMA_VERSION}",
-            hint="use the version of tunecli that wrote it",
-        )
+def tables(connection: Connection) -> dict[str, Table]:
+    """Optuna's tables by name, read from the database itself."""
+    found = MetaData()
+    found.reflect(connection, only=OPTUNA_TABLES)
     return dict(found.tables)
 
 

@@ -20,6 +20,7 @@ from tunecli.store.schema import (
     CHECKPOINTS,
     FIXED_PARAMS,
     MEASUREMENTS,
+    QUESTIONS,
     READINGS,
     STUDIES,
     TRIALS,
@@ -29,6 +30,7 @@ from tunecli.store.schema import (
     unwritable,
     utc_now,
 )
+from tunecli.store.versions import bring_up_to_date, check_there
 from tunecli.trial import Importance, Measurement, State, Trial
 
 GROUP_SECONDS = 0.1
@@ -75,13 +77,13 @@ class Store:
     def __init__(self, path: Path, space: Space) -> None:
         self._path = path
         self._space = space
+        bring_up_to_date(path)
         self._engine = connect(path, write=True)
-        self._tables = tables(self._engine, path)
-        self._statements = self._prepare_statements()
-        self._pending: dict[str, list[dict[str, Any]]] = {name: [] for name in self._statements}
         self._written = time.monotonic()
         try:
             with self._engine.begin() as connection:
+                check_there(connection, path)
+                self._tables = tables(connection)
                 self._study_id = connection.execute(select(STUDIES.c.study_id)).scalar_one()
                 connection.execute(update(STUDIES).values(fence=STUDIES.c.fence + 1))
                 self._fence = connection.execute(select(STUDIES.c.fence)).scalar_one()
@@ -93,10 +95,21 @@ class Store:
                 self._next_id = (connection.execute(select(func.max(trials.c.trial_id))).scalar() or 0) + 1
         except SQLAlchemyError as error:
             raise unwritable(path, error) from error
+        self._statements = self._prepare_statements()
+        self._pending: dict[str, list[dict[str, Any]]] = {name: [] for name in self._statements}
 
     def restate(self, document: Mapping[str, Any]) -> None:
         """The question as it is asked now: more trials, say."""
         self._pending["question"].append({"own": self._study_id, "document": json.dumps(document)})
+
+    def set_aside(self, document: Mapping[str, Any], until: int) -> None:
+        """The question as it was before it changed: what trials below `until` were asked, since the change before.
+
+        How much its hparams had to do with the outcome is forgotten with it.
+        """
+        row = {"study_id": self._study_id, "until": until, "document": json.dumps(document), "changed": utc_now()}
+        self._pending["earlier"].append(row)
+        self._pending["importance"].append({"own": self._study_id, "importance": None})
 
     def explain(self, found: Importance) -> None:
         """How much each hparam had to do with the outcome, as far as the study has come."""
@@ -250,6 +263,7 @@ class Store:
         trials = optuna["trials"]
         return {
             "question": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
+            "earlier": insert(QUESTIONS),
             "importance": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "trial": insert(trials),
             "given": insert(optuna["trial_system_attributes"]),

@@ -24,20 +24,29 @@ def changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> 
     return found
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Where a question contradicts the one that a study was begun with, a line each; more trials do not."""
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, str]:
+    """Where a question is another than the one that a study was asked before: a line for each key."""
     free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
     before, now = _leaves(stored), _leaves(asked)
 
     def shown(leaves: Mapping[str, Any], key: str) -> str:
         return json.dumps(leaves[key]) if key in leaves else "not set"
 
-    return [
-        f"{key}: {shown(before, key)} -> {shown(now, key)}"
+    return {
+        key: f"{key}: {shown(before, key)} -> {shown(now, key)}"
         for key in sorted(before.keys() | now.keys())
         # Compared as values, so that 0 and 0.0 ask the same question.
         if key not in free and (key not in before or key not in now or before[key] != now[key])
-    ]
+    }
+
+
+def joins(key: str) -> bool:
+    """Whether a study goes on where this key of its question has changed: what the trials so far are worth still holds.
+
+    Where trials are looked for, who proposes them and who stops them early may change. What a value means may not: the
+    data, the split, the model, [train], the seed that all of them draw from. Nor the window, by which results count.
+    """
+    return key.startswith("space.") or (key.startswith("search.") and key != "search.window")
 
 
 def _put(document: dict[str, Any], dotted: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from tunecli.data import Samples
 from tunecli.data.samples import tensors
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
+from tunecli.engine.device import keep_memory
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout
@@ -41,6 +42,7 @@ class LocalEngine:
         self._slots: dict[int, Slot] = {}
         self._work: deque[Block] = deque()
         torch.set_num_threads(plan.threads)
+        keep_memory()
         self._train = task.train.to(self._device)
         self._validation = task.validation.to(self._device) if task.validation is not None else None
 

@@ -32,15 +32,19 @@ ALIGN = 64
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each trained weight of a module lies in a row of P numbers; `width` is P, filled up with zeros."""
+    """Where each trained weight of a module lies in a row of P numbers; `width` is P, filled up with zeros.
+
+    `channels_last` are the filters whose channels lie side by side, a pixel after the other.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     offsets: tuple[int, ...]
     width: int
+    channels_last: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, module: nn.Module) -> Layout:
+    def of(cls, module: nn.Module, *, channels_last: bool = False) -> Layout:
         trained = [(name, p.shape) for name, p in module.named_parameters() if p.requires_grad]
         offsets, width = [], 0
         for _, shape in trained:
@@ -51,14 +55,20 @@ class Layout:
             tuple(shape for _, shape in trained),
             tuple(offsets),
             -(-width // ALIGN) * ALIGN,
+            frozenset(name for name, _ in filters(module)) if channels_last else frozenset(),
         )
 
     def views(self, matrix: Tensor) -> dict[str, Tensor]:
         """name -> (K, *shape), each a view of the matrix (K, P)."""
-        return {
-            name: matrix[:, offset : offset + math.prod(shape)].view(matrix.shape[0], *shape)
-            for name, shape, offset in zip(self.names, self.shapes, self.offsets, strict=True)
-        }
+        found = {}
+        for name, shape, offset in zip(self.names, self.shapes, self.offsets, strict=True):
+            part = matrix[:, offset : offset + math.prod(shape)]
+            if name in self.channels_last:
+                outputs, channels, *pixels = shape
+                found[name] = part.view(len(matrix), outputs, *pixels, channels).movedim(-1, 2)
+            else:
+                found[name] = part.view(len(matrix), *shape)
+        return found
 
     def row(self, module: nn.Module) -> Tensor:
         """The trained weights of a module as one row (P,)."""
@@ -83,6 +93,15 @@ class Layout:
         ):
             view.fill_(1)
         return mask
+
+
+def filters(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The filters of a module's convolutions over images, by name: those that torch can keep channels last."""
+    return [
+        (f"{name}.weight".lstrip("."), part.weight)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)
+    ]
 
 
 Shape = dict[str, Tensor]

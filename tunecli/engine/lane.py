@@ -79,7 +79,7 @@ class Slot:
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             if (own := first.setdefault(parameter, name)) in trained:
                 state[name] = trained[own][0]
-        return {name: tensor.clone().cpu() for name, tensor in state.items()}
+        return {name: tensor.clone(memory_format=torch.contiguous_format).cpu() for name, tensor in state.items()}
 
 
 class Lane:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunecli.data import Samples
 from tunecli.data.samples import tensors
@@ -16,12 +17,12 @@ from tunecli.engine.block import Block
 from tunecli.engine.device import keep_memory
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
 from tunecli.engine.functions import Step
-from tunecli.engine.gradients import Layout
+from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
 from tunecli.engine.rules import RULES
 from tunecli.engine.task import Task
-from tunecli.engine.traits import Traits, step_traits, traits
+from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
 from tunecli.errors import ModelError, TunecliError
 from tunecli.source import describe
 from tunecli.space import settings_of
@@ -66,7 +67,7 @@ class LocalEngine:
                 task=task,
                 train=self._train,
                 validation=self._validation,
-                layout=Layout.of(module),
+                layout=Layout.of(module, channels_last=looped and found.channels_last),
                 way=found.way,
                 block_rows=1 if looped else self._plan.block_rows,
                 micro=None if looped else micro,
@@ -134,7 +135,10 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
         if found is None:
             found = traits(module, twin, samples, task.loss, way)  # type: ignore[arg-type]  # no step, so a loss
         if not isinstance(task.train, Samples) and found.looped_because is None:
-            return replace(found, way="looped", looped_because="the items of its Dataset are read one by one")
+            found = replace(found, way="looped", looped_because="the items of its Dataset are read one by one")
+        if found.way == "looped":
+            losses = partial(_losses, task, module, samples)
+            found = replace(found, channels_last=bears_channels_last(module, losses))
         return found
     except TunecliError:
         raise
@@ -146,6 +150,13 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
             if double
             else "check the model's first layer against the data's features",
         ) from error
+
+
+def _losses(task: Task, module: nn.Module, samples: Samples) -> Tensor:
+    """What a model's training sums up, (N,) or, by a step of the user's own, ()."""
+    if isinstance(task.loss, Step):
+        return task.loss(module, samples.batch())[0]
+    return sample_losses(task.loss, as_outputs(call(module, samples.inputs), len(samples)), samples.targets)
 
 
 def _check_outputs(task: Task, found: Tensor, targets: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tunecli.data import Samples
 from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
-from tunecli.engine.gradients import Layout, Vmapped, sample_losses
+from tunecli.engine.gradients import Layout, Vmapped, filters, sample_losses
 from tunecli.engine.rowwise import Rowwise, find_chain
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
@@ -22,13 +22,15 @@ from tunecli.metrics import Loss
 class Traits:
     """What a model allows. `way` is the plan's or, where the model has not got it, the next: rules, vmap, looped.
 
-    `looped_because` is None where its rows can be computed at once.
+    `looped_because` is None where its rows can be computed at once. `channels_last`: it convolves images and works with
+    filters kept so, which a CPU is faster with.
     """
 
     way: str
     looped_because: str | None
     stochastic: bool = False
     mixes_samples: bool = False
+    channels_last: bool = False
 
 
 def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str) -> Traits:
@@ -59,6 +61,36 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
         return Traits("rules", None)
     because = trial.fault(trial.vmapped)
     return Traits("looped" if way == "looped" or because is not None else "vmap", because)
+
+
+def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool:
+    """Whether a model convolves images, and trains alike with channels last: `x.view(...)`, say, refuses them.
+
+    `losses` are those of a few samples, compared in evaluation: what dropout draws depends on the layout.
+    """
+    convolving = filters(module)
+    if not convolving:
+        return False
+    usual = [weight.data for _, weight in convolving]
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.random.fork_rng():
+            with torch.no_grad(), evaluating(module):
+                expected = losses()
+            for _, weight in convolving:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad(), evaluating(module):
+                found = losses()
+            losses().sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+            return _agree(found[None], expected)
+    except Exception:  # whatever a user's forward meets, it works with the usual layout
+        return False
+    finally:
+        module.zero_grad()
+        for (_, weight), data in zip(convolving, usual, strict=True):
+            weight.data = data
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:

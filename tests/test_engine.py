@@ -1,7 +1,9 @@
 """What every engine promises: a run's result is that of a plain torch loop, and depends on nothing but itself."""
 
 import itertools
+import json
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tunecli.data import Samples
-from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Task
+from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Snapshot, Task
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
+from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Vmapped
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
@@ -1076,3 +1079,152 @@ def test_an_engine_tells_how_many_updates_an_epoch_has(
     updates = count_calls(monkeypatch, block, "update")
     tick(engine, [run])
     assert len(updates) == engine.epoch_updates(run) == expected
+
+
+# A snapshot: a run goes on from it to bitwise what it would have come to.
+
+
+class Course:
+    """Runs on their way to their last epoch: what each has shown, and all it gave once it had ended."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.flying = list(runs)
+        self.curves: dict[int, list[Measurement]] = {run.trial: [] for run in runs}
+        self.given: dict[int, tuple[Any, ...]] = {}
+
+    def train(self, engine: Engine, calls: int, seconds: float) -> None:
+        """Call `advance` so often; a run that has ended is freed."""
+        for _ in range(calls):
+            for own in engine.advance(time.monotonic() + seconds):
+                self.curves.setdefault(own.trial, []).append(own)
+            ended = [run for run in self.flying if len(self.curves[run.trial]) == run.epochs]
+            for run in ended:
+                self.given[run.trial] = outcome(engine, run, self.curves[run.trial])
+                engine.free(run)
+                self.flying.remove(run)
+
+
+def as_stored(snapshot: Snapshot | None) -> Snapshot:
+    """As it comes back from a disk, or from another process: numbers as JSON."""
+    assert snapshot is not None
+    return replace(snapshot, numbers=json.loads(json.dumps(snapshot.numbers)))
+
+
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"ema_decay": 0.9, "clip_norm": 0.5},
+    {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3},
+    {"optimizer": "own.py:Mine"},
+    {"optimizer": "own.py:Noisy"},
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    plan=st.sampled_from(list(PLANS.values())),
+    model=st.sampled_from([mlp(), dropout, batch_norm, frozen_same, Tied]),
+    recipes=st.lists(st.sampled_from(RECIPES), min_size=1, max_size=5),
+    stops=st.lists(st.integers(0, 60), min_size=1, max_size=3),
+    draw=st.randoms(use_true_random=False),
+)
+def test_a_restored_run_goes_on_to_bitwise_the_same(
+    plan: Plan, model: MakeModel, recipes: list[dict[str, Any]], stops: list[int], draw: random.Random
+) -> None:
+    """Stopped after any micro-steps, several times over: then in a new engine, in another order, beside others."""
+    task = make_task(model, samples=39, optimizers=OWN)
+    runs = [make_run(draw.randrange(10) * 10 + at, epochs=3, **recipe) for at, recipe in enumerate(recipes)]
+    whole, course = Course(runs), Course(runs)
+    whole.train(start(LocalEngine(task, plan), runs), calls=4, seconds=60)
+    engine = start(LocalEngine(task, plan), runs)
+    for stop in stops:
+        course.train(engine, calls=stop, seconds=-1)
+        snapshots = {run.trial: as_stored(engine.snapshot(run)) for run in course.flying}
+        engine = LocalEngine(task, plan)
+        for run in draw.sample(course.flying, len(course.flying)):
+            engine.restore(run, snapshots[run.trial])
+            if draw.random() < 0.5:
+                engine.start(make_run(1000 + draw.randrange(9000), epochs=9))
+    course.train(engine, calls=4, seconds=60)
+    assert course.given == whole.given
+
+
+@pytest.mark.parametrize("size", [20, "full"])
+def test_a_run_restored_in_the_middle_of_a_batch_joins_others_that_begin_their_tick(
+    make_engine: MakeEngine, size: int | str
+) -> None:
+    """133 samples: batches of several micro-steps where the plan has a cap, and of one where it has none."""
+    task = make_task(samples=133)
+    run, other, late = make_run(3, batch_size=size, epochs=2), *(make_run(n, batch_size=16, epochs=2) for n in (0, 5))
+    whole = Course([run, late])
+    whole.train(start(make_engine(task), [run, late]), calls=2, seconds=60)
+    engine, course = start(make_engine(task), [run, other]), Course([run])
+    for steps in (1, 2, 3):
+        course.train(engine, calls=1, seconds=-1)
+        snapshot = as_stored(engine.snapshot(run))
+        beside, joined = make_engine(task), Course([run, late])
+        joined.curves[run.trial] = list(course.curves[run.trial])
+        beside.start(late)
+        beside.restore(run, snapshot)
+        joined.train(beside, calls=2, seconds=60)
+        assert joined.given == whole.given, steps
+
+
+def test_a_snapshot_is_a_copy_and_knows_its_fidelity(make_engine: MakeEngine) -> None:
+    run = make_run(0, optimizer="adam", batch_size=16)
+    engine = start(make_engine(make_task()), [run])
+    for fidelity in range(2):
+        for _ in range(2):
+            found = as_stored(engine.snapshot(run))
+            kept = {name: tensor.clone() for name, tensor in found.tensors.items()}
+            assert found.fidelity == fidelity
+            engine.advance(time.monotonic() - 1)
+            torch.testing.assert_close(dict(found.tensors), kept, rtol=0, atol=0)
+        tick(engine, [run])
+
+
+class Teacher(nn.Module):
+    """A student, and a teacher that no gradient reaches: the average of what the student was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(FEATURES, CLASSES), nn.Linear(FEATURES, CLASSES).requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.student(inputs)
+        return outputs
+
+
+def distil(model: Teacher, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+    model.teacher.weight.data = model.teacher.weight.data * 0.9 + model.student.weight.data * 0.1
+    apart = (model(batch[0]) - model.teacher(batch[0])).square().sum()
+    return apart + nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+def test_what_a_step_of_the_users_own_writes_to_is_in_a_snapshot() -> None:
+    task = make_task(Teacher, loss=Step("own.py:distil", distil), metric=METRICS["loss"])
+    run = make_run(0, optimizer="adam", batch_size=16, epochs=2)
+    whole, course = Course([run]), Course([run])
+    whole.train(start(LocalEngine(task, LOOPED), [run]), calls=2, seconds=60)
+    engine = start(LocalEngine(task, LOOPED), [run])
+    course.train(engine, calls=6, seconds=-1)
+    snapshot = as_stored(engine.snapshot(run))
+    engine = LocalEngine(task, LOOPED)
+    engine.restore(run, snapshot)
+    course.train(engine, calls=1, seconds=60)
+    assert course.given == whole.given
+
+
+class Opaque(torch.optim.SGD):
+    """Keeps what is neither a tensor nor a number."""
+
+    def step(self) -> None:  # type: ignore[override]
+        super().step()
+        for group in self.param_groups:
+            self.state[group["params"][0]]["secret"] = object()
+
+
+def test_an_optimizer_whose_state_is_no_plain_value_has_no_snapshot() -> None:
+    run = make_run(0, optimizer="own.py:Opaque", batch_size=16)
+    engine = start(LocalEngine(make_task(optimizers={"own.py:Opaque": Opaque}), LOOPED), [run])
+    tick(engine, [run])
+    assert engine.snapshot(run) is None

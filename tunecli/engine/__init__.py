@@ -9,11 +9,12 @@ from torch import Tensor
 from tunecli.engine.device import resolve_device
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
+from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits
 from tunecli.trial import Measurement, Run
 
-__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Task", "Traits", "choose_plan", "resolve_device"]
+__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Snapshot", "Task", "Traits", "choose_plan", "resolve_device"]
 
 
 class Engine(Protocol):
@@ -39,3 +40,16 @@ class Engine(Protocol):
 
     def weights(self, run: Run) -> dict[str, Tensor]:
         """The state dict of a run's model at its best tick so far, on the CPU."""
+
+    def snapshot(self, run: Run) -> Snapshot | None:
+        """A run's whole state as it is now, in the middle of a tick too; None where it cannot be taken out.
+
+        That is so for an optimizer of the user's own whose state is no plain value. What a user's model keeps in
+        attributes of Python is not seen.
+        """
+
+    def restore(self, run: Run, snapshot: Snapshot) -> None:
+        """Give a run a slot, as `start` does, and have it go on from a snapshot to bitwise the same results.
+
+        One that was taken in the middle of a tick has only the rest of it to train in the next tick here.
+        """

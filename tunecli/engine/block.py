@@ -21,6 +21,7 @@ from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
+from tunecli.engine.snapshot import Partial
 from tunecli.engine.update import Coming, Due, plan_updates, update
 from tunecli.errors import ModelError, TunecliError
 from tunecli.metrics import Loss
@@ -35,7 +36,7 @@ class Block:
     """A fixed number of neighbouring rows, computed at once. Rows beyond its slots are empty and never updated."""
 
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
-        self._lane, self._slots = lane, slots
+        self._lane, self.slots = lane, slots
         self._state = lane.state.part(rows)
         self._gradient = lane.gradient[rows]
         shape = self._loss_shape()
@@ -43,13 +44,15 @@ class Block:
         self._scored_by = {name: column for name, column in shape.items() if name != "label_smoothing"}
         self._way = self._make_way(shape)
         self._batches = [self._epoch_batches(slot) for slot in slots]
-        self._due = due_table(slots, self._batches)
+        # A run restored in the middle of a tick joins its block at the micro-step where it was.
+        self._starts = [slot.partial.step if slot.partial is not None else 0 for slot in slots]
+        self._due = due_table(slots, self._batches, self._starts)
         self._step = 0
 
     def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
         lane = self._lane
         own = lane.layout, self._state.weights, self._gradient
-        module, loss, weighted = self._slots[0].module, lane.task.loss, lane.weights is not None
+        module, loss, weighted = self.slots[0].module, lane.task.loss, lane.weights is not None
         if lane.way == "looped":
             return Looped(module, *own, loss, weighted, shape)
         assert isinstance(loss, Loss)  # a step is looped
@@ -60,8 +63,8 @@ class Block:
         loss = self._lane.task.loss
         if not isinstance(loss, Loss):
             return {}
-        shapes = [loss.shape(slot.settings) for slot in self._slots]
-        shapes += shapes[:1] * (self._gradient.shape[0] - len(self._slots))
+        shapes = [loss.shape(slot.settings) for slot in self.slots]
+        shapes += shapes[:1] * (self._gradient.shape[0] - len(self.slots))
         columns = {name: [own[name] for own in shapes] for name in shapes[0]}
         return {name: torch.tensor(own, dtype=torch.float64).to(self._gradient) for name, own in columns.items()}
 
@@ -79,7 +82,7 @@ class Block:
         """Draw this epoch's order of samples for every row and lay out its updates."""
         device, train = self._gradient.device, self._lane.train
         # The items of a Dataset draw what they draw for this run, epoch and item; such a block has one row.
-        seed = partial(self._slots[0].run.seed, "item", self._slots[0].ticks)
+        seed = partial(self.slots[0].run.seed, "item", self.slots[0].ticks)
         self._train = train if isinstance(train, Samples) else train.drawn_by(seed)
         samples = len(train)
         steps = max(batches.steps for batches in self._batches)
@@ -89,7 +92,7 @@ class Block:
         present = torch.zeros(steps, height, micro, dtype=self._gradient.dtype)
         active = torch.zeros(steps, height, dtype=torch.bool)
         self._sizes: list[Tensor] = []
-        for row, (slot, batches) in enumerate(zip(self._slots, self._batches, strict=True)):
+        for row, (slot, batches) in enumerate(zip(self.slots, self._batches, strict=True)):
             order = epoch_order(slot.run.seed("order", slot.ticks), samples)
             index[: batches.steps, row] = order[batches.places]
             weights, sizes = self._weigh(batches, index[: batches.steps, row])
@@ -97,17 +100,42 @@ class Block:
             active[: batches.steps, row] = True
             self._sizes.append(sizes)
         self._index, self._present, self._active = index.to(device), present.to(device), active.to(device)
-        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in rule_stretches(self._slots)]
-        seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self._slots]
+        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in rule_stretches(self.slots)]
+        seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self.slots]
         self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
         self._norm = torch.zeros(height, dtype=torch.float64, device=device)
         # What a user's step counts: in the batch so far, and in the epoch.
         self._count = torch.zeros(height, dtype=torch.float64, device=device)
         self._counted = torch.zeros(height, dtype=torch.float64, device=device)
-        self._step, self._seconds = 0, 0.0
+        self._step, self._seconds = min(self._starts), 0.0
         self._failure: str | None = None
         self._gradient.zero_()
+        self._joining: dict[int, Partial] = {}
+        self._seconds_before = [0.0] * len(self.slots)
+        for row, slot in enumerate(self.slots):
+            if slot.partial is not None:
+                self._joining[row], slot.partial = slot.partial, None
+        self._join()
+
+    def _join(self) -> None:
+        """Rows that start at this step take up what they had; what a row computed before is not its own."""
+        for row in [row for row in self._joining if self._starts[row] == self._step]:
+            partial = self._joining.pop(row)
+            self._gradient[row] = partial.gradient
+            sums = torch.tensor(partial.sums, dtype=torch.float64)
+            self._loss[row], self._norm[row], self._count[row], self._counted[row] = sums
+            self._seconds_before[row] = partial.seconds
+
+    def partial(self, slot: Slot) -> Partial | None:
+        """Where a run stands in this block's tick; None before its first step and after its evaluation."""
+        row = self.slots.index(slot)
+        if self._step == 0 or row in self._joining:
+            return self._joining.get(row)
+        sums = torch.stack([self._loss[row], self._norm[row], self._count[row], self._counted[row]]).tolist()
+        step = min(self._step, self._batches[row].steps)
+        seconds = self._seconds_before[row] + self._seconds / len(self.slots)
+        return Partial(step, self._gradient[row], tuple(sums), seconds)
 
     def _weigh(self, batches: Batches, index: Tensor) -> tuple[Tensor, Tensor]:
         """What each sample of an epoch counts (S, m), 0 where it only fills, and the sum (S,) over each batch."""
@@ -120,7 +148,7 @@ class Block:
         return own, sums[batch]
 
     def _plan_updates(self, low: int, high: int, steps: int) -> Callable[[int, slice, slice], Due]:
-        slots, batches = self._slots[low:high], self._batches[low:high]
+        slots, batches = self.slots[low:high], self._batches[low:high]
         ends = torch.zeros(steps, len(slots), dtype=torch.int64)
         sizes = torch.zeros(steps, len(slots), dtype=torch.float64)
         for column, (own, size) in enumerate(zip(batches, self._sizes[low:high], strict=True)):
@@ -149,6 +177,8 @@ class Block:
                 self._fail(error)
                 break
             self._step += 1
+            if self._joining:
+                self._join()
             now = time.monotonic()
             if now >= deadline:
                 break
@@ -159,7 +189,7 @@ class Block:
         """A model that raises fails its own run; rows that share a program have no error of their own."""
         if self._lane.micro is not None:
             raise ModelError(
-                f"{len(self._slots)} trials computed at once failed: {describe(error)}",
+                f"{len(self.slots)} trials computed at once failed: {describe(error)}",
                 hint="a smaller --window computes fewer at once",
             ) from error
         self._failure = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
@@ -197,7 +227,7 @@ class Block:
         """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""
         if not self._lane.stochastic or self._lane.micro is not None:
             return nullcontext()
-        slot = self._slots[0]
+        slot = self.slots[0]
         return seeded(slot.run.seed("forward", slot.ticks, step))
 
     def _own_share(self, part: Due) -> Tensor:
@@ -222,16 +252,18 @@ class Block:
         train_loss = self._loss / (lane.whole_weight if lane.task.step is None else self._counted)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
-        for slot, batches in zip(self._slots, self._batches, strict=True):
+        for slot, batches in zip(self.slots, self._batches, strict=True):
             slot.ticks += 1
             slot.updates += int(batches.ends.sum())
-        seconds = (self._seconds + time.monotonic() - began) / len(self._slots)
-        return [self._measurement(slot, values, seconds) for slot, values in zip(self._slots, found, strict=False)]
+        self._step = 0
+        seconds = (self._seconds + time.monotonic() - began) / len(self.slots)
+        rows = zip(self.slots, found, self._seconds_before, strict=False)
+        return [self._measurement(slot, values, seconds + before) for slot, values, before in rows]
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The rows whose average counts hold it."""
-        rows = [row for row, slot in enumerate(self._slots) if slot.averages]
+        rows = [row for row, slot in enumerate(self.slots) if slot.averages]
         if not rows or self._state.average is None:
             yield
             return
@@ -274,7 +306,7 @@ class Block:
         task = self._lane.task
         if task.step is None:
             return task.score(*self._outputs(samples), self._scored_by)
-        loss = task.step.mean_loss(self._slots[0].module, samples)[None]
+        loss = task.step.mean_loss(self.slots[0].module, samples)[None]
         return loss, loss if task.metric.function is None else task.metric_of(*self._outputs(samples))
 
     def _outputs(self, samples: Split) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,13 @@ def rule_stretches(slots: list[Slot]) -> list[tuple[int, int, str]]:
     return found
 
 
-def due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int, slice, slice, bool]]]:
+def due_table(
+    slots: list[Slot], batches: list[Batches], starts: list[int]
+) -> list[list[tuple[int, slice, slice, bool]]]:
     """For each micro-step the stretches of rows whose batch is then complete, and that have the same penalties.
 
     (which of `rule_stretches`, the rows within it, the rows within the block, whether it is their last batch of the
-    epoch)
+    epoch). A row is due from the step on at which it starts.
     """
     steps = max(own.steps for own in batches)
     table: list[list[tuple[int, slice, slice, bool]]] = []
@@ -34,7 +36,7 @@ def due_table(slots: list[Slot], batches: list[Batches]) -> list[list[tuple[int,
         row: list[tuple[int, slice, slice, bool]] = []
         for number, (low, high, _) in enumerate(rule_stretches(slots)):
             keys = [
-                (step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1, slots[k].penalties)
+                (starts[k] <= step < len(ends[k]) and ends[k][step], step == len(ends[k]) - 1, slots[k].penalties)
                 for k in range(low, high)
             ]
             start = low

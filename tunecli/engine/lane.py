@@ -18,6 +18,7 @@ from tunecli.engine.own import own_rule
 from tunecli.engine.rowwise import Chain, find_chain
 from tunecli.engine.rules import RULES, Rule
 from tunecli.engine.schedule import Plateau, warmup_updates
+from tunecli.engine.snapshot import Partial
 from tunecli.engine.task import Task
 from tunecli.engine.update import State
 from tunecli.space import settings_of
@@ -26,14 +27,18 @@ from tunecli.trial import Hparams, Run
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """The place of a run in flight: its progress, and its row in the lane's matrices."""
+    """The place of a run in flight: its progress, and its row in the lane's matrices.
+
+    Until it has a row, `rows` (P,) are what it begins with; `partial` is where, if in the middle of a tick.
+    """
 
     run: Run
     lane: Lane
     module: nn.Module
     rule: Rule
     settings: Hparams
-    initial: Tensor | None
+    rows: dict[str, Tensor]
+    partial: Partial | None = None
     plateau: Plateau = field(default_factory=Plateau)
     row: int = -1
     ticks: int = 0
@@ -72,8 +77,7 @@ class Slot:
 
     def best_weights(self) -> dict[str, Tensor]:
         """The state dict at the best tick: the trained weights from the row, the rest from the module."""
-        row = self.lane.best[self.row] if self.initial is None else self.initial
-        trained = self.lane.layout.views(row[None])
+        trained = self.lane.layout.views(self.lane.rows(self)["best"][None])
         state = {name: tensor.detach() for name, tensor in self.module.state_dict().items()} | self.best_state
         first: dict[nn.Parameter, str] = {}  # a weight may have several names, of which the layout knows the first
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
@@ -116,7 +120,8 @@ class Lane:
     def start(self, run: Run, module: nn.Module) -> Slot:
         rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
         settings = settings_of(run.settings, run.hparams)
-        slot = Slot(run, self, module, rule, settings, initial=self.layout.row(module))
+        initial = self.layout.row(module)
+        slot = Slot(run, self, module, rule, settings, rows={"weights": initial, "best": initial})
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module
@@ -134,11 +139,26 @@ class Lane:
         self._slots.remove(slot)
         self._changed = True
 
+    def rows(self, slot: Slot) -> dict[str, Tensor]:
+        """What the lane's matrices hold of a run, (P,) each: its weights, both moments, its best and its average."""
+        if slot.rows:
+            return slot.rows
+        state = self.state
+        found = {"weights": state.weights, "first": state.first, "second": state.second, "best": self.best}
+        if slot.averages and state.average is not None:
+            found["average"] = state.average
+        return {name: matrix[slot.row] for name, matrix in found.items()}
+
+    def partial(self, slot: Slot) -> Partial | None:
+        """Where a run stands in its tick, None at the end of one."""
+        return slot.partial or next((block.partial(slot) for block in self._blocks if slot in block.slots), None)
+
     def begin_tick(self) -> list[Block]:
         """The blocks of occupied rows, each ready to train one tick."""
         if self._changed:
             self._compact()
-            self._changed = False
+            # A block that is entered in the middle of its tick lays the next one out anew.
+            self._changed = any(slot.partial is not None for slot in self._slots)
         for block in self._blocks:
             block.begin()
         return list(self._blocks)
@@ -148,23 +168,19 @@ class Lane:
         self._slots.sort(key=lambda slot: slot.order)
         blocks = -(-len(self._slots) // self.block_rows)
         rows = blocks * self.block_rows
-        like = self._slots[0].initial if self._slots and self._slots[0].initial is not None else self.state.weights
-        old = [self.state.weights, self.state.first, self.state.second, self.best]
-        if any(slot.averages for slot in self._slots):
-            old.append(self.state.weights if self.state.average is None else self.state.average)
-        new = tuple(torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device) for _ in old)
+        like = next((slot.rows["weights"] for slot in self._slots if slot.rows), self.state.weights)
+        names = ["weights", "first", "second", "best"]
+        names += ["average"] if any(slot.averages for slot in self._slots) else []
+        new = {name: torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device) for name in names}
         for row, slot in enumerate(self._slots):
-            if slot.initial is not None:
-                new[0][row], new[3][row], slot.initial = slot.initial, slot.initial, None
-            else:
-                for target, source in zip(new, old, strict=True):
-                    target[row] = source[slot.row]
-            slot.row = row
+            for name, held in self.rows(slot).items():
+                new[name][row] = held
+            slot.row, slot.rows = row, {}
         decay = None if self.task.decay_biases else self.layout.decay_mask(like.device, like.dtype)
-        average = new[4] if len(new) > 4 else None
-        self.state = State(new[0], new[1], new[2], decay, self.layout.matrices(), average)
-        self.best = new[3]
-        self.gradient = torch.zeros_like(new[0])
+        moments = new["first"], new["second"]
+        self.state = State(new["weights"], *moments, decay, self.layout.matrices(), new.get("average"))
+        self.best = new["best"]
+        self.gradient = torch.zeros_like(self.best)
         self._blocks = [
             Block(self, self._slots[low : low + self.block_rows], slice(low, low + self.block_rows))
             for low in range(0, rows, self.block_rows)

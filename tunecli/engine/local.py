@@ -21,6 +21,7 @@ from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.plan import Plan
 from tunecli.engine.rules import RULES
+from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
 from tunecli.errors import ModelError, TunecliError
@@ -95,6 +96,13 @@ class LocalEngine:
 
     def weights(self, run: Run) -> dict[str, Tensor]:
         return self._slots[run.trial].best_weights()
+
+    def snapshot(self, run: Run) -> Snapshot | None:
+        return take_snapshot(self._slots[run.trial])
+
+    def restore(self, run: Run, snapshot: Snapshot) -> None:
+        self.start(run)
+        put_snapshot(self._slots[run.trial], snapshot)
 
     def epoch_updates(self, run: Run) -> int:
         return epoch_updates(run.hparams["batch_size"], len(self._train), join_lone=self.traits(run).mixes_samples)

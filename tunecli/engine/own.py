@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +48,48 @@ def own_rule(kind: OwnOptimizer, run: Run, module: nn.Module, layout: Layout, *,
         optimizer = kind(groups, **{name: value for name, value in _keys(run).items() if name in taken})
     except Exception as error:
         raise SourceError(f"{source} raised {describe(error, file)}", hint="it is built as torch's own are") from error
-    return Rule(rate_alone, _step(optimizer, run, parameters, layout, file), takes_l2="weight_decay" in taken)
+    return Rule(rate_alone, OwnStep(optimizer, run, parameters, layout, file), takes_l2="weight_decay" in taken)
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, run: Run, parameters: dict[str, nn.Parameter], layout: Layout, file: Path
-) -> Callable[..., None]:
-    steps = 0
+class OwnStep:
+    """One update by an optimizer of the user's own, as a Rule's `step`."""
 
-    def step(w: Tensor, g: Tensor, first: Tensor, second: Tensor, rate: Tensor) -> None:
-        nonlocal steps
-        steps += 1
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        run: Run,
+        parameters: Mapping[str, nn.Parameter],
+        layout: Layout,
+        file: Path,
+    ) -> None:
+        self._optimizer, self._run, self._parameters = optimizer, run, parameters
+        self._layout, self._file = layout, file
+        self._steps = 0
+
+    def __call__(self, w: Tensor, g: Tensor, first: Tensor, second: Tensor, rate: Tensor) -> None:
+        self._steps += 1
+        parameters, run = self._parameters, self._run
         sums = [parameter.grad for parameter in parameters.values()]
-        for name, mean in layout.views(g).items():
+        for name, mean in self._layout.views(g).items():
             parameters[name].grad = mean[0].clone()  # an optimizer may keep it, ours is used up
-        for group in optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = float(rate)
         try:
             # What it draws is the run's own as well.
             with torch.random.fork_rng(enabled=True):
-                torch.manual_seed(run.seed("optimizer", steps))
-                optimizer.step()
+                torch.manual_seed(run.seed("optimizer", self._steps))
+                self._optimizer.step()
         except Exception as error:
-            raise SourceError(f"{run.hparams['optimizer']} raised {describe(error, file)}") from error
+            raise SourceError(f"{run.hparams['optimizer']} raised {describe(error, self._file)}") from error
         for parameter, summed in zip(parameters.values(), sums, strict=True):
             parameter.grad = summed
 
-    return step
+    def state(self) -> dict[str, Any]:
+        return {"steps": self._steps, "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._steps = state["steps"]
+        self._optimizer.load_state_dict(state["optimizer"])
 
 
 def _keys(run: Run) -> dict[str, Any]:

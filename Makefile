@@ -2,12 +2,12 @@
 # make test     the test suite          make check   format, lint, types, floors
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
-#               bench-tables, on tables, takes an hour
+#               bench-whole, against plain Optuna, takes half an hour; bench-tables, on tables, an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test check format faults bench bench-tables clean
+.PHONY: search test check format faults bench bench-whole bench-tables clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -35,6 +35,9 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots narrow mix --write
 	$(BIN)/python -m tests.benchmarks.slots wide mix --write
 	$(BIN)/python -m tests.benchmarks.zoo --write
+
+bench-whole: $(READY)
+	$(BIN)/python -m tests.benchmarks.whole --write
 
 bench-tables: $(READY)
 	$(BIN)/python -m tests.benchmarks.tables

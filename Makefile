@@ -2,12 +2,14 @@
 # make test     the test suite          make check   format, lint, types, floors
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
-#               bench-whole, against plain Optuna, takes half an hour; bench-tables, on tables, an hour
+#               bench-whole, against plain Optuna, takes half an hour; bench-tables, on tables, an hour;
+#               bench-peers, against Ray Tune and Syne Tune in .venv-peers, a quarter of one
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 
-.PHONY: search test check format faults bench bench-whole bench-tables clean
+.PHONY: search test check format faults bench bench-whole bench-peers bench-tables clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -35,17 +37,26 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots narrow mix --write
 	$(BIN)/python -m tests.benchmarks.slots wide mix --write
 	$(BIN)/python -m tests.benchmarks.zoo --write
+	$(BIN)/python -m tests.benchmarks.occupied --write
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write
+
+bench-peers: $(READY) $(PEERS)
+	$(BIN)/python -m tests.benchmarks.peers.compare .venv-peers/bin/python --write
 
 bench-tables: $(READY)
 	$(BIN)/python -m tests.benchmarks.tables
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(READY)
+
+$(PEERS): tests/benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement tests/benchmarks/peers/requirements.txt
+	touch $(PEERS)

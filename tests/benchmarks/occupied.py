@@ -1,0 +1,59 @@
+"""How full the blocks are that a search computes, and of how many shapes: `python -m tests.benchmarks.occupied`.
+
+Computed from what a search recorded and from its plan: which trials were in flight in each tick, the lane that each
+belongs to, and the rows that a lane's blocks have, which are computed whether or not a slot is in them. The drain
+begins where the last trial has started: from then on slots cannot but stay empty.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from tests.benchmarks import results
+from tests.benchmarks.whole import our_search
+from tunecli import data
+from tunecli.engine import Plan
+from tunecli.engine.batches import micro_length
+from tunecli.store import Record
+
+
+def shapes_and_rows(record: Record) -> tuple[set[int], list[tuple[int, int]]]:
+    """The micro-batch lengths of the lanes; for each tick how many rows held a slot, and how many were computed."""
+    plan = Plan(**record.plan)
+    samples = len(data.load("digits", {}, base=Path(), seed=0).train)
+    micro = {own.number: micro_length(own.hparams["batch_size"], samples, plan.cap) for own in record.trials}
+    ticks = []
+    for tick in range(1, max(own.last_tick for own in record.trials) + 1):
+        lanes = Counter(micro[own.number] for own in record.trials if own.start_tick <= tick <= own.last_tick)
+        computed = sum(-(-slots // plan.block_rows) * plan.block_rows for slots in lanes.values())
+        ticks.append((lanes.total(), computed))
+    return set(micro.values()), ticks
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--trials", type=int, default=500)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        _, record = our_search(Path(folder), given.trials)
+    shapes, ticks = shapes_and_rows(record)
+    drain = max(own.start_tick for own in record.trials)
+    shares = [sum(own[0] for own in part) / sum(own[1] for own in part) for part in (ticks[:drain], ticks)]
+    rows = [
+        ["shapes computed (micro-batch length, rows)", "at most 3", len(shapes)],
+        ["rows occupied before the drain", "95 %", f"{shares[0]:.1%}"],
+        ["rows occupied, the drain included", "", f"{shares[1]:.1%}"],
+    ]
+    how = f"""
+    {given.trials} trials of up to 30 epochs on digits, mlp 64-128-10, every default (asha): a window of
+    {record.document["search"]["window"]}, {Plan(**record.plan)}. The last trial started in tick {drain} of
+    {len(ticks)}.
+    """
+    title = f"Blocks in a search of {given.trials} trials"
+    results.show(title, how, results.table(["figure", "goal", "got"], rows), write=given.write)
+
+
+if __name__ == "__main__":
+    main()

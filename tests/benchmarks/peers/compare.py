@@ -25,6 +25,8 @@ from tests.benchmarks.plain import EPOCHS, MIN_TICKS, REDUCTION_FACTOR
 from tests.benchmarks.whole import digits, our_search
 from tunecli.trial import State
 
+ROOT = Path(__file__).parents[3]
+
 PEERS = {
     "Ray Tune, OptunaSearch and ASHA": "ray_tune",
     "Syne Tune, ASHA, local backend": "syne_tune_search",
@@ -44,10 +46,10 @@ def theirs(python: str, module: str, trials: int) -> tuple[float, dict[str, Any]
     """Seconds, and what came of it, which is the last line that it prints."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # where its daemons may still be at work
         save_split(digits(), f"{folder}/digits.npz")
-        quiet = {"RAY_DISABLE_IMPORT_WARNING": "1", "SYNETUNE_FOLDER": folder, "PYTHONPATH": os.getcwd()}
+        quiet = {"RAY_DISABLE_IMPORT_WARNING": "1", "SYNETUNE_FOLDER": folder, "PYTHONPATH": str(ROOT)}
         command = [python, "-m", f"tests.benchmarks.peers.{module}", f"{folder}/digits.npz", str(trials), folder]
         began = time.monotonic()
-        done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, env=os.environ | quiet, capture_output=True, text=True, check=False)
         wall = time.monotonic() - began
     if done.returncode:
         raise SystemExit(f"{module} ended with {done.returncode}:\n{done.stderr[-2000:]}")

@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots wide mix --write
 	$(BIN)/python -m tests.benchmarks.zoo --write
 	$(BIN)/python -m tests.benchmarks.occupied --write
+	$(BIN)/python -m tests.benchmarks.outside --write
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write

@@ -185,8 +185,14 @@ def _unread(name: str, space: Space, sometimes: bool) -> SpaceError:
 
 def encode_given(space: Space, given: Mapping[str, Value]) -> dict[str, Any]:
     """The values by Optuna's names and as Optuna shows them, for each dimension that could have them."""
+    ranges = {d.name: d.range for d in space.dimensions if isinstance(d.range, Range)}
+    return {name: _label(ranges[name], value) for name, value in fitting(space, given).items()}
+
+
+def fitting(space: Space, given: Mapping[str, Value]) -> dict[str, Value]:
+    """The values by Optuna's names, for each dimension that could have them."""
     return {
-        dimension.name: _label(dimension.range, value)
+        dimension.name: value
         for dimension in space.dimensions
         if isinstance(dimension.range, Range)
         and dimension.hparam in given

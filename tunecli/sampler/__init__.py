@@ -1,6 +1,7 @@
 """Who proposes: a pure function of what is recorded, the trial's number and the study's seed.
 
-Optuna's samplers are reached through `model`, which loads Optuna; sequences that need no model have files of their own.
+gp and nsga2 are Optuna's, reached through `model`, which loads it. `tpe` and `independent` propose what Optuna's would,
+in less time; sequences have files of their own.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def make_proposer(space: Space, sampler: str, direction: str, study_seed: int, w
         from tunecli.sampler.qmc import Sobol
 
         return Sobol(space, study_seed)
+    if sampler == "random":
+        from tunecli.sampler.independent import Random
+
+        return Random(space, study_seed)
+    if sampler == "tpe":
+        from tunecli.sampler.tpe import Tpe
+
+        return Tpe(space, direction, study_seed)
     from tunecli.sampler.model import Model
 
     return Model(space, sampler, direction, study_seed, population_size(window))

@@ -1,0 +1,177 @@
+"""The tree-structured Parzen estimator (Bergstra et al. 2011), in groups of hparams that trials share.
+
+It proposes what Optuna's TPESampler(multivariate=True, group=True, constant_liar=True) would, one made anew for each
+proposal and seeded by (study seed, n), so long as no two candidates are equally good but for rounding. Optuna builds
+all anew for each proposal, 160 ms at 5,000 trials; here only what has changed.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Mapping
+
+import numpy as np
+
+from tunecli.points import fitting
+from tunecli.sampler import STARTUP_TRIALS
+from tunecli.sampler.independent import draw, generator
+from tunecli.sampler.kernels import Column, column
+from tunecli.sampler.parzen import Mixture
+from tunecli.sampler.truncnorm import Array
+from tunecli.space import Choice, Range, Space
+from tunecli.trial import Hparams, State, Trial, Value
+
+CANDIDATES = 24
+"""So many points are drawn where trials were good; the one where good trials are densest, by comparison, is taken."""
+
+MOST_GOOD = 25
+"""The best tenth of the trials that have ended are good, and never more than these."""
+
+Names = tuple[str, ...]
+Rank = tuple[float, float, int]
+
+BAD, GOOD, UNUSED = 0, 1, 2
+
+
+class Tpe:
+    """Trials in flight count as bad ones, so that a window of trials does not crowd into one place; failed ones not at
+    all. Complete trials rank by their value, before pruned ones, and those by how far they came and the last value.
+    """
+
+    exhausted = False
+
+    def __init__(self, space: Space, direction: str, study_seed: int) -> None:
+        self._space, self._seed = space, study_seed
+        self._sign = -1.0 if direction == "maximize" else 1.0
+        ranges = {d.name: d.range for d in space.dimensions if isinstance(d.range, Range)}
+        self._ranges = {
+            name: own for name, own in ranges.items() if not (isinstance(own, Choice) and len(own.values) == 1)
+        }
+        self._columns: dict[str, Column] = {name: column(own) for name, own in self._ranges.items()}
+        # By trial: which hparams it has, as a place in `_patterns`, and what it counts as.
+        self._patterns: list[frozenset[str]] = []
+        self._pattern, self._part = np.empty(0, np.intp), np.empty(0, np.int8)
+        self._count = 0
+        self._ended: list[Trial] = []
+        self._complete: list[Rank] = []
+        self._pruned: list[Rank] = []
+        # The first trial of each pattern that has ended with a value; hparams are grouped by them.
+        self._first: dict[int, int] = {}
+        self._groups: list[Names] = []
+
+    def add(self, trial: Trial) -> None:
+        self._add({name: internal for name, (_, internal) in self._space.encode(trial.hparams).items()})
+        if trial.state.ended:
+            self.end(trial)
+
+    def hide(self, number: int) -> None:
+        self._add({})
+        self._part[number] = UNUSED
+
+    def end(self, trial: Trial) -> None:
+        self._ended.append(trial)
+
+    def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
+        if number != self._count:
+            raise AssertionError(f"trial {number} was asked for after {self._count} trials")
+        self._reveal(start_tick - 2)
+        random, fixed = generator(self._seed, number), fitting(self._space, given or {})
+        started = len(self._complete) + len(self._pruned) >= STARTUP_TRIALS
+        groups = self._groups if started else []
+        # Each group has its random numbers whether this trial will ask for it or not.
+        shares = {group: random.random_sample((1 + len(group), CANDIDATES)) for group in groups}
+        group_of = {name: group for group in groups for name in group}
+        found: dict[str, float] = {}
+
+        def ask(name: str, range_: Range) -> Value:
+            if name in fixed:
+                return fixed[name]
+            if not started or name not in self._ranges:
+                return draw(range_, random)
+            if name in group_of and name not in found:
+                found.update(self._best(group_of[name], shares[group_of[name]]))
+            if name not in found or not _contains(range_, found[name]):
+                # No trial that has ended had it; or it lies outside by rounding.
+                found.update(self._best((name,), random.random_sample((2, CANDIDATES))))
+            return range_.external(found[name])
+
+        hparams = self._space.suggest(ask)
+        self._add({name: internal for name, (_, internal) in self._space.encode(hparams).items()})
+        return hparams
+
+    def _best(self, names: Names, shares: Array) -> dict[str, float]:
+        """The best of the candidates for these hparams, internal values."""
+        columns = [self._columns[name] for name in names]
+        has = np.array([pattern.issuperset(names) for pattern in self._patterns])[self._pattern[: self._count]]
+        part = self._part[: self._count]
+        good = Mixture(columns, np.flatnonzero(has & (part == GOOD)))
+        bad = Mixture(columns, np.flatnonzero(has & (part == BAD)))
+        points = good.points(shares)
+        place = np.argmax(good.log_densities(points) - bad.log_densities(points))
+        return dict(zip(names, points[place].tolist(), strict=True))
+
+    def _add(self, internal: Mapping[str, float]) -> None:
+        """The next trial, in flight."""
+        number, self._count = self._count, self._count + 1
+        if number == len(self._pattern):
+            self._pattern = np.append(self._pattern, np.zeros(number + 64, np.intp))
+            self._part = np.append(self._part, np.full(number + 64, BAD, np.int8))
+        pattern = frozenset(internal.keys() & self._ranges.keys())
+        if pattern not in self._patterns:
+            self._patterns.append(pattern)
+        self._pattern[number] = self._patterns.index(pattern)
+        for name in pattern:
+            self._columns[name].add(number, internal[name])
+
+    def _reveal(self, up_to_tick: int) -> None:
+        """Take in the results of the trials that had ended by then."""
+        known = [trial for trial in self._ended if trial.end_tick is not None and trial.end_tick <= up_to_tick]
+        if not known:
+            return
+        self._ended = [trial for trial in self._ended if trial.end_tick is None or trial.end_tick > up_to_tick]
+        self._part[self._good()] = BAD
+        for trial in known:
+            if trial.state is State.FAILED:
+                self._part[trial.number] = UNUSED
+                continue
+            ranks = self._complete if trial.state is State.COMPLETE else self._pruned
+            insort(ranks, self._rank(trial))
+            pattern = int(self._pattern[trial.number])
+            if trial.number < self._first.get(pattern, self._count):
+                self._first[pattern] = trial.number
+                self._groups = []
+        self._part[self._good()] = GOOD
+        if not self._groups:
+            order = sorted(self._first, key=self._first.__getitem__)
+            self._groups = grouped([self._patterns[place] for place in order])
+
+    def _good(self) -> list[int]:
+        """The good ones of the trials that have ended."""
+        count = min(math.ceil(0.1 * (len(self._complete) + len(self._pruned))), MOST_GOOD)
+        best = self._complete[:count]
+        return [number for *_, number in best + self._pruned[: count - len(best)]]
+
+    def _rank(self, trial: Trial) -> Rank:
+        """Smaller is better; of equals the earlier comes first."""
+        if trial.state is State.COMPLETE:
+            return (0.0, self._badness(trial.value), trial.number)
+        if not trial.curve:
+            return (1.0, 0.0, trial.number)
+        return (-trial.fidelity, self._badness(trial.curve[-1].metric), trial.number)
+
+    def _badness(self, value: float | None) -> float:
+        return math.inf if value is None or math.isnan(value) else self._sign * value
+
+
+def grouped(patterns: list[frozenset[str]]) -> list[Names]:
+    """Hparams in groups: those that the same patterns have. In Optuna's order, for they draw in it."""
+    groups: list[frozenset[str]] = []
+    for pattern in patterns:
+        split = [part for group in groups for part in (group & pattern, group - pattern)]
+        groups = [group for group in [*split, pattern.difference(*groups)] if group]
+    return [tuple(sorted(group)) for group in groups]
+
+
+def _contains(range_: Range, internal: float) -> bool:
+    return isinstance(range_, Choice) or range_.low <= internal <= range_.high

@@ -65,6 +65,7 @@ def search(
     fresh: Annotated[
         bool, typer.Option("--fresh", metavar="", help="Begin anew; an earlier study is set aside.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Say how the trials are computed.")] = False,
     output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
 ) -> None:
     """Sample hyperparameters, train, prune, keep the best checkpoints.
@@ -87,7 +88,7 @@ def search(
         console.print(f"the earlier study is now {aside}", soft_wrap=True)
     with live.Interrupt().listening() as interrupt:
         found = events(question, folder, device=device, timeout_seconds=timeout_seconds, tries=points, stop=interrupt)
-        ended = live.show(found, console)
+        ended = live.show(found, console, verbose=verbose)
     summary = read_summary(folder)
     if ended.how == "stopped":
         live.say_stopped(ended, typed_command(), console)

@@ -1,12 +1,12 @@
 """The plan: everything about how a study is computed that can change the last bits of a result.
 
-It is chosen once by the rule below, stored with the study and kept on resume.
+It is chosen once, by the rule below or by measuring (`calibration`), stored with the study and kept on resume.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 NARROW_WEIGHTS = 65_536
@@ -36,17 +36,35 @@ class Plan:
 LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)
 
 
-def choose_plan(weights: int, window: int, processors: int | None = None) -> Plan:
+def choose_plan(weights: int, window: int, smallest_batch: int = 16, processors: int | None = None) -> Plan:
     """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds eight trials, by rules or
-    by vmap. One lane that holds every trial beats several that are partly full, hence the low cap: at a window of 32
-    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again; blocks of 16 rows cost
-    what blocks of 32 do. One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants
-    the second core.
+    by vmap. One lane that holds every trial beats several that are partly full, hence a cap as low as the smallest
+    batch: at a window of 32 and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much
+    again; blocks of 16 rows cost what blocks of 32 do. One thread: two gain a sixth on an idle machine, and lose
+    tenfold where another process wants the second core.
     """
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=processors or os.cpu_count() or 1)
     if window < 8:
         return LOOPED
-    return Plan("rules", cap=16, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)
+    cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
+    return Plan("rules", cap=cap, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)
+
+
+CAPS = (16, 32, 64)
+"""Micro-batches that are worth a lane of their own: a larger product gains nothing, a smaller one loses."""
+
+
+def rivals(written: Plan, window: int, largest_batch: int, *, looped: bool) -> list[Plan]:
+    """The plans worth measuring beside the written rule's, which comes first; `looped` where a model allows no other.
+
+    Rows computed at once have one thread: above, torch splits tensors where a row's bits would depend on its slot.
+    """
+    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, os.cpu_count() or 1})]
+    caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
+    heights = [rows for rows in (8, 16, 32) if rows < 2 * window]
+    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in heights]
+    found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
+    return [written, *(plan for plan in found if plan != written)]

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from tunecli.data import Features
+from tunecli.live.plans import explain
 from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
@@ -24,13 +25,15 @@ from tunecli.study import ProgramStudy, Question, Study
 from tunecli.trial import State
 
 
-def show(events: Iterable[Event], console: Console) -> Ended:
-    """Show a search until it ends; returns how it did."""
+def show(events: Iterable[Event], console: Console, *, verbose: bool = False) -> Ended:
+    """Show a search until it ends; returns how it did. `verbose` says how its plan was chosen."""
     view = _BarView(console) if console.is_terminal else _LineView(console)
     try:
         for event in events:
             if isinstance(event, Opened | OpenedProgram):
                 console.print(opening(event, console.width), soft_wrap=True)
+                if verbose and isinstance(event, Opened):
+                    console.print(explain(event), soft_wrap=True)
                 view.open(event)
             elif isinstance(event, Changed):
                 console.print(change(event, console.width), soft_wrap=True)

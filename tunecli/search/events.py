@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from tunecli.trial import State, Trial, best_trial
 if TYPE_CHECKING:
     from tunecli.data import Data
     from tunecli.engine import Plan
+    from tunecli.engine.calibration import Timing
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The search begins or goes on: what is being searched."""
+    """The search begins or goes on: what is being searched. `timings` are those that the plan was chosen by, if any."""
 
     study: Study
     folder: Path
@@ -28,6 +29,7 @@ class Opened:
     direction: str
     device: str
     plan: Plan
+    timings: Sequence[Timing]
     looped_because: str | None
     done: int
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tunecli.engine import Engine, LocalEngine, Plan, choose_plan, resolve_device
+from tunecli.engine import Engine, LocalEngine, Plan, resolve_device
+from tunecli.engine.calibration import Timing, best
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.task import Task, make_task
 from tunecli.errors import StorageError, TunecliError
@@ -22,6 +23,7 @@ from tunecli.search import contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Opened
 from tunecli.search.ledger import Ledger, failed
+from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.search.shelf import Shelf
 from tunecli.source import is_function
 from tunecli.space import Choice, Range, settings_of
@@ -92,15 +94,22 @@ class Loop:
 
     def _make_engine(self, stored: Plan | None) -> None:
         """The engine, and what the first model of the space that works says about it; raises where none works."""
+        self.timings: Sequence[Timing] = ()
         faults: list[TunecliError] = []
         for hparams in _examples(self.study):
             run = self._run(0, hparams)
             try:
                 module = self.task.build(run)
                 self.weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
-                self.plan = stored or choose_plan(self.weights, self.study.window)
-                self.engine: Engine = LocalEngine(self.task, self.plan, self.device)
-                self.looped_because = self.engine.traits(run).looped_because
+                self.plan = stored or written_plan(self.study, self.task, self.weights)
+                here = LocalEngine(self.task, self.plan, self.device)
+                traits = here.traits(run)
+                self.looped_because = traits.looped_because
+                if stored is None and repays_measuring(self.study, self.task, run):
+                    self.timings = measure_plans(self.study, self.task, run, traits, self.plan, self.device)
+                    self.plan = best(self.timings)
+                    here = LocalEngine(self.task, self.plan, self.device)
+                self.engine: Engine = here
                 return
             except TunecliError as error:
                 faults.append(error)
@@ -119,6 +128,7 @@ class Loop:
             direction=self.direction,
             device=self.device,
             plan=self.plan,
+            timings=self.timings,
             looped_because=self.looped_because,
             done=self.ledger.done,
         )

@@ -1,0 +1,106 @@
+"""How a study is computed: by a written rule, or by what was measured where the study is long enough."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tunecli.engine import LOOPED, Plan, choose_plan
+from tunecli.engine.calibration import Timing, best
+from tunecli.engine.plan import rivals
+from tunecli.search import Opened, planning, search
+from tunecli.study import Study
+
+AT_ONCE = Plan("rules", cap=16, block_rows=8, threads=1)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a user's own, in which every study is long enough to be measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(planning, "LONG_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+def opened(study: Study, folder: Path, trials: int | None = None) -> Opened:
+    """How a search begins; it goes on until so many trials have ended, or to its end."""
+    ended = 0
+
+    def stop() -> bool:
+        return trials is not None and ended >= trials
+
+    found: Iterator[object] = search(study, folder, stop=stop)
+    first = next(event for event in found if isinstance(event, Opened))
+    for _ in found:
+        ended += 1
+    return first
+
+
+def test_micro_batches_are_no_smaller_than_the_smallest_batch_needs() -> None:
+    caps = [choose_plan(1000, window=32, smallest_batch=size).cap for size in (1, 16, 32, 100, 256)]
+    assert caps == [16, 16, 32, 64, 64]
+
+
+def test_a_wide_model_or_a_few_trials_at_a_time_are_computed_one_after_another() -> None:
+    assert choose_plan(10**6, window=32, processors=2) == Plan("looped", None, 1, threads=2)
+    assert choose_plan(1000, window=1) == LOOPED
+
+
+def test_what_is_measured_begins_with_the_written_plan_and_has_none_twice() -> None:
+    for written in (AT_ONCE, LOOPED):
+        plans = rivals(written, 8, 256, looped=False)
+        assert plans[0] == written
+        assert len(set(plans)) == len(plans)
+    assert {plan.way for plan in rivals(LOOPED, 8, 256, looped=True)} == {"looped"}
+
+
+@pytest.mark.parametrize(("rival", "chosen"), [(0.5, LOOPED), (0.97, AT_ONCE), (2.0, AT_ONCE), (float("inf"), AT_ONCE)])
+def test_the_written_plan_stays_unless_another_is_clearly_faster(rival: float, chosen: Plan) -> None:
+    assert best([Timing(AT_ONCE, 1.0), Timing(LOOPED, rival)]) == chosen
+
+
+def test_a_short_study_is_not_measured(question: Callable[..., Study], tmp_path: Path) -> None:
+    assert opened(question(window=8), tmp_path / "short").timings == ()
+
+
+def test_what_was_measured_serves_the_next_study_of_its_shape(
+    question: Callable[..., Study], tmp_path: Path, cache: Path
+) -> None:
+    first = opened(question(name="first", window=8), tmp_path / "first")
+    assert {timing.plan for timing in first.timings} >= {AT_ONCE, LOOPED}
+    (file,) = cache.rglob("*.json")
+    written = file.read_bytes()
+    again = opened(question(name="again", seed=1, window=8), tmp_path / "again")
+    assert (again.plan, list(again.timings)) == (first.plan, list(first.timings))
+    assert file.read_bytes() == written, "nothing is measured anew"
+    opened(question(name="wider", window=8, model={"source": "mlp", "hidden": [9]}), tmp_path / "wider")
+    assert len(list(cache.rglob("*.json"))) == 2, "another shape has measurements of its own"
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"{", b"[]", b'{"timings": 3}', b'{"timings": [{"plan": {}}]}'])
+def test_a_spoiled_cache_is_measured_anew(
+    spoiled: bytes, question: Callable[..., Study], tmp_path: Path, cache: Path
+) -> None:
+    opened(question(name="first", window=8), tmp_path / "first", trials=0)
+    (file,) = cache.rglob("*.json")
+    file.write_bytes(spoiled)
+    assert opened(question(name="again", window=8), tmp_path / "again", trials=0).timings
+    assert file.read_bytes() != spoiled
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    question: Callable[..., Study], tmp_path: Path, cache: Path
+) -> None:
+    cache.write_text("a file where a folder should be")
+    assert opened(question(window=8), tmp_path / "study", trials=0).timings
+
+
+def test_a_study_keeps_the_plan_it_was_begun_with(
+    question: Callable[..., Study], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = question(window=8, trials=20)
+    first = opened(study, tmp_path / "study", trials=3)
+    (file,) = cache.rglob("*.json")
+    file.unlink()
+    later = opened(study, tmp_path / "study")
+    assert (later.plan, later.timings) == (first.plan, ())

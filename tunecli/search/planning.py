@@ -1,0 +1,89 @@
+"""How a new study is planned: by the written rule, or by the fastest of some plans where it repays measuring them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tunecli.data import Samples
+from tunecli.engine import Plan, Task, Traits, choose_plan
+from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
+from tunecli.engine.forward import call
+from tunecli.engine.plan import rivals
+from tunecli.points import at
+from tunecli.space import Choice, Int, Range, Space
+from tunecli.study import Study
+from tunecli.trial import Run, Value, derive_seed
+
+LONG_SECONDS = 60.0
+"""A study that would train so long on one core without pruning repays two seconds of measuring."""
+
+SECONDS_A_SAMPLE, OPERATIONS_A_SECOND = 1e-6, 5e10
+"""What a sample of one trial costs at least, and what one core computes: rough, and the same on every machine, so that
+the same study is always planned alike."""
+
+
+def written_plan(study: Study, task: Task, weights: int) -> Plan:
+    """The plan of a new study by the written rule, for a model of `weights` weights."""
+    return choose_plan(weights, study.window, _batch_sizes(study.space, len(task.train))[0])
+
+
+def repays_measuring(study: Study, task: Task, example: Run) -> bool:
+    """Whether a study is so long that it is worth measuring plans for; `example` is a run whose model works."""
+    return _seconds(study, task, example) >= LONG_SECONDS
+
+
+def measure_plans(
+    study: Study, task: Task, example: Run, found: Traits, written: Plan, device: str
+) -> Sequence[Timing]:
+    """What the written plan and its rivals cost, as measured now, or before for a study of the same shape."""
+    batches = _batch_sizes(study.space, len(task.train))
+    plans = rivals(written, study.window, batches[-1], looped=found.looped_because is not None)
+    layout = [list(p.shape) for p in task.build(example).parameters()]
+    shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
+    timings = recall(shape, plans)
+    if timings is None:
+        timings = measure(task, plans, _runs(study), device)
+        remember(shape, timings)
+    return timings
+
+
+def _seconds(study: Study, task: Task, example: Run) -> float:
+    """Roughly how long the study would train on one core; 0 where that cannot be told from a forward pass."""
+    if task.step is not None or not isinstance(task.train, Samples):
+        return 0.0
+    module, samples = task.build(example), task.train.take(slice(0, min(8, len(task.train))))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call(module.eval(), samples.inputs)
+    # The backward pass computes about twice what the forward pass does.
+    operations = 3 * int(counter.get_total_flops()) / len(samples)
+    each = SECONDS_A_SAMPLE + operations / OPERATIONS_A_SECOND
+    epochs = study.search.trials * study.train.epochs
+    return epochs * len(task.train) * each
+
+
+def _batch_sizes(space: Space, samples: int) -> list[int]:
+    """Every batch size of the space, or the ends of its range, from the smallest on."""
+    sizes = {own for own in space.values_of("batch_size") if isinstance(own, int)}
+    ends = [d.range for d in space.dimensions if d.hparam == "batch_size" and isinstance(d.range, Int)]
+    return sorted(sizes | {end for own in ends for end in (own.low, own.high)}) or [samples]
+
+
+def _runs(study: Study) -> list[Run]:
+    """A window of recipes spread over the space, always the same.
+
+    They learn slowly: what diverges is slow to compute with.
+    """
+    hparam_of = {dimension.name: dimension.hparam for dimension in study.space.dimensions}
+
+    def make(number: int) -> Run:
+        def ask(name: str, range_: Range) -> Value:
+            if hparam_of[name] == "learning_rate" and not isinstance(range_, Choice):
+                return range_.low
+            return at(range_, derive_seed(0, number, name) / 2**63)
+
+        return Run(number, 0, study.space.suggest(ask), study.train.epochs, study.train.settings)
+
+    return [make(number) for number in range(study.window)]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tunecli.data import Samples
-from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Snapshot, Task
+from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, worker
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
 from tunecli.engine.functions import Step
@@ -46,9 +47,31 @@ FEATURES, CLASSES = 30, 3
 
 
 @pytest.fixture(params=PLANS.values(), ids=PLANS.keys())
-def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
-    """Every engine and plan that the promises hold for."""
+def make_local(request: pytest.FixtureRequest) -> MakeEngine:
+    """This process's engine under every plan."""
     return lambda task: LocalEngine(task, request.param)
+
+
+@pytest.fixture(params=[*PLANS.values(), None], ids=[*PLANS.keys(), "two processes"])
+def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
+    """Every engine and plan that the promises hold for."""
+    if request.param is not None:
+        yield lambda task: LocalEngine(task, request.param)
+        return
+    # Forked they are there at once, and the tests' own models need not be sent; `test_workers` has them spawned.
+    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    begun: list[Processes] = []
+
+    def make(task: Task) -> Engine:
+        plan = PLANS["rules, blocks of 8"]
+        begun.append(
+            Processes(LocalEngine(task, plan), lambda announce: LocalEngine(task, plan, "cpu", announce), 2, [].append)
+        )
+        return begun[-1]
+
+    yield make
+    for engine in begun:
+        engine.close()
 
 
 @pytest.fixture(autouse=True)
@@ -260,9 +283,9 @@ def plain_loop(task: Task, run: Run, ticks: int) -> tuple[list[list[float]], dic
 
 def assert_equals_plain_loop(make_engine: MakeEngine, task: Task, runs: list[Run], ticks: int = 3) -> None:
     """To 1e-9 in float64, losses and the best weights; for metrics that are minimized."""
-    engine = make_engine(task)
     torch.set_default_dtype(torch.float64)  # torch keeps NAdam's product of momenta in it
     try:
+        engine = make_engine(task)
         for run, measured in zip(runs, train(engine, runs, ticks), strict=True):
             curve, best = plain_loop(task, run, ticks)
             found = [[own.train_loss, own.validation_loss, own.metric, own.gradient_norm] for own in measured]
@@ -759,9 +782,9 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_clock")
-def test_an_interrupted_tick_goes_on_where_it_stopped(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_tick_goes_on_where_it_stopped(make_local: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     task, runs = make_task(), [make_run(trial) for trial in range(6)]
-    engine = start(make_engine(task), runs)
+    engine = start(make_local(task), runs)
     curves: dict[int, list[Measurement]] = {run.trial: [] for run in runs}
     interruptions = 0
     for ticks in (1, 2):
@@ -773,7 +796,7 @@ def test_an_interrupted_tick_goes_on_where_it_stopped(make_engine: MakeEngine, m
                 curves[own.trial].append(own)
     assert interruptions > 50
     monkeypatch.undo()
-    whole = start(make_engine(task), runs)
+    whole = start(make_local(task), runs)
     for number in range(2):
         expected = [shown(own) for own in tick(whole, runs)]
         assert [shown(curves[run.trial][number]) for run in runs] == expected
@@ -1148,20 +1171,34 @@ def test_a_restored_run_goes_on_to_bitwise_the_same(
     assert course.given == whole.given
 
 
+def test_a_run_moves_from_one_engine_to_another_between_two_ticks(make_engine: MakeEngine) -> None:
+    task, runs = make_task(), [make_run(trial) for trial in range(6)]
+    whole = outcomes(make_engine(task), runs, ticks=3)
+    first, second = start(make_engine(task), runs), make_engine(task)
+    curves = {own.trial: [own] for own in tick(first, runs)}
+    for run in runs:
+        second.restore(run, as_stored(first.snapshot(run)))
+        first.free(run)
+    for _ in range(2):
+        for own in tick(second, runs):
+            curves[own.trial].append(own)
+    assert {run.trial: outcome(second, run, curves[run.trial]) for run in runs} == whole
+
+
 @pytest.mark.parametrize("size", [20, "full"])
 def test_a_run_restored_in_the_middle_of_a_batch_joins_others_that_begin_their_tick(
-    make_engine: MakeEngine, size: int | str
+    make_local: MakeEngine, size: int | str
 ) -> None:
     """133 samples: batches of several micro-steps where the plan has a cap, and of one where it has none."""
     task = make_task(samples=133)
     run, other, late = make_run(3, batch_size=size, epochs=2), *(make_run(n, batch_size=16, epochs=2) for n in (0, 5))
     whole = Course([run, late])
-    whole.train(start(make_engine(task), [run, late]), calls=2, seconds=60)
-    engine, course = start(make_engine(task), [run, other]), Course([run])
+    whole.train(start(make_local(task), [run, late]), calls=2, seconds=60)
+    engine, course = start(make_local(task), [run, other]), Course([run])
     for steps in (1, 2, 3):
         course.train(engine, calls=1, seconds=-1)
         snapshot = as_stored(engine.snapshot(run))
-        beside, joined = make_engine(task), Course([run, late])
+        beside, joined = make_local(task), Course([run, late])
         joined.curves[run.trial] = list(course.curves[run.trial])
         beside.start(late)
         beside.restore(run, snapshot)
@@ -1169,9 +1206,9 @@ def test_a_run_restored_in_the_middle_of_a_batch_joins_others_that_begin_their_t
         assert joined.given == whole.given, steps
 
 
-def test_a_snapshot_is_a_copy_and_knows_its_fidelity(make_engine: MakeEngine) -> None:
+def test_a_snapshot_is_a_copy_and_knows_its_fidelity(make_local: MakeEngine) -> None:
     run = make_run(0, optimizer="adam", batch_size=16)
-    engine = start(make_engine(make_task()), [run])
+    engine = start(make_local(make_task()), [run])
     for fidelity in range(2):
         for _ in range(2):
             found = as_stored(engine.snapshot(run))

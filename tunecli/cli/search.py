@@ -52,6 +52,7 @@ def search(
         ),
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Train in N processes: the same trials.")] = 1,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
     command: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Search a program: "python train.py --lr {learning_rate}".')
@@ -87,7 +88,15 @@ def search(
     if fresh and (aside := set_aside(folder)):
         console.print(f"the earlier study is now {aside}", soft_wrap=True)
     with live.Interrupt().listening() as interrupt:
-        found = events(question, folder, device=device, timeout_seconds=timeout_seconds, tries=points, stop=interrupt)
+        found = events(
+            question,
+            folder,
+            device=device,
+            workers=workers,
+            timeout_seconds=timeout_seconds,
+            tries=points,
+            stop=interrupt,
+        )
         ended = live.show(found, console, verbose=verbose)
     summary = read_summary(folder)
     if ended.how == "stopped":

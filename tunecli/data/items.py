@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import ConcatDataset, Subset
 from tunecli.data.randomness import seeded, set_seed
 from tunecli.data.samples import LAST, NOWHERE, Features, Samples
 from tunecli.errors import DataError, SourceError
-from tunecli.source import describe
+from tunecli.source import describe, function_name, load_function
 from tunecli.trial import derive_seed
 
 FINGERPRINTED = 16
@@ -95,6 +96,11 @@ class Items:
     seed: Callable[[int], int]
     device: torch.device | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, whose first act is to load the user's file: the Dataset's class is in it."""
+        code = _Code(self.reading.path, function_name(self.reading.source))
+        return _received, (code, *(getattr(self, own.name) for own in fields(self)))
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -133,6 +139,21 @@ class Items:
             yield from (leaf for leaf, again in zip(first, second, strict=True) if leaf == again)
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """What loads a user's file where it is received."""
+
+    path: Path
+    function: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_function, (f"{self.path.name}:{self.function}", self.path.parent)
+
+
+def _received(code: Any, *parts: Any) -> Items:
+    return Items(*parts)
+
+
 def _leaves(batch: Any) -> list[bytes]:
     found = []
     for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
@@ -148,4 +169,4 @@ def _leaves(batch: Any) -> list[bytes]:
 
 def evaluation_seed(study_seed: int) -> Callable[[int], int]:
     """Items that draw numbers draw the same ones in every evaluation: trials are compared on equal terms."""
-    return lambda place: derive_seed(study_seed, 0, "item", place)
+    return partial(derive_seed, study_seed, 0, "item")

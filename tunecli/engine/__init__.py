@@ -9,12 +9,25 @@ from torch import Tensor
 from tunecli.engine.device import resolve_device
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
+from tunecli.engine.processes import Processes, engine_of
 from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits
 from tunecli.trial import Measurement, Run
 
-__all__ = ["LOOPED", "Engine", "LocalEngine", "Plan", "Snapshot", "Task", "Traits", "choose_plan", "resolve_device"]
+__all__ = [
+    "LOOPED",
+    "Engine",
+    "LocalEngine",
+    "Plan",
+    "Processes",
+    "Snapshot",
+    "Task",
+    "Traits",
+    "choose_plan",
+    "engine_of",
+    "resolve_device",
+]
 
 
 class Engine(Protocol):
@@ -53,3 +66,6 @@ class Engine(Protocol):
 
         One that was taken in the middle of a tick has only the rest of it to train in the next tick here.
         """
+
+    def close(self) -> None:
+        """End the processes that it began."""

@@ -49,6 +49,10 @@ class Block:
         self._due = due_table(slots, self._batches, self._starts)
         self._step = 0
 
+    @property
+    def trials(self) -> tuple[int, ...]:
+        return tuple(slot.run.trial for slot in self.slots)
+
     def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
         lane = self._lane
         own = lane.layout, self._state.weights, self._gradient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -33,12 +34,22 @@ Shape = tuple[tuple[str, Value], ...]
 
 
 class LocalEngine:
-    """An Engine whose slots live in this process, on one device. See `tunecli.engine.Engine`."""
+    """An Engine whose slots live in this process, on one device. See `tunecli.engine.Engine`.
 
-    def __init__(self, task: Task, plan: Plan, device: str = "cpu") -> None:
+    It announces the trials that it computes, each time before it does: what ends the process can be told by it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        device: str = "cpu",
+        announce: Callable[[tuple[int, ...]], None] = lambda trials: None,
+    ) -> None:
         self._task = task
         self._plan = plan
         self._device = torch.device(device)
+        self._announce = announce
         self._traits: dict[Shape, Traits] = {}
         self._lanes: dict[tuple[int, Shape], Lane] = {}
         self._slots: dict[int, Slot] = {}
@@ -83,12 +94,16 @@ class LocalEngine:
             self._work.extend(block for lane in self._lanes.values() for block in lane.begin_tick())
         measured: list[Measurement] = []
         while self._work:
+            self._announce(self._work[0].trials)
             if not self._work[0].train(deadline):
                 break
             measured += self._work.popleft().measure()
             if time.monotonic() >= deadline:
                 break
         return measured
+
+    def close(self) -> None:
+        pass  # what it holds goes with it
 
     def free(self, run: Run) -> None:
         slot = self._slots.pop(run.trial)

@@ -18,7 +18,7 @@ from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.summary import short, wrap
 from tunecli.report.tables import duration
 from tunecli.sampler import says
-from tunecli.search import Changed, Differed, Ended, Event, Opened, OpenedProgram, Progress
+from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress
 from tunecli.source import is_function
 from tunecli.space import Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
@@ -42,6 +42,8 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
                     f"note: replaying trial {event.trial} gave {event.replayed:.6g} at epoch {event.fidelity}, "
                     f"{event.stored:.6g} is recorded and stays"
                 )
+            elif isinstance(event, Noticed):
+                view.note(f"note: {event.text}")
             elif isinstance(event, Progress):
                 view.update(event)
             else:
@@ -129,9 +131,14 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
         ),
         *([("", _ASSUMED.format(event.direction).split(", "))] if _direction_is_assumed(study) else []),
         ("", says(study.search.sampler, study.space, study.window).split(", ")),
-        ("device", [event.device, "trials one after another" if looped else str(event.plan)]),
+        ("device", [event.device, *_computed(event)]),
         *([("", [f"({looped})"])] if looped else []),
     ]
+
+
+def _computed(event: Opened) -> list[str]:
+    how = "trials one after another" if event.looped_because else str(event.plan)
+    return [f"{event.workers} worker processes", f"in each {how}"] if event.workers else [how]
 
 
 def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:

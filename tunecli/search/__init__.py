@@ -6,6 +6,7 @@ torch and Optuna are loaded after the study's lock is held: a search that cannot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from tunecli.errors import InputError, StorageError, UsageError
 from tunecli.home import remove_unknown_checkpoints
 from tunecli.points import first_point, shown
 from tunecli.sampler import points_left
-from tunecli.search.events import Changed, Differed, Ended, Event, Opened, OpenedProgram, Progress, Tally
+from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
 from tunecli.store import Earlier, Record, hold, is_deleted, is_unfinished, read
 from tunecli.study import ProgramStudy, Question, Study
@@ -26,7 +27,26 @@ if TYPE_CHECKING:
     from tunecli.search.loop import Loop
     from tunecli.search.programs import ProgramLoop
 
-__all__ = ["Changed", "Differed", "Ended", "Event", "Opened", "OpenedProgram", "Progress", "search", "set_aside"]
+__all__ = [
+    "Changed",
+    "Differed",
+    "Ended",
+    "Event",
+    "Noticed",
+    "Opened",
+    "OpenedProgram",
+    "Progress",
+    "search",
+    "set_aside",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where trials are trained: on which device, in how many processes. It changes no result."""
+
+    device: str
+    workers: int
 
 
 def search(
@@ -34,6 +54,7 @@ def search(
     folder: Path,
     *,
     device: str = "auto",
+    workers: int = 1,
     timeout_seconds: float | None = None,
     tries: Sequence[Hparams] = (),
     stop: Callable[[], bool] = lambda: False,
@@ -44,6 +65,8 @@ def search(
     `points.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
     to them where these are done. A sampler that tries every point ends the search after the last.
 
+    With more than one of `workers`, trials are trained in so many processes of their own: the same trials and values.
+
     A question may have changed since, as far as `study.overrides.joins` says: the trials so far stay as they are, and
     the sampler sees them as today's space has them.
 
@@ -52,6 +75,11 @@ def search(
     """
     if isinstance(study, ProgramStudy) and device != "auto":
         raise UsageError(f"--device {device} is for a study of a model", hint="a program chooses its device itself")
+    if isinstance(study, ProgramStudy) and workers > 1:
+        raise UsageError(
+            f"--workers {workers} is for a study of a model",
+            hint="each run of a program is a process already; --window says how many run at a time",
+        )
     with hold(folder):
         record, changed = open_record(study, folder)
         if record is not None:
@@ -73,7 +101,7 @@ def search(
                 yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
                 return
         earlier = _earlier(record) if record is not None and changed else None
-        loop = _make_loop(study, folder, record, earlier, device, queue)
+        loop = _make_loop(study, folder, record, earlier, Place(device, workers), queue)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
@@ -95,7 +123,12 @@ def _earlier(record: Record) -> Earlier | None:
 
 
 def _make_loop(
-    study: Question, folder: Path, record: Record | None, earlier: Earlier | None, device: str, queue: list[Hparams]
+    study: Question,
+    folder: Path,
+    record: Record | None,
+    earlier: Earlier | None,
+    place: Place,
+    queue: list[Hparams],
 ) -> Loop | ProgramLoop:
     if isinstance(study, ProgramStudy):
         from tunecli.search.programs import ProgramLoop
@@ -103,7 +136,7 @@ def _make_loop(
         return ProgramLoop(study, folder, record, earlier)
     from tunecli.search.loop import Loop
 
-    return Loop(study, folder, record, earlier, device, queue)
+    return Loop(study, folder, record, earlier, place, queue)
 
 
 def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> list[Hparams]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The search begins or goes on: what is being searched. `timings` are those that the plan was chosen by, if any."""
+    """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none.
+
+    `timings` are those that the plan was chosen by, if any.
+    """
 
     study: Study
     folder: Path
@@ -32,6 +35,7 @@ class Opened:
     timings: Sequence[Timing]
     looped_because: str | None
     done: int
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,13 @@ class Differed:
 
 
 @dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something that a user may want to know: a worker process died, and its trials go on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The loop has ended and everything is written. `how`: "done", "stopped" by a signal, or "timeout"."""
 
@@ -84,7 +95,7 @@ class Ended:
     progress: Progress
 
 
-Event = Opened | OpenedProgram | Changed | Progress | Differed | Ended
+Event = Opened | OpenedProgram | Changed | Progress | Differed | Noticed | Ended
 
 
 class Tally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tunecli.engine import Engine, LocalEngine, Plan, resolve_device
+from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of, resolve_device
 from tunecli.engine.calibration import Timing, best
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.task import Task, make_task
@@ -19,9 +19,9 @@ from tunecli.importance import asked_by_hparam, importance
 from tunecli.points import shown
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
-from tunecli.search import contradiction
+from tunecli.search import Place, contradiction
 from tunecli.search.begin import begin
-from tunecli.search.events import Differed, Ended, Event, Opened
+from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.search.shelf import Shelf
@@ -45,10 +45,12 @@ class Loop:
         folder: Path,
         record: Record | None,
         earlier: Earlier | None,
-        device: str,
-        queue: Iterable[Hparams] = (),
+        place: Place,
+        queue: Iterable[Hparams],
     ) -> None:
-        self.study, self.folder, self.device = study, folder, resolve_device(device)
+        self.study, self.folder, self.device = study, folder, resolve_device(place.device)
+        self.workers = min(place.workers, study.window)
+        self._told: list[str] = []
         self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
@@ -115,7 +117,13 @@ class Loop:
                 faults.append(error)
         raise faults[0]
 
+    def _employ(self, here: Engine) -> None:
+        """Have worker processes train what is started from now on."""
+        make = engine_of(self.study, self.data, self.task, self.plan, self.device)
+        self.engine = Processes(here, make, self.workers, self._told.append)
+
     def close(self) -> None:
+        self.engine.close()
         self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -131,8 +139,11 @@ class Loop:
             timings=self.timings,
             looped_because=self.looped_because,
             done=self.ledger.done,
+            workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"
+        if self.workers > 1:
+            self._employ(self.engine)
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -172,11 +183,17 @@ class Loop:
             if stop():
                 return None
             measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+            yield from self._noticed()
             if len(measured) < expected:
                 # A long tick: what has begun can be seen by readers meanwhile.
                 self.store.commit()
                 yield self.ledger.progress()
         return sorted(measured, key=lambda measurement: measurement.trial)
+
+    def _noticed(self) -> Iterator[Noticed]:
+        """What the engine has told since."""
+        told, self._told[:] = self._told[:], []
+        yield from map(Noticed, told)
 
     def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
@@ -190,6 +207,7 @@ class Loop:
                 if stop():
                     return
                 measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+                yield from self._noticed()
                 yield self.ledger.progress()
             for own in measured:
                 stored = self.ledger.trials[own.trial].curve[own.fidelity - 1]

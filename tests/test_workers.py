@@ -1,0 +1,226 @@
+"""Worker processes: the same trials and values for any number of them, whatever becomes of them."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Command, Question
+from tunecli.engine import processes, worker
+from tunecli.search import Event, Noticed, search
+from tunecli.store import read
+from tunecli.study import Study
+from tunecli.trial import State, Trial
+
+
+def timeless(folder: Path) -> list[Trial]:
+    """All that a study found, but for its seconds."""
+    return [
+        replace(trial, seconds=0.0, curve=tuple(replace(own, seconds=0.0) for own in trial.curve))
+        for trial in read(folder / "study.db").trials
+    ]
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a search."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(own) for own in listed if b"spawn_main" in Path(f"/proc/{own}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are there at once: how they come to be is not what a test is about."""
+    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+MODEL = """
+import os
+from torch import nn
+
+def model(hidden, inject=""):
+    return Net(hidden, inject)
+
+class Net(nn.Module):
+    def __init__(self, hidden, inject):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 3))
+        self.inject = inject
+
+    def forward(self, inputs):
+        if self.training and self.inject and len(inputs) == 32:
+            exec(self.inject)
+        return self.layers(inputs)
+"""
+
+
+@pytest.fixture
+def own(question: Question, tmp_path: Path) -> Callable[..., Study]:
+    """A study of a model of one's own, trained row by row, which can be made to do harm in training."""
+
+    def make(**more: Any) -> Study:
+        (tmp_path / "model.py").write_text(MODEL)
+        inject = more.pop("inject", "")
+        space = {"model.hidden": [4, 6], "batch_size": 32, "model.inject": inject}
+        model = {"source": "model.py:model"}
+        return question(base=tmp_path, model=model, space=space, **{"trials": 6, "pruner": "none"} | more)
+
+    return make
+
+
+def run(study: Study, folder: Path, **options: Any) -> list[Event]:
+    return list(search(study, folder, **options))
+
+
+def test_a_study_is_bitwise_the_same_in_workers(question: Question, tmp_path: Path) -> None:
+    study = question(window=8, trials=12)
+    for workers in (1, 2):
+        run(study, tmp_path / str(workers), workers=workers)
+    assert timeless(tmp_path / "1") == timeless(tmp_path / "2")
+    kept = [read(tmp_path / str(workers) / "study.db").kept for workers in (1, 2)]
+    assert kept[0] == kept[1] != {}
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("window", [3, 8], ids=["one by one", "in blocks"])
+def test_a_study_is_bitwise_the_same_for_any_number_of_workers(question: Question, tmp_path: Path, window: int) -> None:
+    study = question(window=window, trials=12)
+    for workers in (1, 2, 3):
+        run(study, tmp_path / str(workers), workers=workers)
+    assert timeless(tmp_path / "1") == timeless(tmp_path / "2") == timeless(tmp_path / "3")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_search_goes_on_with_another_number_of_workers(question: Question, tmp_path: Path) -> None:
+    study = question(trials=12)
+    run(study, tmp_path / "whole")
+    for workers in (1, 3, 2):
+
+        def stop(start: float = time.monotonic()) -> bool:
+            return time.monotonic() - start > 0.3
+
+        run(study, tmp_path / "parts", workers=workers, stop=stop)
+    run(study, tmp_path / "parts")
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_worker_that_is_killed_costs_nothing_but_time(question: Question, tmp_path: Path) -> None:
+    study = question(trials=8)
+    run(study, tmp_path / "whole")
+    told, killed = [], 0
+    for event in search(study, tmp_path / "killed", workers=2):
+        told += [event.text] if isinstance(event, Noticed) else []
+        if getattr(event, "tick", 0) >= 2 * (killed + 1) and killed < 3:
+            os.kill(multiprocessing.active_children()[killed % 2].pid or 0, signal.SIGKILL)
+            killed += 1
+    assert len(told) == killed == 3
+    assert all(own.startswith("a worker process was killed by SIGKILL") for own in told)
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+    assert not multiprocessing.active_children(), "and none is left"
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(
+    ("inject", "cause"),
+    [
+        ("os._exit(7)", "ended with exit code 7"),
+        ("os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+        ("raise KeyboardInterrupt", "ended with KeyboardInterrupt"),
+    ],
+)
+def test_a_trial_that_ends_its_process_fails_and_no_other(
+    own: Callable[..., Study], tmp_path: Path, inject: str, cause: str
+) -> None:
+    fine, study = own(trials=4), own(inject=["", inject], trials=4)
+    harm = [{"model.inject": inject, "model.hidden": 6}]
+    events = run(study, tmp_path / "found", workers=2, tries=harm)
+    trials = timeless(tmp_path / "found")
+    bad = [trial for trial in trials if trial.hparams["model.inject"]]
+    assert len(bad) >= 1
+    for trial in bad:
+        assert trial.state is State.FAILED
+        assert (trial.reason or "").startswith(f"its worker process {cause}")
+    assert sum(isinstance(event, Noticed) for event in events) == processes.MOST_DEATHS * len(bad)
+    assert {trial.state for trial in trials if trial not in bad} == {State.COMPLETE}
+    # The first trial is torch's defaults in both studies.
+    run(fine, tmp_path / "fine")
+    assert trials[0].curve == timeless(tmp_path / "fine")[0].curve
+
+
+def test_no_worker_outlives_its_search(tmp_path: Path) -> None:
+    """kill -9 of the search itself: its workers are in the middle of an endless step, and end all the same."""
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "study.toml").write_text(
+        'name = "s"\ndata = {source = "iris"}\n'
+        'model = {source = "model.py:model", hidden = 4, inject = "while 1: pass"}\n'
+        "space = {batch_size = 32}\nsearch = {trials = 4}\n"
+    )
+    command = [sys.executable, "-m", "tunecli", "search", "study.toml", "--workers", "2"]
+    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    workers: list[int] = []
+    while len(workers) < 2 or not all(seconds(pid) > 0 for pid in workers):
+        assert started.poll() is None
+        time.sleep(0.1)
+        workers = children(started.pid)
+    started.kill()
+    started.wait()
+    until = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_wrong_number_of_workers_is_one_clear_line(tunecli: Command, tmp_path: Path) -> None:
+    for given in ("0", "-1", "many"):
+        done = tunecli("search", "digits", "--workers", given)
+        assert done.code == 2
+        assert "--workers" in done.complaint[0]
+    (tmp_path / "script.py").write_text("def objective(trial): return 1.0")
+    done = tunecli("search", "script.py:objective", "--workers", "2")
+    assert done.code == 2
+    assert "--window" in done.complaint[1]
+
+
+def test_a_dataset_is_read_in_the_workers_too_and_its_function_called_once(question: Question, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from torch.utils.data import Dataset
+
+            class Own(Dataset):
+                def __init__(self): self.x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+                def __len__(self): return 60
+                def __getitem__(self, place): return self.x[place] + 0.1 * torch.rand(4), int(self.x[place, 0] > 0)
+
+            def data():
+                with open("CALLS", "a") as file: file.write("called\\n")
+                return Own()
+        """).replace("CALLS", str(tmp_path / "calls"))
+    )
+    study = question(base=tmp_path, data={"source": "data.py:data"}, trials=4, train={"epochs": 2})
+    run(study, tmp_path / "one")
+    run(study, tmp_path / "two", workers=2)
+    assert timeless(tmp_path / "one") == timeless(tmp_path / "two")
+    assert (tmp_path / "calls").read_text().count("called") == 2

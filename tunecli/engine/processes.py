@@ -1,0 +1,280 @@
+"""An engine made of engines: one in each of some worker processes.
+
+Which worker trains a run never changes what comes of it. So a run goes where the least is to do, and those of a worker
+that died are trained again in a new one, up to where they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tunecli.data import Data
+from tunecli.engine.local import LocalEngine
+from tunecli.engine.own import load_optimizer
+from tunecli.engine.plan import Plan
+from tunecli.engine.snapshot import Snapshot
+from tunecli.engine.task import Task, make_task
+from tunecli.engine.traits import Traits
+from tunecli.engine.worker import Announce, Lost, Make, Worker, WorkerDied
+from tunecli.errors import ModelError, StorageError
+from tunecli.study import Study
+from tunecli.trial import Measurement, Run
+
+if TYPE_CHECKING:
+    from tunecli.engine import Engine
+
+MOST_DEATHS = 3
+"""So often a run is at work in one tick when its worker dies; after that it has failed."""
+
+MOST_KEPT = 1 << 29
+"""Bytes of snapshots that are kept at hand; a run without one is trained again from its start."""
+
+POLL_SECONDS = 0.1
+
+
+def engine_of(study: Study, data: Data, task: Task, plan: Plan, device: str) -> Make:
+    """What makes the engine of a study in a worker, where the samples lie in memory that all processes share.
+
+    `task` is this process's: functions of a user's own cannot be sent, so a worker loads them itself.
+    """
+    sent = _Sent(study, replace(data, test=data.validation), tuple(task.optimizers), torch.get_default_dtype())
+    return partial(_make_engine, sent, plan, device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a task is made from. A user's code may have set the default type of numbers."""
+
+    study: Study
+    data: Data
+    optimizers: tuple[str, ...]
+    dtype: torch.dtype
+
+
+def _make_engine(sent: _Sent, plan: Plan, device: str, announce: Announce) -> LocalEngine:
+    torch.set_default_dtype(sent.dtype)
+    own = {source: load_optimizer(source, sent.study.base) for source in sent.optimizers}
+    task = replace(make_task(sent.study, sent.data), optimizers=own)
+    return LocalEngine(task, plan, device, announce)
+
+
+class Processes:
+    """An Engine whose slots live in worker processes. See `tunecli.engine.Engine`.
+
+    `here` is an engine of the same task and plan in this process: it says what a model allows. `make` makes one in a
+    worker. `tell` is given a line for each worker that dies.
+    """
+
+    def __init__(self, here: Engine, make: Make, workers: int, tell: Callable[[str], None]) -> None:
+        self._here, self._make, self._tell = here, make, tell
+        self._ticks: dict[int, int] = {}
+        self._deaths: dict[int, tuple[int, int]] = {}
+        self._snapshots: dict[int, Snapshot] = {}
+        self._late: list[Measurement] = []
+        self._given_up: list[Measurement] = []
+        self._stillborn = 0
+        self._pace = _Pace()
+        self._workers: list[Worker] = []
+        try:
+            self._workers += (Worker(make) for _ in range(workers))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int | None]:
+        """The processes at work."""
+        return [worker.pid for worker in self._workers]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    def traits(self, run: Run) -> Traits:
+        return self._here.traits(run)
+
+    def epoch_updates(self, run: Run) -> int:
+        found: int = self._ask(run, "epoch_updates")
+        return found
+
+    def start(self, run: Run) -> None:
+        self._begin(run, 0, "start", run)
+
+    def restore(self, run: Run, snapshot: Snapshot) -> None:
+        self._begin(run, snapshot.fidelity, "restore", run, snapshot)
+        self._keep(run, snapshot)
+
+    def _begin(self, run: Run, ticks: int, *asked: Any) -> None:
+        while True:
+            worker = min(self._workers, key=lambda own: (own.reviving, self._pace.of(own.runs.values())))
+            try:
+                worker.ask(*asked)
+            except WorkerDied:
+                cause = worker.last_words()
+                self._replace(worker)
+                if self._often_died(run.trial):
+                    raise ModelError(f"its worker process {cause} while it was started") from None
+            else:
+                worker.runs[run.trial], self._ticks[run.trial] = run, ticks
+                return
+
+    def advance(self, deadline: float) -> list[Measurement]:
+        if not self._late and not any(worker.pending for worker in self._workers):
+            self._late, self._given_up = self._given_up, []
+            for worker in self._workers:
+                worker.begin_tick()
+        while True:
+            for worker in tuple(self._workers):
+                try:
+                    self._hear(worker)
+                except WorkerDied:
+                    self._replace(worker)
+            left = deadline - time.monotonic()
+            if left <= 0 or not any(worker.pending for worker in self._workers):
+                measured, self._late = self._late, []
+                return measured
+            wait([worker.fileno() for worker in self._workers if worker.pending], min(left, POLL_SECONDS))
+
+    def free(self, run: Run) -> None:
+        del self._ticks[run.trial]
+        self._deaths.pop(run.trial, None)
+        self._snapshots.pop(run.trial, None)
+        worker = self._place(run)
+        if worker is not None:
+            del worker.runs[run.trial]
+            try:
+                worker.ask("free", run)
+            except WorkerDied:
+                self._replace(worker)
+
+    def weights(self, run: Run) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self._ask(run, "weights")
+        return found
+
+    def snapshot(self, run: Run) -> Snapshot | None:
+        """As every engine's; None, too, while a run is trained again because its worker died."""
+        worker = self._place(run)
+        if worker is None or worker.reviving:
+            return self._snapshots.get(run.trial)
+        found: Snapshot | None = self._ask(run, "snapshot")
+        self._keep(run, found)
+        return found
+
+    def _keep(self, run: Run, snapshot: Snapshot | None) -> None:
+        """Have a snapshot at hand for the day that the run's worker dies."""
+        self._snapshots.pop(run.trial, None)
+        if snapshot is not None and sum(map(_size, (snapshot, *self._snapshots.values()))) <= MOST_KEPT:
+            self._snapshots[run.trial] = snapshot
+
+    def _ask(self, run: Run, method: str) -> Any:
+        while (worker := self._place(run)) is not None:
+            try:
+                return worker.ask(method, run)
+            except WorkerDied:
+                self._replace(worker)
+        raise ModelError(f"trial {run.trial} is in no worker process")
+
+    def _place(self, run: Run) -> Worker | None:
+        """The worker that holds a run; None where it was given up."""
+        return next((worker for worker in self._workers if run.trial in worker.runs), None)
+
+    def _hear(self, worker: Worker) -> None:
+        measured = worker.hear()
+        if worker.ready:
+            self._stillborn = 0
+        for own in measured:
+            self._ticks[own.trial] = own.fidelity
+            self._pace.learn(worker.runs[own.trial], own.seconds)
+        self._late += measured
+
+    def _replace(self, worker: Worker) -> None:
+        """A worker died: another one takes its runs over, but for those that are given up."""
+        with suppress(WorkerDied):
+            self._hear(worker)
+        cause = worker.last_words()
+        worker.kill()
+        self._stillborn += not worker.ready
+        if self._stillborn >= MOST_DEATHS:
+            raise StorageError(f"a worker process {cause} at its start", hint="search with --workers 1")
+        for trial in worker.at_work:
+            before, deaths = self._deaths.get(trial, (-1, 0))
+            ticks = self._ticks.get(trial, 0)
+            self._deaths[trial] = ticks, deaths + 1 if before == ticks else 1
+        failed = [trial for trial in worker.runs if self._often_died(trial)]
+        for trial in failed:
+            failure = _failure(trial, self._ticks[trial] + 1, cause)
+            # What has shown this tick already fails in the next.
+            (self._late if trial in worker.pending else self._given_up).append(failure)
+        lost = [
+            Lost(run, self._ticks[trial], trial in worker.pending, self._snapshots.get(trial))
+            for trial, run in worker.runs.items()
+            if trial not in failed
+        ]
+        self._tell(_told(cause, len(lost), failed))
+        fresh = Worker(self._make)
+        self._workers[self._workers.index(worker)] = fresh
+        if lost:
+            fresh.revive(lost)
+
+    def _often_died(self, trial: int) -> bool:
+        return self._deaths.get(trial, (0, 0))[1] >= MOST_DEATHS
+
+
+def _size(snapshot: Snapshot) -> int:
+    return sum(own.numel() * own.element_size() for own in snapshot.tensors.values())
+
+
+def _failure(trial: int, fidelity: int, cause: str) -> Measurement:
+    nan = float("nan")
+    reason = f"its worker process {cause}, {MOST_DEATHS} times in this tick"
+    return Measurement(trial, fidelity, nan, nan, nan, nan, 0.0, reason)
+
+
+def _told(cause: str, lost: int, failed: list[int]) -> str:
+    """A worker's end, in a line."""
+    parts = [f"a worker process {cause}"]
+    if lost:
+        parts.append("its trial goes on in another" if lost == 1 else f"its {lost} trials go on in another")
+    if failed:
+        trials = ", ".join(map(str, failed))
+        parts.append(f"{'trial' if len(failed) == 1 else 'trials'} {trials} failed after {MOST_DEATHS} attempts")
+    return "; ".join(parts)
+
+
+class _Pace:
+    """How long a tick of a run takes: the mean of those like it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def learn(self, run: Run, seconds: float) -> None:
+        for key in (_kind(run), None):
+            own = self._seen[key]
+            own[0], own[1] = own[0] + 1, own[1] + seconds
+
+    def of(self, runs: Iterable[Run]) -> float:
+        """The expected seconds of a tick of them; before any was seen, their number."""
+        return sum(self._mean(run) for run in runs)
+
+    def _mean(self, run: Run) -> float:
+        for key in (_kind(run), None):
+            if key in self._seen:
+                count, seconds = self._seen[key]
+                return seconds / count
+        return 1.0
+
+
+def _kind(run: Run) -> tuple[Any, ...]:
+    """What the cost of a run depends on most: how it is batched, and what it is built from."""
+    shaped = sorted(own for own in run.hparams.items() if own[0].startswith("model."))
+    return run.hparams["batch_size"], run.hparams["optimizer"], *shaped

@@ -3,13 +3,13 @@
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
 #               bench-whole, against plain Optuna, takes half an hour; bench-tables, on tables, an hour;
-#               bench-peers, against Ray Tune and Syne Tune in .venv-peers, a quarter of one
+#               bench-quality, of what it finds, half an hour; bench-peers, against Ray Tune and Syne Tune in .venv-peers, a quarter of one
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/.ready
 
-.PHONY: search test check format faults bench bench-whole bench-peers bench-tables clean
+.PHONY: search test check format faults bench bench-whole bench-quality bench-peers bench-tables clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -42,6 +42,9 @@ bench: $(READY)
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write
+
+bench-quality: $(READY)
+	$(BIN)/python -m tests.benchmarks.quality --write
 
 bench-peers: $(READY) $(PEERS)
 	$(BIN)/python -m tests.benchmarks.peers.compare .venv-peers/bin/python --write

@@ -1,0 +1,204 @@
+"""What a search finds, against plain Optuna that trains every trial to its end: `python -m tests.benchmarks.quality`.
+
+Ours is a search with every default (tpe, asha). Theirs is Optuna's TPE as it comes, one trial after another, none
+pruned. That 4,000 trials of theirs do not take a day, studies of several seeds go on side by side, and the trials that
+they ask for at one time are rows of our engine: only the seconds depend on that, which `rows_beside_loop` shows first.
+On both sides a trial's value is its validation accuracy at its best epoch, the first of equals, and the weights tested
+are those of that epoch. Sides are paired by seed; a split of digits is shared by the seeds that go on together.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from scipy import stats
+
+from tests.benchmarks import results
+from tests.benchmarks.plain import EPOCHS, Split, accuracies, suggest
+from tunecli.data import Data
+from tunecli.engine import LocalEngine, Task, choose_plan
+from tunecli.engine.batches import epoch_order
+from tunecli.engine.task import build_model, evaluate, make_task
+from tunecli.search import search
+from tunecli.store import read
+from tunecli.store.chosen import load_kept
+from tunecli.study import Study, load_data, make_study
+from tunecli.trial import Run
+
+SOURCE = '''
+from pathlib import Path
+from tunecli.data import load
+
+def digits(number):
+    """A split of digits, the same for studies of any seed."""
+    own = load("digits", {}, base=Path(), seed=number)
+    return tuple((part.inputs, part.targets) for part in (own.train, own.validation, own.test))
+'''
+
+Found = tuple[float, float]
+"""The best trial's accuracy on validation, and that of its weights on test."""
+
+
+def study_of(folder: Path, split: int, seed: int, trials: int) -> Study:
+    (folder / "samples.py").write_text(SOURCE)
+    document = {
+        "seed": seed,
+        "data": {"source": "samples.py:digits", "number": split},
+        "model": {"source": "mlp", "hidden": [128]},
+        "train": {"epochs": EPOCHS},
+        "search": {"trials": trials},
+    }
+    return make_study(document, folder, f"seed-{seed}", where="the benchmark")
+
+
+def ours(study: Study, folder: Path) -> tuple[Found, int]:
+    """What our search finds, and how many epochs its trials have seen."""
+    list(search(study, folder, device="cpu"))
+    record = read(folder / "study.db")
+    kept, own = load_kept(folder, record), load_data(study)
+    module = build_model(study, own, kept.trial.hparams, 0)
+    module.load_state_dict(kept.weights)
+    assert kept.trial.value is not None
+    tested = evaluate(make_task(study, own), module, own.test)
+    return (kept.trial.value, tested), sum(trial.fidelity for trial in record.trials)
+
+
+def theirs(task: Task, own: Data, seeds: Sequence[int], trials: int) -> list[Found]:
+    """What plain Optuna finds with each seed."""
+    engine = make_engine(task, len(seeds))
+    studies = [
+        optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)) for seed in seeds
+    ]
+    found = [(-math.inf, math.nan) for _ in seeds]
+    for number in range(trials):
+        asked = [study.ask() for study in studies]
+        runs = [
+            Run(number * len(seeds) + place, seed, suggest(asked[place]), EPOCHS) for place, seed in enumerate(seeds)
+        ]
+        values = [max(curve) for curve in train(engine, runs)]
+        for place, (study, value) in enumerate(zip(studies, values, strict=True)):
+            study.tell(asked[place], value)
+            if value > found[place][0]:
+                module = task.build(runs[place])
+                module.load_state_dict(engine.weights(runs[place]))
+                found[place] = (value, evaluate(task, module, own.test))
+            engine.free(runs[place])
+    return found
+
+
+def make_engine(task: Task, rows: int) -> LocalEngine:
+    return LocalEngine(task, replace(choose_plan(10_000, window=32), block_rows=rows))
+
+
+def train(engine: LocalEngine, runs: Sequence[Run]) -> list[list[float]]:
+    """The validation accuracy of each run after each epoch. One that diverges stays at chance, as a plain loop does."""
+    for run in runs:
+        engine.start(run)
+    curves: dict[int, list[float]] = {run.trial: [] for run in runs}
+    diverged: set[int] = set()
+    for _ in range(EPOCHS):
+        for own in engine.advance(math.inf):
+            diverged |= {own.trial} if own.failure else set()
+            curves[own.trial].append(0.1 if own.trial in diverged else own.metric)
+    return list(curves.values())
+
+
+def rows_beside_loop(task: Task, own: Data, trials: int) -> str:
+    """How rows of the engine differ from a plain loop that begins with the same weights and reads in the same order."""
+    split = Split(own.train.inputs, own.train.targets, own.validation.inputs, own.validation.targets)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    runs = [Run(number, 0, suggest(study.ask()), EPOCHS) for number in range(trials)]
+    rows = train(make_engine(task, trials), runs)
+    loops = []
+    for run in runs:
+
+        def in_order(split: Split, size: int, run: Run = run) -> Any:
+            ticks = iter(range(EPOCHS))
+
+            def epoch() -> Iterator[Any]:
+                for index in epoch_order(run.seed("order", next(ticks)), len(split.train_inputs)).split(size):
+                    yield split.train_inputs[index], split.train_targets[index]
+
+            return epoch
+
+        curve = accuracies(run.hparams, split, in_order, task.build(run))
+        loops.append([next(curve) for _ in range(EPOCHS)])
+    same = statistics.mean(row == loop for own in zip(rows, loops, strict=True) for row, loop in zip(*own, strict=True))
+    best = [max(row) - max(loop) for row, loop in zip(rows, loops, strict=True)]
+    return f"""
+    Trained as rows of the engine and by a plain loop of torch.optim, from the same weights and in the same order,
+    {trials} random trials show the same validation accuracy in {same:.1%} of their {trials * EPOCHS} epochs, and the
+    same at their best epoch in {sum(not own for own in best)} of {trials}; it differs by {max(map(abs, best)):.4f} at
+    most and by {statistics.mean(best):+.5f} on average, as float32 rounding lets training differ.
+    """
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval (Student's t)."""
+    count = len(differences)
+    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return statistics.mean(differences), float(half)
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--splits", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=5, help="of each split")
+    parser.add_argument("--rows", type=int, default=24, help="trials that are trained both ways")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    pairs: list[tuple[Found, Found]] = []
+    epochs, agree = 0, ""
+    with tempfile.TemporaryDirectory() as scratch:
+        for split in range(given.splits):
+            seeds = range(split * given.seeds, (split + 1) * given.seeds)
+            studies = [study_of(Path(scratch), split, seed, given.trials) for seed in seeds]
+            own = load_data(studies[0])
+            task = make_task(studies[0], own)
+            agree = agree or rows_beside_loop(task, own, given.rows)
+            began = time.process_time()
+            optuna_found = theirs(task, own, seeds, given.trials)
+            _tell(f"split {split}: Optuna {optuna_found}, {time.process_time() - began:.0f} s")
+            for study, found in zip(studies, optuna_found, strict=True):
+                began = time.process_time()
+                mine, seen = ours(study, Path(scratch) / study.name)
+                pairs.append((mine, found))
+                epochs += seen
+                _tell(f"seed {study.seed}: ours {mine}, Optuna {found}, {time.process_time() - began:.0f} s")
+    rows = []
+    for place, name in enumerate(("validation accuracy of the best trial", "test accuracy of the same weights")):
+        means = [statistics.mean(pair[side][place] for pair in pairs) for side in (0, 1)]
+        mean, half = interval([mine[place] - found[place] for mine, found in pairs])
+        reached = "yes" if mean + half >= 0 else "no"
+        rows.append([name, *(f"{own:.4f}" for own in means), f"{mean:+.4f} ± {half:.4f}", "not below 0", reached])
+    count = given.splits * given.seeds
+    how = f"""
+    {count} seeds of {given.trials} trials of up to {EPOCHS} epochs on digits, mlp 64-128-10, the default space: ours
+    with every default (tpe, asha; {epochs / count:,.0f} epochs a search) and Optuna's TPE as it comes, sequential,
+    nothing pruned ({given.trials * EPOCHS:,} epochs). The difference is paired by seed, its interval one of 95 %;
+    splits: {given.splits}, seeds on each: {given.seeds}. A value is that of a trial's best epoch on both sides.
+    """
+    head = ["", "ours", "Optuna", "difference", "goal", "reached"]
+    title = "Quality of a search against plain Optuna without pruning"
+    parts = how, results.table(head, rows), agree
+    results.show(title, *parts, write=given.write, versions=("torch", "optuna"))
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

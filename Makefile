@@ -2,8 +2,8 @@
 # make test     the test suite          make check   format, lint, types, floors
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
-#               bench-whole, against plain Optuna, takes half an hour; bench-tables, on tables, an hour;
-#               bench-quality, of what it finds, half an hour; bench-peers, against Ray Tune and Syne Tune in .venv-peers, a quarter of one
+#               bench-whole, against plain Optuna, and bench-quality, of what is found, take half an hour each,
+#               bench-peers, against Ray Tune and Syne Tune in .venv-peers, a quarter, bench-tables an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

@@ -130,6 +130,7 @@ def load(
     targets: str = "one",
     cache: bool = False,
     scale_bytes: bool = False,
+    workers: int | None = None,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
@@ -138,13 +139,14 @@ def load(
     the targets. `fitted` is an earlier `preprocessing`, used instead of learning one from this training split. `embed`
     says that the model embeds columns of codes (`Data.categories`). `targets` of a user's function are "one" a sample,
     "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch. `scale_bytes` says
-    that the model cannot read bytes, as those of a user's function are left to it.
+    that the model cannot read bytes, as those of a user's function are left to it. `workers` processes read the items
+    of Datasets ahead; None: as many as their DataLoader says, or none.
     Raises DataError, or SourceError from the user's function.
     """
     from tunecli.data import bundled, npz, prepare, read, table, user
 
     check_source(source, base)
-    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes)
+    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes, workers)
     raw: Raw
     if is_function(source):
         raw = user.read(source, keys, base, wishes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import ConcatDataset, Subset
 
 from tunecli.data.randomness import seeded, set_seed
+from tunecli.data.readers import Readers
 from tunecli.data.samples import LAST, NOWHERE, Features, Samples
 from tunecli.errors import DataError, SourceError
 from tunecli.source import describe, function_name, load_function
@@ -55,6 +57,10 @@ class Reading:
                     hint="give items of one shape, or return a DataLoader with a collate_fn",
                 ) from error
 
+    def readers(self, dataset: Any, workers: int) -> Readers | None:
+        """Processes that read batches of a Dataset; None where there are to be none."""
+        return Readers(partial(_read, self, dataset), workers, self.source) if workers else None
+
     def samples(self, batch: Any, count: int) -> Samples:
         """Inputs and targets of a batch. Raises DataError where it has none."""
         if self.target_at == NOWHERE:
@@ -85,6 +91,10 @@ class Reading:
         return targets.to(torch.get_default_dtype()) if self.task == "regression" else targets
 
 
+def _read(reading: Reading, dataset: Any, places: Sequence[int], seeds: Sequence[int]) -> Any:
+    return reading.batch(dataset, places, dict(zip(places, seeds, strict=True)).__getitem__)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Items:
     """As Samples, of some items of a Dataset, read anew each time. `seed` gives the seed of an item by its number."""
@@ -95,6 +105,7 @@ class Items:
     features: Features
     seed: Callable[[int], int]
     device: torch.device | None = None
+    readers: Readers | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, whose first act is to load the user's file: the Dataset's class is in it."""
@@ -110,11 +121,26 @@ class Items:
 
     def take(self, index: Tensor | slice) -> Samples:
         """The samples of an index (n,) or a slice, read now."""
-        chosen = self.index[index if isinstance(index, slice) else index.cpu()].tolist()
-        batch = self.reading.batch(self.dataset, chosen, self.seed)
+        chosen = self._chosen(index)
+        return self._samples(self.reading.batch(self.dataset, chosen, self.seed), len(chosen))
+
+    def stream(self, wanted: Iterable[Tensor | slice]) -> Iterator[Samples]:
+        """What `take` gives of each index in its turn; where there are readers, they read ahead."""
+        if self.readers is None:
+            yield from map(self.take, wanted)
+            return
+        asked, known = tee(map(self._chosen, wanted))
+        batches = self.readers.batches((chosen, [self.seed(place) for place in chosen]) for chosen in asked)
+        for batch, chosen in zip(batches, known, strict=True):
+            yield self._samples(batch, len(chosen))
+
+    def _chosen(self, index: Tensor | slice) -> list[int]:
+        return self.index[index if isinstance(index, slice) else index.cpu()].tolist()  # type: ignore[no-any-return]
+
+    def _samples(self, batch: Any, count: int) -> Samples:
         if self.device is not None and self.device.type != "cpu":
             batch = tree_map(lambda part: part.to(self.device) if isinstance(part, Tensor) else part, batch)
-        return self.reading.samples(batch, len(chosen))
+        return self.reading.samples(batch, count)
 
     def drawn_by(self, seed: Callable[[int], int]) -> Items:
         """The same items, what they draw coming from other seeds."""
@@ -126,7 +152,8 @@ class Items:
     def join(self, other: Items) -> Items:
         """These items, then the other ones."""
         both: ConcatDataset[Any] = ConcatDataset([Subset(own.dataset, own.index.tolist()) for own in (self, other)])
-        return replace(self, dataset=both, index=torch.arange(len(both)))
+        readers = None if self.readers is None else self.reading.readers(both, self.readers.workers)
+        return replace(self, dataset=both, index=torch.arange(len(both)), readers=readers)
 
     def leaves(self) -> Iterator[bytes]:
         """What a fingerprint is made of: the length, and some items. Those that differ from one reading to the next,

@@ -36,6 +36,7 @@ class Wishes:
     targets: str = "one"
     cache: bool = False
     scale_bytes: bool = False
+    workers: int | None = None
 
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:

@@ -54,11 +54,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamPart:
-    """A Dataset with items and a length, and how a list of its items becomes a batch."""
+    """A Dataset with items and a length, how a list of its items becomes a batch, and how many processes read it."""
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
     notices: tuple[str, ...] = ()
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -66,6 +66,10 @@ class Samples:
         found = self.raw(index)
         scaling = self.scaling
         return found if scaling is None else replace(found, inputs=each(scaling, found.inputs), scaling=None)
+
+    def stream(self, wanted: Iterable[Tensor | slice]) -> Iterator[Samples]:
+        """What `take` gives of each index in its turn."""
+        return map(self.take, wanted)
 
     def raw(self, index: Tensor | slice) -> Samples:
         """The same, their inputs as they are kept."""

@@ -39,7 +39,9 @@ def prepare(raw: Stream, split: Sequence[float], seed: int, task: str | None, ta
     labels: tuple[str, ...] = ()
     codes: list[Tensor] = []
     if task == "classification" and reading.target_at != NOWHERE:
-        codes, labels = own_classes([_all_targets(raw, reading, part, drawn) for part in raw.parts])
+        codes, labels = own_classes(
+            [_all_targets(replace(reading, collate=part.collate), part, drawn) for part in raw.parts]
+        )
     notices = raw.notices
     if len(raw.parts) == 1:
         numbers = codes[0].numpy() if labels else None
@@ -50,11 +52,15 @@ def prepare(raw: Stream, split: Sequence[float], seed: int, task: str | None, ta
         parts = [(part, torch.arange(len(part.dataset))) for part in raw.parts]
     features = Samples(sample.inputs, sample.targets).features if _are_tensors(sample.inputs) else ()
     train, validation, test = (
-        Items(part.dataset, index, replace(reading, collate=part.collate, task=task), features, drawn)
-        for part, index in parts
+        _items(replace(reading, collate=part.collate, task=task), part, index, features, drawn) for part, index in parts
     )
     notices = (*notices, *_own_randomness(train))
     return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
+
+
+def _items(reading: Reading, part: StreamPart, index: Tensor, features: Any, drawn: Any) -> Items:
+    readers = reading.readers(part.dataset, part.workers)
+    return Items(part.dataset, index, reading, features, drawn, readers=readers)
 
 
 def _reading(raw: Stream, part: StreamPart, targets: str, drawn: Any) -> Reading:
@@ -89,19 +95,14 @@ def _task(reading: Reading, sample: Samples, task: str | None, targets: str) -> 
     return task or ("regression" if sample.targets.is_floating_point() else "classification")
 
 
-def _all_targets(raw: Stream, reading: Reading, part: StreamPart, drawn: Any) -> Tensor:
+def _all_targets(reading: Reading, part: StreamPart, drawn: Any) -> Tensor:
     """The class numbers of all items: the Dataset's own list where it has one that agrees, else read item by item."""
-    listed = _listed_targets(part.dataset)
-    places, apart = list(range(len(part.dataset))), max(1, len(part.dataset) // 8)
-    if listed is not None and torch.equal(listed[::apart], _read_targets(reading, part, places[::apart], drawn)):
+    items = _items(reading, part, torch.arange(len(part.dataset)), (), drawn)
+    listed, apart = _listed_targets(part.dataset), max(1, len(items) // 8)
+    if listed is not None and torch.equal(listed[::apart], items.take(slice(None, None, apart)).targets.flatten()):
         return listed
-    found = (places[low : low + CHUNK] for low in range(0, len(places), CHUNK))
-    return torch.cat([_read_targets(reading, part, chunk, drawn) for chunk in found])
-
-
-def _read_targets(reading: Reading, part: StreamPart, places: list[int], drawn: Any) -> Tensor:
-    own = replace(reading, collate=part.collate)
-    return own.samples(own.batch(part.dataset, places, drawn), len(places)).targets.flatten()
+    chunks = (slice(low, low + CHUNK) for low in range(0, len(items), CHUNK))
+    return torch.cat([chunk.targets.flatten() for chunk in items.stream(chunks)])
 
 
 def _listed_targets(dataset: Any) -> Tensor | None:

@@ -29,7 +29,7 @@ _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Arrays | Stream:
     """Call `file.py:function` with the keys of [data]. Raises SourceError from it, DataError for what it returns."""
     name, path, returned = source_file(source, base).stem, source_file(source, base), call(source, keys, base)
-    reader = _Reader(source, wishes.target, wishes.targets == "optional")
+    reader = _Reader(source, wishes.target, wishes.targets == "optional", wishes.workers)
     parts = [reader.part(value) for value in _three(returned) or (returned,)]
     notices = [notice for part in parts if isinstance(part, StreamPart) for notice in part.notices]
     if wishes.cache:
@@ -107,8 +107,8 @@ def _is_dataset(value: Any) -> bool:
 class _Reader:
     """Recognises one set of samples."""
 
-    def __init__(self, source: str, target: str | None, alone: bool) -> None:
-        self.source, self._target, self._alone = source, target, alone
+    def __init__(self, source: str, target: str | None, alone: bool, workers: int | None = None) -> None:
+        self.source, self._target, self._alone, self._workers = source, target, alone, workers
 
     def collated(self, batch: Any) -> Part:
         """A set of samples from all its items, collated."""
@@ -135,11 +135,11 @@ class _Reader:
     def _dataset(self, value: Any) -> Part | StreamPart:
         collate: Callable[[list[Any]], Any] = default_collate
         notices: tuple[str, ...] = ()
+        workers = self._workers or 0
         if isinstance(value, DataLoader):
-            notices = (
-                f"{self.source}: the DataLoader's batch size, order and workers are not used, trials have theirs",
-            )
+            notices = (f"{self.source}: the DataLoader's batch size and order are not used, trials have theirs",)
             collate = value.collate_fn if value.batch_size is not None else default_collate
+            workers = value.num_workers if self._workers is None else workers
             value = value.dataset
         if isinstance(value, IterableDataset) or not hasattr(value, "__len__"):
             raise DataError(
@@ -148,7 +148,7 @@ class _Reader:
             )
         tensors = _plain_tensors(value) if collate is default_collate else None
         if tensors is None:
-            return StreamPart(value, collate, notices)
+            return StreamPart(value, collate, notices, workers)
         if len(tensors) == 1 and not self._alone:
             raise DataError(f"{self.source} returned TensorDataset of 1 tensor", hint=_HINT)
         if len(tensors) == 1:

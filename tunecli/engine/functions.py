@@ -27,8 +27,8 @@ _EVALUATION_SEED = derive_seed(0, 0, "evaluation")
 
 def chunks(samples: Split) -> Iterator[Samples]:
     """The samples in order, as many at once as are evaluated at once."""
-    for low in range(0, len(samples), EVALUATION_SAMPLES):
-        yield samples.take(slice(low, low + EVALUATION_SAMPLES))
+    lows = range(0, len(samples), EVALUATION_SAMPLES)
+    return samples.stream(slice(low, low + EVALUATION_SAMPLES) for low in lows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,7 @@ def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], reques
         fitted=manifest["preprocessing"],
         targets=targets_of(study),
         cache=study.data.cache,
+        workers=study.data.workers,
         scale_bytes=manifest["preprocessing"]["kind"] == "bytes",
     )
     features = stored_features(manifest["features"])

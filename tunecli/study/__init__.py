@@ -267,6 +267,7 @@ def load_data(study: Study) -> data.Data:
         embed=study.model.source in models.EMBEDDING,
         targets=targets_of(study),
         cache=section.cache,
+        workers=section.workers,
         scale_bytes=not is_function(study.model.source),
     )
     class_weight = study.train.class_weight

@@ -26,7 +26,16 @@ def changed(document: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, str]:
     """Where a question is another than the one that a study was asked before: a line for each key."""
-    free = {"base", "search.trials", "search.keep", "search.window", "finetune.layers", "finetune.epochs", "name"}
+    free = {
+        "base",
+        "data.workers",
+        "search.trials",
+        "search.keep",
+        "search.window",
+        "finetune.layers",
+        "finetune.epochs",
+        "name",
+    }
     before, now = _leaves(stored), _leaves(asked)
 
     def shown(leaves: Mapping[str, Any], key: str) -> str:

@@ -282,6 +282,101 @@ def test_a_fingerprint_of_items_sees_their_number_and_their_values(tmp_path: Pat
     assert loaded(tmp_path / "0", bodies[0]).fingerprint() == seen[0]
 
 
+# Read ahead by processes.
+
+
+@pytest.mark.parametrize(("body", "batch_size"), [("Noisy()", 7), ("DataLoader(Noisy(), num_workers=2)", "full")])
+def test_items_are_the_same_whoever_reads_them(tmp_path: Path, body: str, batch_size: int | str) -> None:
+    study = study_of(tmp_path, f"return {body}", workers=0)
+    alone, fingerprint = shown(train(study, 0, 1, batch_size=batch_size)), load_data(study).fingerprint()
+    for workers in (3, None):
+        study = study_of(tmp_path, f"return {body}", **({} if workers is None else {"workers": workers}))
+        items = load_data(study).train
+        assert isinstance(items, Items)
+        assert (items.readers and items.readers.workers) == (workers or (2 if "num_workers" in body else None))
+        assert load_data(study).fingerprint() == fingerprint
+        assert shown(train(study, 0, 1, batch_size=batch_size)) == alone
+
+
+def test_processes_read_ahead_and_forget_what_is_not_wanted_any_more(tmp_path: Path) -> None:
+    body = """
+    class Slow(Pairs):
+        def __getitem__(self, index):
+            (folder / str(index)).touch()
+            return super().__getitem__(index)
+    from pathlib import Path
+    folder = Path(__file__).parent / "read"
+    folder.mkdir(exist_ok=True)
+    return Slow()
+    """
+    items = load_data(study_of(tmp_path, body, workers=2)).train
+    assert isinstance(items, Items)
+    for path in (tmp_path / "read").iterdir():
+        path.unlink()
+    index = [torch.tensor([place]) for place in range(20)]
+    first = items.stream(index)
+    assert torch.equal(next(first).inputs, items.take(index[0]).inputs)  # type: ignore[arg-type]
+    give_up = time.monotonic() + 20
+    while len(list((tmp_path / "read").iterdir())) < 4 and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert 4 <= len(list((tmp_path / "read").iterdir())) <= 6, "two a process, and no more"
+    first.close()  # a run that was pruned, say
+    found = [own.inputs for own in items.stream(index)]
+    assert all(torch.equal(own, items.take(place).inputs) for own, place in zip(found, index, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_reader_that_dies_is_replaced_and_one_that_cannot_live_is_told(tmp_path: Path) -> None:
+    body = """
+    class Deadly(Pairs):
+        def __getitem__(self, index):
+            path = Path(__file__).with_name("died")
+            if os.getpid() != main and index == 5 and (always or not path.exists()):
+                path.touch()
+                os.kill(os.getpid(), 9)
+            return super().__getitem__(index)
+    import os
+    from pathlib import Path
+    main, always = os.getpid(), {always}
+    return DataLoader(Deadly())
+    """
+    alone = load_data(study_of(tmp_path, "return Pairs()")).train
+    once = load_data(study_of(tmp_path, body.replace("{always}", "False"), workers=2)).train
+    assert isinstance(once, Items)
+    index = [slice(low, low + 8) for low in range(0, 48, 8)]
+    found = [own.inputs for own in once.stream(index)]
+    assert all(torch.equal(own, alone.take(part).inputs) for own, part in zip(found, index, strict=True))  # type: ignore[arg-type]
+    assert (tmp_path / "died").exists()
+    with pytest.raises(SourceError, match=r"4 processes that read own.py:load have died, the last one by SIGKILL"):
+        load_data(study_of(tmp_path, body.replace("{always}", "True"), workers=2))
+
+
+def test_what_an_item_raises_in_another_process_fails_its_run_alone(tmp_path: Path) -> None:
+    body = """
+    class Broken(Pairs):
+        targets = Y.tolist()
+        def __getitem__(self, index):
+            assert index != 55, "item 55 is broken"
+            return super().__getitem__(index)
+    return [Broken(), Broken(0, 40), Broken(0, 40)]
+    """
+    curves = [train(study_of(tmp_path, body, workers=workers), 0)[0] for workers in (0, 2)]
+    assert "item 55 is broken (own.py, line" in (curves[1][0].failure or "")
+    assert curves[0][0].failure == curves[1][0].failure
+
+
+def test_who_reads_slow_items_alone_is_told_of_workers(tmp_path: Path) -> None:
+    body = """
+    class Slow(Pairs):
+        def __getitem__(self, index):
+            time.sleep(0.002)
+            return super().__getitem__(index)
+    import time
+    return Slow()
+    """
+    assert "ms to read; data.workers = " in " ".join(loaded(tmp_path, body).notices)
+    assert not loaded(tmp_path, body, workers=2).notices
+
+
 # With a step.
 
 

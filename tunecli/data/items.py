@@ -135,7 +135,7 @@ class Items:
             yield self._samples(batch, len(chosen))
 
     def _chosen(self, index: Tensor | slice) -> list[int]:
-        return self.index[index if isinstance(index, slice) else index.cpu()].tolist()  # type: ignore[no-any-return]
+        return self.index[index if isinstance(index, slice) else index.cpu()].tolist()
 
     def _samples(self, batch: Any, count: int) -> Samples:
         if self.device is not None and self.device.type != "cpu":

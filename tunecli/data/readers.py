@@ -162,6 +162,7 @@ def _serve(end: Connection, read: Read) -> None:
             number, places, seeds = end.recv()
         except (EOFError, OSError):
             return
+        answer: tuple[int, Any, tuple[str, str | None] | None]
         try:
             answer = number, tree_map(_as_array, read(places, seeds)), None
         except SourceError as error:
@@ -176,7 +177,7 @@ def _serve(end: Connection, read: Read) -> None:
 
 
 def _as_array(leaf: Any) -> Any:
-    """A tensor as an array, whose bytes go through the pipe: torch's own way needs shared memory, which may be small."""
+    """A tensor as its bytes, which go through the pipe: torch's own way needs shared memory, which may be small."""
     plain = isinstance(leaf, Tensor) and leaf.dtype != torch.bfloat16 and not leaf.is_sparse
     return _Bytes(leaf.detach().numpy()) if plain else leaf
 

@@ -36,9 +36,9 @@ class Scaling:
         values = inputs.float()
         if self.mean is not None:
             values = values - self.mean
-        if not inputs.is_floating_point():
-            return values.div_(self.scale)  # a copy by now
-        return (values / self.scale).clamp_(-LARGEST, LARGEST)
+        # In place where it is a copy by now: temporaries of all samples at once would be as large as they are.
+        values = values / self.scale if values is inputs else values.div_(self.scale)
+        return values.clamp_(-LARGEST, LARGEST) if inputs.is_floating_point() else values
 
     def to(self, device: torch.device) -> Scaling:
         return Scaling(None if self.mean is None else self.mean.to(device), self.scale.to(device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,9 @@ from tunecli.errors import DataError, SourceError
 
 CHUNK = 256
 """Items read at once where all of them are."""
+
+SLOW = 0.001
+"""Seconds to read an item that a user is told of: more than most of the models here train for."""
 
 _HINT = "an item is a pair (input, target), a tuple that ends with its target, or a dict with its target in it"
 
@@ -54,7 +59,7 @@ def prepare(raw: Stream, split: Sequence[float], seed: int, task: str | None, ta
     train, validation, test = (
         _items(replace(reading, collate=part.collate, task=task), part, index, features, drawn) for part, index in parts
     )
-    notices = (*notices, *_own_randomness(train))
+    notices = (*notices, *_own_randomness(train), *_slow(train))
     return Data(raw.name, task, train, validation, test, labels, preprocessing={"kind": "none"}, notices=notices)
 
 
@@ -132,6 +137,21 @@ def _own_randomness(train: Items) -> tuple[str, ...]:
     return (
         f"{train.reading.source}: items differ from reading to reading, so results depend on the order of trials; "
         "draw from the generators of torch, NumPy or Python, which are seeded for each item",
+    )
+
+
+def _slow(train: Items) -> tuple[str, ...]:
+    """A notice where training would wait for its items. Whoever asked for readers has them."""
+    places, seconds = train.index[:4].tolist(), float("inf")
+    for _ in range(2 if train.readers is None else 0):
+        began = time.monotonic()
+        train.reading.batch(train.dataset, places, train.seed)
+        seconds = min(seconds, (time.monotonic() - began) / len(places))
+    if not SLOW < seconds < float("inf"):
+        return ()
+    return (
+        f"{train.reading.source}: an item takes {seconds * 1e3:.1f} ms to read; data.workers = {os.cpu_count() or 1} "
+        "reads ahead in processes of their own",
     )
 
 

@@ -87,7 +87,7 @@ class Block:
         device, train = self._gradient.device, self._lane.train
         # The items of a Dataset draw what they draw for this run, epoch and item; such a block has one row.
         seed = partial(self.slots[0].run.seed, "item", self.slots[0].ticks)
-        self._train = train if isinstance(train, Samples) else train.drawn_by(seed)
+        train = train if isinstance(train, Samples) else train.drawn_by(seed)
         samples = len(train)
         steps = max(batches.steps for batches in self._batches)
         micro = self._batches[0].places.shape[1]
@@ -113,6 +113,7 @@ class Block:
         self._count = torch.zeros(height, dtype=torch.float64, device=device)
         self._counted = torch.zeros(height, dtype=torch.float64, device=device)
         self._step, self._seconds = min(self._starts), 0.0
+        self._read = train.stream(map(self._index_of, range(self._step, steps)))
         self._failure: str | None = None
         self._gradient.zero_()
         self._joining: dict[int, Partial] = {}
@@ -198,12 +199,16 @@ class Block:
             ) from error
         self._failure = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
 
+    def _index_of(self, step: int) -> Tensor:
+        """Which samples a micro-step reads: (B, m), or (m,) of a row of its own."""
+        index = self._index[step]
+        return index if self._lane.micro is not None else index[0, : self._batches[0].lengths[step]]
+
     def _micro_step(self, step: int) -> None:
-        index, present = self._index[step], self._present[step]  # (B, m)
+        index, present = self._index_of(step), self._present[step]  # (B, m)
         if self._lane.micro is None:
-            length = self._batches[0].lengths[step]
-            index, present = index[0, :length], present[0, :length]
-        read = self._train.take(index)
+            present = present[0, : len(index)]
+        read = next(self._read)
         if isinstance(self._way, Rowwise) and self._lane.stochastic:
             self._way.draw_by(sample_keys(self._seeds, index))
         with self._randomness(step):

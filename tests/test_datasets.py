@@ -1,5 +1,6 @@
 """Torch Datasets and DataLoaders, dicts and several inputs, from a user's function to a trained trial."""
 
+import subprocess
 import sys
 import textwrap
 import time
@@ -323,6 +324,21 @@ def test_processes_read_ahead_and_forget_what_is_not_wanted_any_more(tmp_path: P
     first.close()  # a run that was pruned, say
     found = [own.inputs for own in items.stream(index)]
     assert all(torch.equal(own, items.take(place).inputs) for own, place in zip(found, index, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_search_with_readers_ends_and_leaves_none_behind(tunecli: Command, tmp_path: Path) -> None:
+    document = '[data]\nsource = "own.py:load"\n[model]\nsource = "own.py:make"\n[train]\nepochs = 1\n'
+    study_of(tmp_path, "return Noisy()")
+    (tmp_path / "own.toml").write_text(document)
+    alone = tunecli("search", "own.toml", "--trials", "2", "--home", "alone")
+    options = ["--trials", "2", "--set", "data.workers=2", "--home", str(tmp_path / "studies")]
+    command = [sys.executable, "-m", "tunecli", "search", "own.toml", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, alone.out)
+    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert not running.stdout
+    again = tunecli("search", "own.toml", "--trials", "3", "--set", "data.workers=0")
+    assert again.code == 0, again.err
 
 
 def test_a_reader_that_dies_is_replaced_and_one_that_cannot_live_is_told(tmp_path: Path) -> None:

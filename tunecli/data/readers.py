@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -147,13 +148,20 @@ class Readers:
         process = context.Process(target=_serve, args=(theirs, self._read), daemon=True)
         process.start()
         theirs.close()
-        weakref.finalize(self, ours.close)  # it ends when nobody can ask it any more
+        # Multiprocessing's own: at exit it comes before the join, which would wait for what ignores its signal.
+        Finalize(self, _end, (ours, process), exitpriority=0)
         return _Process(process, ours)
+
+
+def _end(end: Connection, process: BaseProcess) -> None:
+    end.close()
+    process.kill()  # it may be in the middle of a long item
 
 
 def _serve(end: Connection, read: Read) -> None:
     """What a process does: answer until the other one is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever pressed Ctrl-C meant the search
+    for meant_for_the_search in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(meant_for_the_search, signal.SIG_IGN)
     for other in list(_ends):
         other.close()
     torch.set_num_threads(1)

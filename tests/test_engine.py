@@ -25,6 +25,7 @@ from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Vmapped
+from tunecli.engine.update import Updates
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
 from tunecli.models import build
@@ -754,12 +755,10 @@ def test_a_block_takes_one_gradient_and_one_update_a_step(
     monkeypatch: pytest.MonkeyPatch, trials: int, blocks: int
 ) -> None:
     """61 samples in batches of 16: four steps, however many trials and optimizers."""
-    from tunecli.engine import block
-
     runs = [make_run(trial, batch_size=16) for trial in range(trials)]
     engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
     gradients = count_calls(monkeypatch, Vmapped, "add_gradient")
-    updates = count_calls(monkeypatch, block, "update")
+    updates = count_calls(monkeypatch, Updates, "apply")
     tick(engine, runs)
     assert len(gradients) == 4 * blocks
     assert len(updates) == 4 * blocks
@@ -1095,11 +1094,9 @@ def test_an_engine_tells_how_many_updates_an_epoch_has(
     monkeypatch: pytest.MonkeyPatch, model: MakeModel, expected: int
 ) -> None:
     """61 samples in batches of 20: a lone last one joins its neighbours where they mix."""
-    from tunecli.engine import block
-
     run = make_run(0, batch_size=20)
     engine = start(LocalEngine(make_task(model), LOOPED), [run])
-    updates = count_calls(monkeypatch, block, "update")
+    updates = count_calls(monkeypatch, Updates, "apply")
     tick(engine, [run])
     assert len(updates) == engine.epoch_updates(run) == expected
 

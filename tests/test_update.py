@@ -1,7 +1,6 @@
 """The optimizers on (K, P) equal torch.optim's row by row, whatever the rows beside them do."""
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from tunecli.engine.gradients import Layout
 from tunecli.engine.rules import RULES
 from tunecli.engine.schedule import rate_factors
-from tunecli.engine.update import Coming, State, plan_updates, update
+from tunecli.engine.update import Coming, State, Trained, Updates
 from tunecli.space import OPTIMIZERS, settings_of
 
 STEPS, WEIGHTS = 50, 11
-ABOVE = 2
-"""Rows of the state above the ones that are trained: they belong to somebody else."""
+BELOW = 2
+"""Rows of the state below the ones that are trained: nobody's."""
 
 momenta = st.just(0.0) | st.floats(0.01, 0.99)
 penalties = st.just(0.0) | st.floats(1e-6, 1e-2)
@@ -76,26 +75,17 @@ def torch_optimizer(rule: str, parameters: Any, point: dict[str, Any]) -> torch.
     return found
 
 
-def stretches(due: Tensor) -> list[slice]:
-    """The neighbouring rows that are due, from due (K,)."""
-    found, low = [], 0
-    for is_due, rows in groupby(due.tolist()):
-        high = low + len(list(rows))
-        found += [slice(low, high)] if is_due else []
-        low = high
-    return found
-
-
 def factors(schedules: list[str], numbers: Tensor, totals: Tensor) -> Tensor:
     settings = [settings_of({}, {"schedule": schedule}) for schedule in schedules]
     return rate_factors(settings, numbers, totals, torch.ones_like(totals), [1.0] * len(schedules))
 
 
-def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator) -> State:
-    """Fresh rows, and ABOVE them rows in the middle of their own training."""
-    weights, first, second = torch.randn(3, rows + ABOVE, WEIGHTS, generator=generator, dtype=dtype)
-    first[ABOVE:], second[ABOVE:] = 0, 0
-    return State(weights, first, second)
+def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator, *, fused: bool = True) -> State:
+    """Fresh rows, and BELOW them rows in the middle of some training."""
+    weights, first, second = torch.randn(3, rows + BELOW, WEIGHTS, generator=generator, dtype=dtype)
+    first[:rows], second[:rows] = 0, 0
+    # Where weights may be spared, l1 and l2 take a mask, and no rule is fused.
+    return State(weights, first, second, decay=None if fused else torch.ones(WEIGHTS, dtype=dtype))
 
 
 WAYS = [(name, False) for name in RULES] + [(name, True) for name, rule in RULES.items() if rule.fused]
@@ -103,7 +93,7 @@ WAYS = [(name, False) for name in RULES] + [(name, True) for name, rule in RULES
 
 
 def train(
-    way: tuple[str, bool],
+    rules: list[str],
     points: list[dict[str, Any]],
     state: State,
     sums: Tensor,
@@ -111,21 +101,21 @@ def train(
     rates: Tensor,
     due: Tensor,
 ) -> None:
-    """Drive the rows below ABOVE by gradient sums (S, K, P) over samples (S, K), where due (S, K), in two ticks."""
-    numbers = due.cumsum(0)
-    rule, fused = RULES[way[0]], way[1]
-    gradient = torch.zeros_like(state.weights)
+    """Drive the first rows by gradient sums (S, K, P) over samples (S, K), where due (S, K), in two ticks."""
+    numbers, rows = due.cumsum(0), len(points)
+    trained = [Trained(RULES[rule], point) for rule, point in zip(rules, points, strict=True)]
     for tick in torch.arange(len(sums)).chunk(2):
-        coming = Coming(numbers[tick], rates[tick], samples[tick])
-        plan = plan_updates(rule, points, coming, state.weights.dtype, fused=fused)
+        gradient = torch.zeros_like(state.weights)
+        updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]))
+        updates.begin(Coming(numbers[tick], rates[tick], samples[tick]))
         for step, number in enumerate(tick.tolist()):
             before = state.weights.clone(), state.first.clone(), state.second.clone()
-            gradient[ABOVE:] = sums[number]
-            parts = stretches(due[number])
-            update(state, gradient, [plan(step, s, slice(s.start + ABOVE, s.stop + ABOVE)) for s in parts])
-            idle = torch.cat([torch.ones(ABOVE, dtype=torch.bool), ~due[number]])
+            gradient[:rows] = sums[number]
+            updates.apply(step, torch.zeros(rows))
+            idle = torch.cat([~due[number], torch.ones(BELOW, dtype=torch.bool)])
             for old, new in zip(before, (state.weights, state.first, state.second), strict=True):
                 assert torch.equal(old[idle], new[idle]), "a row that is not due comes back as it was"
+            assert not gradient[:rows][due[number]].any(), "the sums of those that are due are used up"
 
 
 def test_every_optimizer_of_the_space_has_a_rule() -> None:
@@ -147,17 +137,36 @@ def float64() -> Iterator[None]:
 def test_a_row_is_trained_as_by_torch_at_its_own_pace(
     way: tuple[str, bool], data: st.DataObject, seed: int, rows: int
 ) -> None:
-    rule, _ = way
+    rule, fused = way
     own = [data.draw(points(rule)) for _ in range(rows)]
     generator = torch.Generator().manual_seed(seed)
-    state = make_state(rows, torch.float64, generator)
-    initial = state.weights[ABOVE:].clone()
+    state = make_state(rows, torch.float64, generator, fused=fused)
+    check_against_torch([rule] * rows, own, state, generator, share_due=data.draw(st.sampled_from([0.3, 1.0])))
+
+
+@pytest.mark.usefixtures("float64")
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_neighbours_with_other_optimizers_are_trained_side_by_side(data: st.DataObject, seed: int) -> None:
+    rules = data.draw(st.lists(st.sampled_from([rule for rule in RULES if rule != "muon"]), min_size=2, max_size=8))
+    own = [data.draw(points(rule)) for rule in rules]
+    generator = torch.Generator().manual_seed(seed)
+    state = make_state(len(rules), torch.float64, generator, fused=data.draw(st.booleans()))
+    check_against_torch(rules, own, state, generator, share_due=0.5)
+
+
+def check_against_torch(
+    rules: list[str], own: list[dict[str, Any]], state: State, generator: torch.Generator, *, share_due: float
+) -> None:
+    """Train rows by random gradients, each at its own pace, and its twin by torch.optim."""
+    rows = len(rules)
+    initial = state.weights[:rows].clone()
     mean = torch.randn(STEPS, rows, WEIGHTS, generator=generator, dtype=torch.float64)
     samples = torch.randint(1, 300, (STEPS, rows), generator=generator)
     rates = torch.rand(STEPS, rows, generator=generator, dtype=torch.float64)
-    due = torch.rand(STEPS, rows, generator=generator) < data.draw(st.sampled_from([0.3, 1.0]))
-    train(way, own, state, mean * samples[..., None], samples, rates, due)
-    for row, point in enumerate(own):
+    due = torch.rand(STEPS, rows, generator=generator) < share_due
+    train(rules, own, state, mean * samples[..., None], samples, rates, due)
+    for row, (rule, point) in enumerate(zip(rules, own, strict=True)):
         weight = nn.Parameter(initial[row].clone())
         optimizer = torch_optimizer(rule, [weight], point)
         for step in range(STEPS):
@@ -165,7 +174,7 @@ def test_a_row_is_trained_as_by_torch_at_its_own_pace(
                 optimizer.param_groups[0]["lr"] = point["learning_rate"] * float(rates[step, row])
                 weight.grad = mean[step, row] + point["l1"] * weight.detach().sign()
                 optimizer.step()
-        torch.testing.assert_close(state.weights[row + ABOVE], weight.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(state.weights[row], weight.detach(), rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=15, deadline=None)
@@ -184,15 +193,17 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
     keys = {"lr": point["learning_rate"], "weight_decay": point["l2"]}
     optimizers = torch.optim.Muon(matrices, momentum=point["momentum"], **keys), torch.optim.AdamW(others, **keys)
     ones = torch.ones(10, 1, dtype=torch.int64)
-    plan = plan_updates(RULES["muon"], [point], Coming(ones.cumsum(0), ones, ones), torch.float64)
+    gradient = torch.zeros(1, len(row)).double()
+    updates = Updates(state, gradient, [Trained(RULES["muon"], point)], ones > 0, ones == 0)
+    updates.begin(Coming(ones.cumsum(0), ones, ones))
     for step in range(10):
-        gradient = torch.randn(1, len(row)).double()
+        gradient.copy_(torch.randn(1, len(row)))
         for name, view in layout.views(gradient).items():
             parameter = module.get_parameter(name)
             parameter.grad = view[0] + point["l1"] * parameter.detach().sign()
         for optimizer in optimizers:
             optimizer.step()
-        update(state, gradient, [plan(step, slice(0, 1), slice(0, 1))])
+        updates.apply(step, torch.zeros(1))
     found = layout.views(state.weights)
     for name, parameter in module.named_parameters():
         # A product of one matrix and a product of several round differently, now and then: in each of the ten steps by
@@ -221,17 +232,21 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
     samples = torch.randint(1, 300, (steps, rows), generator=generator)
     gradients = torch.randn(steps, rows, WEIGHTS, generator=generator, dtype=dtype)
     start = make_state(rows, dtype, generator)
+    start.first, start.second = torch.randn(2, rows, WEIGHTS, generator=generator, dtype=dtype)
 
     def trained(picked: list[int]) -> Tensor:
-        places = torch.tensor([place + ABOVE for place in picked])
-        state = State(start.weights[places], start.first[places], start.second[places].abs())
+        places = torch.tensor(picked)
+        decay = None if fused else torch.ones(WEIGHTS, dtype=dtype)
+        state = State(start.weights[places], start.first[places], start.second[places].abs(), decay)
         state.first = state.first.abs() if rule == "adadelta" else state.first  # squares
         state.matrices = ((1, 2, 3), (7, 2, 2))
-        coming = Coming(numbers[:, picked], rates[:, picked], samples[:, picked])
-        plan = plan_updates(RULES[rule], [own[i] for i in picked], coming, dtype, fused=fused)
-        every = slice(0, len(picked))
+        gradient, every = torch.zeros_like(state.weights), torch.ones(steps, len(picked), dtype=torch.bool)
+        trained = [Trained(RULES[rule], own[i]) for i in picked]
+        updates = Updates(state, gradient, trained, every, ~every)
+        updates.begin(Coming(numbers[:, picked], rates[:, picked], samples[:, picked]))
         for step in range(steps):
-            update(state, gradients[step, picked], [plan(step, every, every)])
+            gradient.copy_(gradients[step, picked])
+            updates.apply(step, torch.zeros(len(picked)))
         return torch.stack([state.weights, state.first, state.second], dim=1)  # (K, 3, P)
 
     crowd = data.draw(st.permutations(range(rows)))
@@ -249,8 +264,9 @@ def test_spared_weights_do_not_decay(rule: str) -> None:
     state = State(weights.clone(), torch.zeros_like(weights), torch.zeros_like(weights), decay)
     ones = torch.ones(1, 2, dtype=torch.int64)
     told = {"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}
-    plan = plan_updates(RULES[rule], [told] * 2, Coming(ones, ones, ones), torch.float32)
-    update(state, torch.zeros_like(weights), [plan(0, slice(0, 2), slice(0, 2))])
+    updates = Updates(state, torch.zeros_like(weights), [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0)
+    updates.begin(Coming(ones, ones, ones))
+    updates.apply(0, torch.zeros(2))
     before, after = layout.views(weights), layout.views(state.weights)
     for name in layout.names:
         spared = name.endswith("bias") or name.startswith("1.")

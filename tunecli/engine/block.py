@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,12 @@ from torch import Tensor
 from tunecli.data import Samples, Split, each
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
-from tunecli.engine.due import due_table, rule_stretches
 from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape, Vmapped
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.snapshot import Partial
-from tunecli.engine.update import Coming, Due, plan_updates, update
+from tunecli.engine.update import Coming, Trained, Updates
 from tunecli.errors import ModelError, TunecliError
 from tunecli.metrics import Loss
 from tunecli.source import describe
@@ -46,7 +44,7 @@ class Block:
         self._batches = [self._epoch_batches(slot) for slot in slots]
         # A run restored in the middle of a tick joins its block at the micro-step where it was.
         self._starts = [slot.partial.step if slot.partial is not None else 0 for slot in slots]
-        self._due = due_table(slots, self._batches, self._starts)
+        self._updates = self._make_updates()
         self._step = 0
 
     @property
@@ -61,6 +59,16 @@ class Block:
             return Looped(module, *own, loss, weighted, shape)
         assert isinstance(loss, Loss)  # a step is looped
         return Vmapped(module, *own, loss, shape) if lane.chain is None else Rowwise(lane.chain, *own, loss, shape)
+
+    def _make_updates(self) -> Updates:
+        steps = max(batches.steps for batches in self._batches)
+        due = torch.zeros(steps, len(self.slots), dtype=torch.bool)
+        last = torch.zeros_like(due)
+        for row, (batches, start) in enumerate(zip(self._batches, self._starts, strict=True)):
+            due[start : batches.steps, row] = batches.ends[start:]
+            last[batches.steps - 1, row] = True
+        trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
+        return Updates(self._state, self._gradient, trained, due, last)
 
     def _loss_shape(self) -> Shape:
         """What shapes the loss, (B,) each; an empty row has what the first row has. A step shapes its own."""
@@ -95,16 +103,17 @@ class Block:
         index = torch.zeros(steps, height, micro, dtype=torch.int64)
         present = torch.zeros(steps, height, micro, dtype=self._gradient.dtype)
         active = torch.zeros(steps, height, dtype=torch.bool)
-        self._sizes: list[Tensor] = []
+        ends = torch.zeros(steps, len(self.slots), dtype=torch.int64)
+        sizes = torch.zeros(steps, len(self.slots), dtype=torch.float64)
         for row, (slot, batches) in enumerate(zip(self.slots, self._batches, strict=True)):
             order = epoch_order(slot.run.seed("order", slot.ticks), samples)
             index[: batches.steps, row] = order[batches.places]
-            weights, sizes = self._weigh(batches, index[: batches.steps, row])
+            weights, counted = self._weigh(batches, index[: batches.steps, row])
             present[: batches.steps, row] = weights
             active[: batches.steps, row] = True
-            self._sizes.append(sizes)
+            ends[: batches.steps, row], sizes[: batches.steps, row] = batches.ends, counted
         self._index, self._present, self._active = index.to(device), present.to(device), active.to(device)
-        self._updates = [self._plan_updates(low, high, steps) for low, high, _ in rule_stretches(self.slots)]
+        self._updates.begin(self._coming(ends, sizes))
         seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self.slots]
         self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
@@ -152,29 +161,21 @@ class Block:
         sums = torch.zeros(batches.steps, dtype=torch.float64).index_add_(0, batch, own.double().sum(1))
         return own, sums[batch]
 
-    def _plan_updates(self, low: int, high: int, steps: int) -> Callable[[int, slice, slice], Due]:
-        slots, batches = self.slots[low:high], self._batches[low:high]
-        ends = torch.zeros(steps, len(slots), dtype=torch.int64)
-        sizes = torch.zeros(steps, len(slots), dtype=torch.float64)
-        for column, (own, size) in enumerate(zip(batches, self._sizes[low:high], strict=True)):
-            ends[: own.steps, column] = own.ends
-            sizes[: own.steps, column] = size
-        done = torch.tensor([slot.updates for slot in slots])
-        numbers = done + ends.cumsum(0)  # (S, K)
-        epoch = torch.tensor([int(own.ends.sum()) for own in batches])
+    def _coming(self, ends: Tensor, sizes: Tensor) -> Coming:
+        """The updates of this epoch, from where batches end (S, K) and what they count (S, K)."""
+        slots = self.slots
+        numbers = torch.tensor([slot.updates for slot in slots]) + ends.cumsum(0)  # (S, K)
+        epoch = ends.sum(0)
         totals = torch.tensor([slot.run.epochs for slot in slots]) * epoch
         scales = [slot.plateau.scale for slot in slots]
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
-        device = self._gradient.device
-        coming = Coming(numbers.to(device), rates.to(device), sizes.to(device))
-        fused = device.type == "cpu" and self._state.decay is None
-        return plan_updates(slots[0].rule, [slot.hparams for slot in slots], coming, self._gradient.dtype, fused=fused)
+        return Coming(numbers, rates, sizes)
 
     def train(self, deadline: float) -> bool:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
         began = time.monotonic()
         now = began
-        steps = len(self._due)
+        steps = len(self._index)
         while self._step < steps:
             try:
                 self._micro_step(self._step)
@@ -218,19 +219,7 @@ class Block:
         if counts is not None:
             self._count += counts
             self._counted += counts
-        due = self._due[step]
-        if not due:
-            return
-        parts = [self._updates[group](step, own, rows) for group, own, rows, _ in due]
-        if counts is not None:
-            parts = [replace(part, share=self._own_share(part)) for part in parts]
-        with torch.no_grad():
-            for part, (_, _, rows, last) in zip(parts, due, strict=True):
-                if last:
-                    self._norm[rows] = (self._gradient[rows] * part.share).double().norm(dim=1)
-            update(self._state, self._gradient, parts)
-            for _, _, rows, _ in due:
-                self._gradient[rows].zero_()
+        self._updates.apply(step, self._norm, self._count if counts is not None else None)
 
     def _randomness(self, step: int) -> AbstractContextManager[None]:
         """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""
@@ -238,13 +227,6 @@ class Block:
             return nullcontext()
         slot = self.slots[0]
         return seeded(slot.run.seed("forward", slot.ticks, step))
-
-    def _own_share(self, part: Due) -> Tensor:
-        """One over what the steps of this batch counted, (k, 1)."""
-        count = self._count[part.rows]
-        share = torch.where(count > 0, 1 / count, 1.0)[:, None].to(part.share)
-        count.zero_()
-        return share
 
     def measure(self) -> list[Measurement]:
         """Evaluate the rows on validation, keep the best weights and return a measurement of each slot."""

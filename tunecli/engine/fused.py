@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 Told = Mapping[str, float]
-"""The hparams of one update of one row, its learning rate as the schedule has it."""
+"""The hparams of a row; its learning rate is told apart, as the schedule has it."""
 
-FusedStep = Callable[[Tensor, Tensor, Tensor, Tensor, Told, Tensor], None]
-"""(weights, mean gradient, first, second) of a row, (P,) each, what it is told, and the number of the update, ()."""
+FusedStep = Callable[[Tensor, Tensor, Tensor, Tensor, Told, float, Tensor], None]
+"""(weights, mean gradient, first, second) of a row, (P,) each, what it is told, its rate, the update's number, ()."""
 
 
-def _sgd(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number: Tensor) -> None:
+def _sgd(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, rate: float, number: Tensor) -> None:
     momentum = told["momentum"]
     torch._fused_sgd_(
         [w],
@@ -27,7 +27,7 @@ def _sgd(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number
         [first] if momentum else [],
         weight_decay=told["l2"],
         momentum=momentum,
-        lr=told["learning_rate"],
+        lr=rate,
         dampening=told["dampening"],
         nesterov=bool(told["nesterov"] and momentum),
         maximize=False,
@@ -36,23 +36,30 @@ def _sgd(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number
     )
 
 
-def _adagrad(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number: Tensor) -> None:
-    rate, l2 = told["learning_rate"], told["l2"]
+def _adagrad(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, rate: float, number: Tensor) -> None:
+    l2 = told["l2"]
     torch._fused_adagrad_(
         [w], [g], [second], [number], lr=rate, lr_decay=0.0, weight_decay=l2, eps=1e-10, maximize=False
     )
 
 
-def _adam(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number: Tensor) -> None:
-    _adam_by(torch._fused_adam_, w, g, first, second, told, number)
+def _adam(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, rate: float, number: Tensor) -> None:
+    _adam_by(torch._fused_adam_, w, g, first, second, told, rate, number)
 
 
-def _adamw(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number: Tensor) -> None:
-    _adam_by(torch._fused_adamw_, w, g, first, second, told, number)
+def _adamw(w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, rate: float, number: Tensor) -> None:
+    _adam_by(torch._fused_adamw_, w, g, first, second, told, rate, number)
 
 
 def _adam_by(
-    step: Callable[..., None], w: Tensor, g: Tensor, first: Tensor, second: Tensor, told: Told, number: Tensor
+    step: Callable[..., None],
+    w: Tensor,
+    g: Tensor,
+    first: Tensor,
+    second: Tensor,
+    told: Told,
+    rate: float,
+    number: Tensor,
 ) -> None:
     step(
         [w],
@@ -61,7 +68,7 @@ def _adam_by(
         [second],
         [],
         [number],
-        lr=told["learning_rate"],
+        lr=rate,
         beta1=told["beta1"],
         beta2=told["beta2"],
         weight_decay=told["l2"],

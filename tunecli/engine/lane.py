@@ -1,7 +1,7 @@
 """A lane: the slots of one model shape and one micro-batch length, their rows kept in matrices (K, P).
 
-At each tick the occupied rows are compacted into blocks of a fixed number of rows and sorted by optimizer and batch
-size, so that the rows whose batches end together lie side by side: an update works on slices and never on a mask.
+At each tick the occupied rows are compacted into blocks of a fixed number of rows and sorted by batch size, so that the
+rows whose batches end together lie side by side: an update works on slices and never on a mask.
 """
 
 from __future__ import annotations
@@ -47,11 +47,6 @@ class Slot:
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def penalties(self) -> tuple[bool, bool]:
-        """Whether the run has l1 and l2. A penalty of zero is not computed: zero times an infinite weight is NaN."""
-        return bool(self.run.hparams.get("l1")), bool(self.run.hparams.get("l2"))
-
-    @property
     def hparams(self) -> Hparams:
         """All that the run trains with."""
         return {**self.settings, **self.run.hparams}
@@ -62,9 +57,11 @@ class Slot:
         return bool(self.settings["ema_decay"])
 
     @property
-    def order(self) -> tuple[str, str, tuple[bool, bool], int]:
-        hparams = self.run.hparams
-        return str(hparams["optimizer"]), str(hparams["batch_size"]).zfill(12), self.penalties, self.run.trial
+    def order(self) -> tuple[str, tuple[bool, ...], str, int]:
+        """By this the slots of a lane are sorted: rows that are due together, and updated alike, lie side by side."""
+        told = self.hparams
+        alike = tuple(bool(told.get(name)) for name in ("l1", "clip_norm", "ema_decay", "l2"))
+        return str(told["batch_size"]).zfill(12), alike, str(told["optimizer"]), self.run.trial
 
     def see(self, metric: float, direction: str) -> None:
         """A tick was evaluated: what a schedule may remember of it."""

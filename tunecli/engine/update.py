@@ -6,13 +6,13 @@ tick at once. A row's bits depend neither on where it lies in the matrix nor on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tunecli.engine.fused import Told
+from tunecli.engine.due import Group, Kind, Span, lay_out
 from tunecli.engine.rules import DEFAULTS, Matrices, Rule
 from tunecli.trial import Hparams
 
@@ -39,63 +39,11 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """Neighbouring rows of one rule whose batch is complete, with the columns of this update, (k, 1) each.
+class Trained:
+    """Who updates a row, and with what."""
 
-    `share` is one over the number of samples in the batch, or over the sum of their weights; `clip` is the largest
-    norm of a gradient, `keep` what the average keeps of itself. l1, l2, shrink, clip and keep are None where they do
-    nothing; in a row that has no clip of its own it is zero. `each` is None, or what the fused update of each row is
-    told, which then sees to l2 as well.
-    """
-
-    rows: slice
     rule: Rule
-    scalars: tuple[Tensor, ...]
-    share: Tensor
-    l1: Tensor | None = None
-    l2: Tensor | None = None
-    shrink: Tensor | None = None
-    clip: Tensor | None = None
-    keep: Tensor | None = None
-    each: Sequence[tuple[Told, Tensor]] | None = None
-
-
-def update(state: State, gradient: Tensor, due: Iterable[Due]) -> None:
-    """One optimizer step for every row that is due, in place; the other rows are left as they are.
-
-    `gradient` is (K, P), summed over the samples of the batch. l1 adds l1 * sign(weight) to the mean gradient and l2
-    adds l2 * weight, except where the rule is decoupled: then it shrinks the weights (Loshchilov & Hutter 2019).
-    The gradient is clipped before either, by its norm over all weights, as torch's clip_grad_norm_ does. The rows of
-    the gradient that are due are used up.
-    """
-    for part in due:
-        weights = state.weights[part.rows]  # (k, P)
-        mean = gradient[part.rows].mul_(part.share)
-        if part.clip is not None:
-            found = part.clip / (mean.norm(dim=1, keepdim=True) + 1e-6)
-            mean *= torch.where(part.clip > 0, found.clamp(max=1), 1.0)
-        if part.l1 is not None:
-            mean.addcmul_(_spared(weights.sign(), state.decay), part.l1)
-        if part.l2 is not None:
-            mean.addcmul_(_spared(weights, state.decay), part.l2)
-        if part.shrink is not None:
-            weights.addcmul_(_spared(weights, state.decay), part.shrink, value=-1)
-        _step(part, state, weights, mean)
-        if part.keep is not None and state.average is not None:
-            average = state.average[part.rows]
-            average.mul_(part.keep).addcmul_(weights, 1 - part.keep)
-
-
-def _step(part: Due, state: State, weights: Tensor, mean: Tensor) -> None:
-    rule, first, second = part.rule, state.first[part.rows], state.second[part.rows]
-    if part.each is None:
-        where = {"matrices": state.matrices} if rule.by_matrix else {}
-        rule.step(weights, mean, first, second, *part.scalars, **where)
-        return
-    assert rule.fused is not None
-    rows = zip(weights.unbind(), mean.unbind(), first.unbind(), second.unbind(), part.each, strict=True)
-    for own, gradient, own_first, own_second, (told, number) in rows:
-        rule.fused(own, gradient, own_first, own_second, told, number)
+    hparams: Hparams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,84 +56,144 @@ class Coming:
     sizes: Tensor
 
 
-def plan_updates(
-    rule: Rule, hparams: Sequence[Hparams], coming: Coming, dtype: torch.dtype, *, fused: bool = False
-) -> Callable[[int, slice, slice], Due]:
-    """The columns of the coming updates of rows that share a rule; `(s, own, rows)` gives one of them.
+class Updates:
+    """The updates of the first K rows of a block, each row by its own rule at its own pace; the other rows are empty.
 
-    `own` are the rows' places among the K, `rows` in the state. `fused` takes the rule's own update of a row, which
-    l2 holds for every weight in: on a CPU, where no weight is spared.
+    `due` (S, K) says after which of S micro-steps a row's batch is complete, `last` (S, K) where it is the last one of
+    the epoch. A row that is not due is left as it is, and nothing is computed for it.
     """
-    columns = _columns(rule, hparams, coming.numbers.device)
-    learning_rate = columns["learning_rate"] * coming.rates.double()[..., None]  # (S, K, 1)
-    columns["learning_rate"] = learning_rate
-    if fused := fused and rule.fused is not None:
-        scalars: tuple[Tensor, ...] = ()
-    else:
-        of_updates = rule.scalars(columns, coming.numbers.double()[..., None])
-        scalars = tuple(column.expand(learning_rate.shape).to(dtype) for column in of_updates)
-    # A batch that counts nothing has no gradient, and none is divided by zero.
-    share = torch.where(coming.sizes > 0, 1 / coming.sizes.double(), 1.0)[..., None].to(dtype)
-    l1, l2 = columns["l1"].to(dtype), columns["l2"].to(dtype)
-    shrink = (learning_rate * columns["l2"]).to(dtype)
-    clip = columns["clip_norm"].to(dtype)
-    # The average begins with the weights after the first update, as torch's AveragedModel does.
-    keep = torch.where(coming.numbers[..., None] == 1, 0.0, columns["ema_decay"]).to(dtype)
-    clips, averages = [bool(h.get("clip_norm")) for h in hparams], any(h.get("ema_decay") for h in hparams)
-    has_l1, has_l2 = [bool(h.get("l1")) for h in hparams], [bool(h.get("l2")) for h in hparams]
 
-    # Side by side, and taken apart at once for all steps: slicing each column costs as much as a small update.
-    moving = torch.stack([share, shrink, keep, *scalars], dim=1)  # (S, n, K, 1)
-    steps: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-    tell = _teller(columns, coming) if fused else None
-
-    def due(step: int, own: slice, rows: slice) -> Due:
-        decays = any(has_l2[own]) and not (rule.takes_l2 or fused)
-        place = own.start, own.stop
-        if place not in steps:
-            steps[place] = moving[:, :, own].unbind()
-        share, shrink, keep, *scalars = steps[place][step].unbind()
-        return Due(
-            rows=rows,
-            rule=rule,
-            scalars=tuple(scalars),
-            share=share,
-            l1=l1[own] if any(has_l1[own]) else None,
-            l2=l2[own] if decays and not rule.decoupled else None,
-            shrink=shrink if decays and rule.decoupled else None,
-            clip=clip[own] if any(clips[own]) else None,
-            keep=keep if averages else None,
-            each=tell(step, own) if tell is not None else None,
+    def __init__(self, state: State, gradient: Tensor, rows: Sequence[Trained], due: Tensor, last: Tensor) -> None:
+        self._state, self._gradient, self._rows = state, gradient, rows
+        fusible = gradient.device.type == "cpu" and state.decay is None
+        self._fused = [row.rule.fused if fusible else None for row in rows]
+        self._each = list(
+            zip(state.weights.unbind(), gradient.unbind(), state.first.unbind(), state.second.unbind(), strict=True)
         )
+        self._rules: list[Rule] = []
+        self._places: list[list[int]] = []
+        self._steps = lay_out([self._kind(place) for place in range(len(rows))], due, last)
 
-    return due
+    def _kind(self, place: int) -> Kind:
+        row = self._rows[place]
+        told, number = row.hparams, None
+        if self._fused[place] is None:
+            number = next((n for n, rule in enumerate(self._rules) if rule is row.rule), len(self._rules))
+            if number == len(self._rules):
+                self._rules.append(row.rule)
+                self._places.append([])
+            self._places[number].append(place)
+        l2 = bool(told.get("l2")) and not row.rule.takes_l2
+        return Kind(number, bool(told.get("l1")), l2, bool(told.get("clip_norm")), bool(told.get("ema_decay")))
+
+    def begin(self, coming: Coming) -> None:
+        """Compute ahead what depends on hparams and on the numbers of the coming updates alone."""
+        dtype, device = self._gradient.dtype, self._gradient.device
+        told = [_told(row) for row in self._rows]
+        columns = {name: _column([own[name] for own in told], device) for name in told[0]}
+        # A batch that counts nothing has no gradient, and none is divided by zero.
+        share = torch.where(coming.sizes > 0, 1 / coming.sizes.double(), 1.0)
+        # The average begins with the weights after the first update, as torch's AveragedModel does.
+        keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
+        moving = torch.stack([share, keep], dim=1)[..., None].to(device, dtype)  # (S, 2, K, 1)
+        self._moving = _Slices(moving)
+        self._l1, self._clip = columns["l1"].to(dtype), columns["clip_norm"].to(dtype)
+        self._told = told
+        self._rates = (columns["learning_rate"][:, 0].cpu() * coming.rates.double().cpu()).tolist()
+        self._numbers = coming.numbers.float()
+        self._l2 = [columns["l2"][places].to(dtype) for places in self._places]
+        known = zip(self._rules, self._places, strict=True)
+        self._scalars = [self._of_rule(rule, places, columns, coming) for rule, places in known]
+
+    def _of_rule(self, rule: Rule, places: list[int], columns: Mapping[str, Tensor], coming: Coming) -> _Slices:
+        """What a rule computes of its rows' hparams for each update, (S, n, K', 1); by how much l2 shrinks is first."""
+        device = self._gradient.device
+        own = {name: column[places] for name, column in columns.items()}
+        own["learning_rate"] = own["learning_rate"] * coming.rates[:, places].to(device).double()[..., None]
+        scalars = rule.scalars(own, coming.numbers[:, places].to(device).double()[..., None])
+        shape = own["learning_rate"].shape
+        parts = [own["learning_rate"] * own["l2"], *(column.expand(shape) for column in scalars)]
+        return _Slices(torch.stack(parts, dim=1).to(self._gradient.dtype))
+
+    @torch.no_grad()
+    def apply(self, step: int, norm: Tensor, count: Tensor | None = None) -> None:
+        """Update the rows that are due after a micro-step, and use up their gradient (K, P), summed over the batch.
+
+        A row's share of the sum is one over the size of its batch, or over `count` (K,), which becomes zero again. l1
+        adds l1 * sign(weight) to the mean gradient and l2 adds l2 * weight, except where the rule is decoupled: then
+        it shrinks the weights (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all
+        weights, as torch's clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
+        """
+        due = self._steps[step]
+        if due is None:
+            return
+        for span in due.spans:
+            self._prepare(span, step, norm, count)
+        numbers = self._numbers[step]
+        for row in due.each:
+            fused = self._fused[row]
+            assert fused is not None
+            fused(*self._each[row], self._told[row], self._rates[step][row], numbers[row])
+        for group in due.groups:
+            self._step(group, step)
+        for span in due.spans:
+            if span.averages and self._state.average is not None:
+                _, keep = self._moving.at(step, span.rows)
+                self._state.average[span.rows].mul_(keep).addcmul_(self._state.weights[span.rows], 1 - keep)
+            self._gradient[span.rows].zero_()
+
+    def _prepare(self, span: Span, step: int, norm: Tensor, count: Tensor | None) -> None:
+        """Make the sums of some rows the gradient that their rules take."""
+        rows = span.rows
+        share, _ = self._moving.at(step, rows)
+        if count is not None:
+            own = count[rows]
+            share = torch.where(own > 0, 1 / own, 1.0)[:, None].to(share)
+            own.zero_()
+        mean = self._gradient[rows].mul_(share)
+        if span.last:
+            norm[rows] = mean.double().norm(dim=1)
+        if span.clip:
+            mean *= (self._clip[rows] / (mean.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
+        if span.l1:
+            mean.addcmul_(_spared(self._state.weights[rows].sign(), self._state.decay), self._l1[rows])
+
+    def _step(self, group: Group, step: int) -> None:
+        state, rows = self._state, group.rows
+        weights, mean, rule = state.weights[rows], self._gradient[rows], self._rules[group.rule]
+        shrink, *scalars = self._scalars[group.rule].at(step, group.own)
+        if group.l2 and rule.decoupled:
+            weights.addcmul_(_spared(weights, state.decay), shrink, value=-1)
+        elif group.l2:
+            mean.addcmul_(_spared(weights, state.decay), self._l2[group.rule][group.own])
+        where = {"matrices": state.matrices} if rule.by_matrix else {}
+        rule.step(weights, mean, state.first[rows], state.second[rows], *scalars, **where)
 
 
-def _columns(rule: Rule, hparams: Sequence[Hparams], device: torch.device) -> dict[str, Tensor]:
-    """Every hparam that a rule may read, (K, 1)."""
-    defaults = {**DEFAULTS, **rule.defaults}
-    return {
-        name: torch.tensor(
-            [[float(h.get(name, defaults.get(name, 0.0)))] for h in hparams],  # type: ignore[arg-type]
-            dtype=torch.float64,
-            device=device,
-        )
-        for name in ("learning_rate", *defaults)
-    }
+class _Slices:
+    """Columns (S, n, K, 1), taken apart by steps and stretches of rows at once: slicing each costs as much as a small
+    update."""
+
+    def __init__(self, columns: Tensor) -> None:
+        self._columns = columns
+        self._taken: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+
+    def at(self, step: int, rows: slice) -> tuple[Tensor, ...]:
+        """The n columns of one step, (k, 1) each."""
+        place = rows.start, rows.stop
+        if place not in self._taken:
+            self._taken[place] = self._columns[:, :, rows].unbind()
+        return self._taken[place][step].unbind()
 
 
-def _teller(columns: Mapping[str, Tensor], coming: Coming) -> Callable[[int, slice], list[tuple[Told, Tensor]]]:
-    """What the fused updates of some rows are told in one step."""
-    steps, rows = coming.numbers.shape
-    fixed = [{name: float(column[row]) for name, column in columns.items() if column.dim() == 2} for row in range(rows)]
-    rates = columns["learning_rate"].view(steps, rows).tolist()
-    numbers = coming.numbers.float()
+def _told(row: Trained) -> dict[str, float]:
+    """Every hparam that a rule may read."""
+    defaults = {**DEFAULTS, **row.rule.defaults}
+    return {name: float(row.hparams.get(name, defaults.get(name, 0.0))) for name in ("learning_rate", *defaults)}  # type: ignore[arg-type]
 
-    def tell(step: int, own: slice) -> list[tuple[Told, Tensor]]:
-        known = zip(fixed[own], rates[step][own], numbers[step, own].unbind(), strict=True)
-        return [({**row, "learning_rate": rate}, number) for row, rate, number in known]
 
-    return tell
+def _column(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
 
 def _spared(of: Tensor, decay: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import datasets
 from sklearn.impute import SimpleImputer
+from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 from torch import Tensor
@@ -29,6 +30,7 @@ from tunecli import data
 from tunecli.data import Data, Samples
 from tunecli.data.prepare import split_indices
 from tunecli.errors import DataError, SourceError, TunecliError
+from tunecli.trial import derive_seed
 
 PARTS = ("train", "validation", "test")
 
@@ -123,6 +125,28 @@ def test_a_split_is_complete_disjoint_and_of_the_sizes_asked_for(
     for part, share in zip(parts, split, strict=True):
         assert abs(len(part) - samples * share / sum(split)) <= 1 + 1e-9
         assert list(part) == sorted(part)
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(20, 300), classes=st.integers(1, 8), parts=st.sampled_from([2, 3]), seed=st.integers(0, 99))
+def test_a_split_is_scikit_learns(samples: int, classes: int, parts: int, seed: int) -> None:
+    """Parts cut off one after another, with the same random numbers each."""
+    draw = np.random.default_rng(seed)
+    codes = draw.choice(classes, size=samples, p=draw.dirichlet(np.full(classes, 3.0))) if classes > 1 else None
+    split = (6, 2, 2)[:parts]
+    found, notices = split_indices(samples, split, seed, codes, [f"class {number}" for number in range(classes)])
+    codes = None if notices else codes
+    rest, expected = np.arange(samples), []
+    for share in reversed(split[1:]):
+        rest, part = train_test_split(
+            rest,
+            test_size=round(samples * share / sum(split)),
+            random_state=derive_seed(seed, 0, "split") % 2**32,
+            stratify=None if codes is None else codes[rest],
+        )
+        expected.append(np.sort(part))
+    for own, its in zip(found, [np.sort(rest), *reversed(expected)], strict=True):
+        assert np.array_equal(own, its)
 
 
 def test_a_split_holds_each_class_in_the_same_share() -> None:

@@ -55,7 +55,7 @@ def accuracy(hparams: Hparams, epoch: int, seed: int) -> float:
 
 
 class Clock:
-    """How long the engine waits, by the process's time and by the wall's, and what it waits for."""
+    """How long the engine waits, by the thread's time and by the wall's, and what it waits for."""
 
     def __init__(self) -> None:
         # Seconds of each wait by both, and how many trials had been started by its end.
@@ -67,22 +67,22 @@ class Clock:
     def enter(self) -> None:
         """The engine's turn begins."""
         if self._left is not None:
-            cpu, wall = time.process_time() - self._left[0], time.perf_counter() - self._left[1]
+            cpu, wall = time.thread_time() - self._left[0], time.perf_counter() - self._left[1]
             self.waited.append((cpu, wall, self.started))
 
     def leave(self) -> None:
-        self._left = time.process_time(), time.perf_counter()
+        self._left = time.thread_time(), time.perf_counter()
 
     def time(self, owner: Any, method: str, part: str) -> None:
         own = getattr(owner, method)
 
         @wraps(own)
         def timed(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return own(*arguments, **options)
             finally:
-                self.parts[part] += time.perf_counter() - began
+                self.parts[part] += time.thread_time() - began
 
         setattr(owner, method, timed)
 
@@ -211,7 +211,7 @@ def main() -> None:
         memory = [f"{found['gigabytes']:.2f}", f"{gigabytes:.2f}", f"{seconds:.1f}"]
         figures.append([f"{trials:,} trials", goal, *waits, f"{found['seconds']:.1f}", *memory])
         own = [found["parts"].get(part, 0.0) for part in PARTS]
-        parts.append([f"{trials:,} trials", *(f"{ms:.2f}" for ms in own), f"{found['wall'] - sum(own):.2f}"])
+        parts.append([f"{trials:,} trials", *(f"{ms:.2f}" for ms in own), f"{found['cpu'] - sum(own):.2f}"])
     head = ["ms a trial", "goal", "got (CPU)", "its last tenth", "got (wall)", "search, s"]
     results.show(
         f"Outside training, {given.sampler}",
@@ -219,7 +219,7 @@ def main() -> None:
         "and window. Memory is the most that the process had, of which torch itself takes about a third of a "
         f"gigabyte; at most {MOST_MEMORY} GB are asked for.",
         results.table([*head, "search, GB", "report, GB", "report, s"], figures),
-        "What it waits for, milliseconds a trial on the wall:",
+        "What it waits for, milliseconds of CPU a trial; the disk is waited for besides:",
         results.table(["", *PARTS, "rest"], parts),
         versions=("torch", "optuna", "numpy", "sqlalchemy"),
         write=given.write,

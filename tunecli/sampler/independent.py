@@ -17,7 +17,7 @@ class Random:
     exhausted = False
 
     def __init__(self, space: Space, study_seed: int) -> None:
-        self._space, self._seed = space, study_seed
+        self._space, self._seed, self._random = space, study_seed, np.random.RandomState(0)
 
     def add(self, trial: Trial) -> None:
         """Nothing depends on it."""
@@ -29,18 +29,18 @@ class Random:
         """Nothing is learned from it."""
 
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
-        random = generator(self._seed, number)
         fixed = fitting(self._space, given or {})
+        reseed(self._random, self._seed, number)
 
         def ask(name: str, range_: Range) -> Value:
-            return fixed[name] if name in fixed else draw(range_, random)
+            return fixed[name] if name in fixed else draw(range_, self._random)
 
         return self._space.suggest(ask)
 
 
-def generator(study_seed: int, number: int) -> np.random.RandomState:
-    """The random numbers of a proposal."""
-    return np.random.RandomState(derive_seed(study_seed, number, "propose") % 2**32)
+def reseed(random: np.random.RandomState, study_seed: int, number: int) -> None:
+    """Begin the random numbers of a proposal. A new generator would take its first seed from the system, slowly."""
+    random.seed(derive_seed(study_seed, number, "propose") % 2**32)
 
 
 def draw(range_: Range, random: np.random.RandomState) -> Value:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunecli.points import fitting
 from tunecli.sampler import STARTUP_TRIALS
-from tunecli.sampler.independent import draw, generator
+from tunecli.sampler.independent import draw, reseed
 from tunecli.sampler.kernels import Column, column
 from tunecli.sampler.parzen import Mixture
 from tunecli.sampler.truncnorm import Array
@@ -42,7 +42,7 @@ class Tpe:
     exhausted = False
 
     def __init__(self, space: Space, direction: str, study_seed: int) -> None:
-        self._space, self._seed = space, study_seed
+        self._space, self._seed, self._random = space, study_seed, np.random.RandomState(0)
         self._sign = -1.0 if direction == "maximize" else 1.0
         ranges = {d.name: d.range for d in space.dimensions if isinstance(d.range, Range)}
         self._ranges = {
@@ -76,7 +76,8 @@ class Tpe:
         if number != self._count:
             raise AssertionError(f"trial {number} was asked for after {self._count} trials")
         self._reveal(start_tick - 2)
-        random, fixed = generator(self._seed, number), fitting(self._space, given or {})
+        reseed(self._random, self._seed, number)
+        random, fixed = self._random, fitting(self._space, given or {})
         started = len(self._complete) + len(self._pruned) >= STARTUP_TRIALS
         groups = self._groups if started else []
         # Each group has its random numbers whether this trial will ask for it or not.

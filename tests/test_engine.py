@@ -65,9 +65,11 @@ def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
     def make(task: Task) -> Engine:
         plan = PLANS["rules, blocks of 8"]
-        begun.append(
-            Processes(LocalEngine(task, plan), lambda announce: LocalEngine(task, plan, "cpu", announce), 2, [].append)
-        )
+
+        def there(announce: Callable[[tuple[int, ...]], None]) -> LocalEngine:
+            return LocalEngine(task, plan, "cpu", announce)
+
+        begun.append(Processes(LocalEngine(task, plan), there, workers=2, window=6, tell=[].append))
         return begun[-1]
 
     yield make

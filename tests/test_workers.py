@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Command, Question
 from tunecli.engine import processes, worker
-from tunecli.search import Event, Noticed, search
+from tunecli.search import Event, Noticed, loop, search
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import State, Trial
@@ -118,6 +118,27 @@ def test_a_search_goes_on_with_another_number_of_workers(question: Question, tmp
         run(study, tmp_path / "parts", workers=workers, stop=stop)
     run(study, tmp_path / "parts")
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_long_search_starts_workers_by_itself_and_hands_its_trials_over(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = question(trials=12, train={"epochs": 6})
+    run(study, tmp_path / "one")
+    assert not any(isinstance(event, Noticed) for event in run(study, tmp_path / "short", workers=None))
+    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    working = []
+    events = []
+    for event in search(study, tmp_path / "long", workers=None):
+        events.append(event)
+        working.append(len(multiprocessing.active_children()))
+    told = [event.text for event in events if isinstance(event, Noticed)]
+    assert told == ["2 worker processes take over, which changes no result"]
+    assert working[0] == 0
+    assert max(working) == 2
+    assert timeless(tmp_path / "long") == timeless(tmp_path / "one") == timeless(tmp_path / "short")
 
 
 @pytest.mark.usefixtures("forked")

@@ -52,7 +52,10 @@ def search(
         ),
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Train in N processes: the same trials.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train in N processes. Default: 1, in long studies one a core."),
+    ] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
     command: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Search a program: "python train.py --lr {learning_rate}".')

@@ -7,7 +7,6 @@ that died are trained again in a new one, up to where they were.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -72,11 +71,26 @@ class Processes:
     """An Engine whose slots live in worker processes. See `tunecli.engine.Engine`.
 
     `here` is an engine of the same task and plan in this process: it says what a model allows. `make` makes one in a
-    worker. `tell` is given a line for each worker that dies.
+    worker, of which each has its share of a `window` of runs. `tell` is given a line for each worker that dies.
+
+    `moving` are runs that `here` trains already: it goes on with them, and with those started meanwhile, until every
+    worker is there; then they move between two ticks.
     """
 
-    def __init__(self, here: Engine, make: Make, workers: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        here: Engine,
+        make: Make,
+        workers: int,
+        window: int,
+        tell: Callable[[str], None],
+        moving: Iterable[Run] = (),
+    ) -> None:
         self._here, self._make, self._tell = here, make, tell
+        self._share = window / workers
+        self._moving = {run.trial: run for run in moving}
+        self._waiting = bool(self._moving)
+        self._pending_here = 0
         self._ticks: dict[int, int] = {}
         self._deaths: dict[int, tuple[int, int]] = {}
         self._snapshots: dict[int, Snapshot] = {}
@@ -108,7 +122,11 @@ class Processes:
         return found
 
     def start(self, run: Run) -> None:
-        self._begin(run, 0, "start", run)
+        if self._waiting:
+            self._here.start(run)
+            self._moving[run.trial] = run
+        else:
+            self._begin(run, 0, "start", run)
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:
         self._begin(run, snapshot.fidelity, "restore", run, snapshot)
@@ -116,7 +134,7 @@ class Processes:
 
     def _begin(self, run: Run, ticks: int, *asked: Any) -> None:
         while True:
-            worker = min(self._workers, key=lambda own: (own.reviving, self._pace.of(own.runs.values())))
+            worker = self._choose(run)
             try:
                 worker.ask(*asked)
             except WorkerDied:
@@ -128,24 +146,67 @@ class Processes:
                 worker.runs[run.trial], self._ticks[run.trial] = run, ticks
                 return
 
+    def _choose(self, run: Run) -> Worker:
+        """A worker that has less than its share to do: the one with most runs of the same optimizer, which are updated
+        together; else the one with the least to do."""
+
+        def to_do(worker: Worker) -> float:
+            return self._pace.of(worker.runs.values())
+
+        def alike(worker: Worker) -> int:
+            return sum(own.hparams["optimizer"] == run.hparams["optimizer"] for own in worker.runs.values())
+
+        share = self._share * self._pace.mean() - self._pace.of([run]) / 2
+        free = [worker for worker in self._workers if not worker.reviving and to_do(worker) <= share]
+        if free:
+            return min(free, key=lambda worker: (-alike(worker), to_do(worker)))
+        return min(self._workers, key=lambda worker: (worker.reviving, to_do(worker)))
+
     def advance(self, deadline: float) -> list[Measurement]:
-        if not self._late and not any(worker.pending for worker in self._workers):
-            self._late, self._given_up = self._given_up, []
-            for worker in self._workers:
-                worker.begin_tick()
+        if not self._late and not self._busy():
+            self._begin_tick()
         while True:
+            if self._pending_here:
+                measured = self._here.advance(deadline)
+                self._pending_here -= len(measured)
+                self._late += measured
             for worker in tuple(self._workers):
                 try:
                     self._hear(worker)
                 except WorkerDied:
                     self._replace(worker)
+                    break  # there may be none left
             left = deadline - time.monotonic()
-            if left <= 0 or not any(worker.pending for worker in self._workers):
+            if left <= 0 or not self._busy():
                 measured, self._late = self._late, []
                 return measured
             wait([worker.fileno() for worker in self._workers if worker.pending], min(left, POLL_SECONDS))
 
+    def _busy(self) -> bool:
+        return bool(self._pending_here) or any(worker.pending for worker in self._workers)
+
+    def _begin_tick(self) -> None:
+        if self._waiting and self._workers and all(worker.ready for worker in self._workers):
+            self._move()
+        self._late, self._given_up = self._given_up, []
+        self._pending_here = len(self._moving)
+        for worker in self._workers:
+            worker.begin_tick()
+
+    def _move(self) -> None:
+        """Give the runs of this process to the workers, but for those whose state cannot be taken out."""
+        self._waiting = False
+        for run in tuple(self._moving.values()):
+            snapshot = self._here.snapshot(run)
+            if snapshot is not None:
+                self._here.free(run)
+                del self._moving[run.trial]
+                self.restore(run, snapshot)
+
     def free(self, run: Run) -> None:
+        if self._moving.pop(run.trial, None) is not None:
+            self._here.free(run)
+            return
         del self._ticks[run.trial]
         self._deaths.pop(run.trial, None)
         self._snapshots.pop(run.trial, None)
@@ -163,6 +224,8 @@ class Processes:
 
     def snapshot(self, run: Run) -> Snapshot | None:
         """As every engine's; None, too, while a run is trained again because its worker died."""
+        if run.trial in self._moving:
+            return self._here.snapshot(run)
         worker = self._place(run)
         if worker is None or worker.reviving:
             return self._snapshots.get(run.trial)
@@ -177,6 +240,8 @@ class Processes:
             self._snapshots[run.trial] = snapshot
 
     def _ask(self, run: Run, method: str) -> Any:
+        if run.trial in self._moving:
+            return getattr(self._here, method)(run)
         while (worker := self._place(run)) is not None:
             try:
                 return worker.ask(method, run)
@@ -204,6 +269,11 @@ class Processes:
         cause = worker.last_words()
         worker.kill()
         self._stillborn += not worker.ready
+        if self._stillborn >= MOST_DEATHS and self._waiting:
+            self._tell(f"worker processes cannot be started, this one goes on alone: the last one {cause}")
+            self.close()
+            self._workers = []
+            return
         if self._stillborn >= MOST_DEATHS:
             raise StorageError(f"a worker process {cause} at its start", hint="search with --workers 1")
         for trial in worker.at_work:
@@ -255,23 +325,24 @@ class _Pace:
     """How long a tick of a run takes: the mean of those like it."""
 
     def __init__(self) -> None:
-        self._seen: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._seen: dict[Any, tuple[float, float]] = {}
 
     def learn(self, run: Run, seconds: float) -> None:
         for key in (_kind(run), None):
-            own = self._seen[key]
-            own[0], own[1] = own[0] + 1, own[1] + seconds
+            count, sum_ = self._seen.get(key, (0.0, 0.0))
+            self._seen[key] = count + 1, sum_ + seconds
+
+    def mean(self) -> float:
+        count, seconds = self._seen.get(None, (1.0, 1.0))
+        return seconds / count
 
     def of(self, runs: Iterable[Run]) -> float:
         """The expected seconds of a tick of them; before any was seen, their number."""
-        return sum(self._mean(run) for run in runs)
+        return sum(map(self._of, runs))
 
-    def _mean(self, run: Run) -> float:
-        for key in (_kind(run), None):
-            if key in self._seen:
-                count, seconds = self._seen[key]
-                return seconds / count
-        return 1.0
+    def _of(self, run: Run) -> float:
+        count, seconds = self._seen.get(_kind(run)) or self._seen.get(None) or (1.0, 1.0)
+        return seconds / count
 
 
 def _kind(run: Run) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ import torch.multiprocessing  # from here on a tensor is sent as the memory that
 from torch import Tensor
 
 from tunecli.engine.snapshot import Snapshot
-from tunecli.errors import StorageError, TunecliError
+from tunecli.errors import DataError, StorageError, TunecliError
 from tunecli.source import describe
 from tunecli.trial import Measurement, Run
 
@@ -97,6 +97,12 @@ class Worker:
             raise StorageError(
                 f"cannot start a worker process: {describe(error)}",
                 hint="free some memory (of /dev/shm too, where the data are shared), or search with --workers 1",
+            ) from error
+        except Exception as error:  # whatever a Dataset of the user's own meets when it is sent
+            self._connection.close()
+            raise DataError(
+                f"the data cannot be sent to a worker process: {describe(error)}",
+                hint="keep a Dataset's classes and functions at the top of their file, or search with --workers 1",
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -43,10 +43,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where trials are trained: on which device, in how many processes. It changes no result."""
+    """Where trials are trained: on which device, in how many processes (None: as many as repay their start)."""
 
     device: str
-    workers: int
+    workers: int | None
 
 
 def search(
@@ -54,7 +54,7 @@ def search(
     folder: Path,
     *,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = 1,
     timeout_seconds: float | None = None,
     tries: Sequence[Hparams] = (),
     stop: Callable[[], bool] = lambda: False,
@@ -66,6 +66,7 @@ def search(
     to them where these are done. A sampler that tries every point ends the search after the last.
 
     With more than one of `workers`, trials are trained in so many processes of their own: the same trials and values.
+    None leaves it to the search, which begins in this process and starts workers where the study is long enough.
 
     A question may have changed since, as far as `study.overrides.joins` says: the trials so far stay as they are, and
     the sampler sees them as today's space has them.
@@ -75,7 +76,7 @@ def search(
     """
     if isinstance(study, ProgramStudy) and device != "auto":
         raise UsageError(f"--device {device} is for a study of a model", hint="a program chooses its device itself")
-    if isinstance(study, ProgramStudy) and workers > 1:
+    if isinstance(study, ProgramStudy) and workers is not None and workers > 1:
         raise UsageError(
             f"--workers {workers} is for a study of a model",
             hint="each run of a program is a process already; --window says how many run at a time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tunecli.sampler import make_proposer
 from tunecli.search import Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
+from tunecli.search.forecast import REPAYS_SECONDS, Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.search.shelf import Shelf
@@ -30,6 +32,7 @@ from tunecli.space import Choice, Range, settings_of
 from tunecli.stopping import reason_to_stop
 from tunecli.store import Earlier, Record, Store
 from tunecli.study import Study, load_data
+from tunecli.study.program import cores
 from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
 
 PAUSE_SECONDS = 0.1
@@ -49,7 +52,8 @@ class Loop:
         queue: Iterable[Hparams],
     ) -> None:
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
-        self.workers = min(place.workers, study.window)
+        self.most_workers = study.window if place.workers is None else min(place.workers, study.window)
+        self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
         self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
@@ -117,10 +121,27 @@ class Loop:
                 faults.append(error)
         raise faults[0]
 
-    def _employ(self, here: Engine) -> None:
-        """Have worker processes train what is started from now on."""
+    def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
+        """Have so many worker processes train, those that this one trains already as soon as they are there."""
         make = engine_of(self.study, self.data, self.task, self.plan, self.device)
-        self.engine = Processes(here, make, self.workers, self._told.append)
+        moving = [self._run(trial.number, trial.hparams) for trial in training]
+        self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
+
+    def _consider_workers(self, seconds: float) -> None:
+        """Start worker processes where what is left to train repays them, and nobody said how many there should be."""
+        workers = min(cores() // self.plan.threads, self.most_workers)
+        if self.forecast is None or workers < 2 or self.device != "cpu":
+            return
+        left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
+        if min(left, seconds) < REPAYS_SECONDS:
+            return
+        self.forecast = None
+        try:
+            self._employ(workers, self.ledger.in_flight)
+        except TunecliError as error:
+            self._told.append(f"{error.message}; this process trains alone")
+        else:
+            self._told.append(f"{workers} worker processes take over, which changes no result")
 
     def close(self) -> None:
         self.engine.close()
@@ -139,11 +160,11 @@ class Loop:
             timings=self.timings,
             looped_because=self.looped_because,
             done=self.ledger.done,
-            workers=self.workers if self.workers > 1 else 0,
+            workers=self.most_workers if self.forecast is None and self.most_workers > 1 else 0,
         )
         how = "done"
-        if self.workers > 1:
-            self._employ(self.engine)
+        if self.forecast is None and self.most_workers > 1:
+            self._employ(self.most_workers)
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -161,6 +182,7 @@ class Loop:
             self._decide(measured)
             self._commit()
             yield self.ledger.progress()
+            self._consider_workers(math.inf if until is None else until - time.monotonic())
         if stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
         self._explain()
@@ -238,6 +260,8 @@ class Loop:
 
     def _decide(self, measured: list[Measurement]) -> None:
         self.ledger.record(measured)
+        if self.forecast is not None:
+            self.forecast.see(measured)
         # All are decided before any ends, for what has ended may count in the decisions of the next tick.
         for ended in [ended for own in measured if (ended := self._ending(own)) is not None]:
             self._end(ended)

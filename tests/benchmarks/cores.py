@@ -1,0 +1,138 @@
+"""Two cores: worker processes against threads, and against the loops that people write at their best thread count.
+
+    python -m tests.benchmarks.cores [MODEL ...] [--cores 2] [--trials 32] [--rounds 5] [--write]
+
+An epoch of so many recipes of the default space (its mix of optimizers and batch sizes, without L1), evaluation
+included. The sides take turns, A B A B, each in a process of its own:
+
+    P x T   the engine under the plan of a study with a window of 32: P processes of T threads each
+    res T   a plain loop on tensors in memory, Adam(fused=True), on T threads
+    DL T    the same with a DataLoader, as in every tutorial
+
+Times are wall time: they mean something on an idle machine only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+
+from tests.benchmarks import results
+from tests.benchmarks.slots import loaded, plain, resident, sample_runs
+from tests.benchmarks.zoo import ZOO, make_task
+from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
+from tunecli.trial import Run
+
+WINDOW, SAMPLES = 32, 1437
+
+Announce = Callable[[tuple[int, ...]], None]
+
+
+def make_local(name: str, plan: Plan, announce: Announce = lambda trials: None) -> LocalEngine:
+    return LocalEngine(make_task(name, SAMPLES), plan, "cpu", announce)
+
+
+def engine_epoch(engine: Engine, runs: Sequence[Run]) -> Callable[[], None]:
+    for run in runs:
+        engine.start(run)
+
+    def epoch() -> None:
+        found = 0
+        while found < len(runs):
+            found += len(engine.advance(time.monotonic() + 60))
+
+    return epoch
+
+
+def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
+    task, runs = make_task(name, SAMPLES), sample_runs(0, None, l1=False)[:trials]
+    kind, _, threads = side.rpartition(" ")
+    if kind in ("res", "DL"):
+        torch.set_num_threads(int(threads))
+        return plain(task, runs, resident if kind == "res" else loaded)
+    processes = kind.partition(" ")[0]
+    weights = sum(p.numel() for p in task.build(runs[0]).parameters())
+    plan = replace(choose_plan(weights, WINDOW), threads=int(threads))
+    local = make_local(name, plan)
+    if processes == "1":
+        return engine_epoch(local, runs)
+    return engine_epoch(Processes(local, partial(make_local, name, plan), int(processes), len(runs), print), runs)
+
+
+def work(orders: Connection, side: str, trials: int) -> None:
+    """One side's process: makes what it is told to, and says how many seconds an epoch of all trials took."""
+    epoch: Callable[[], None] = lambda: None  # noqa: E731
+    while (order := orders.recv()) is not None:
+        if order != "epoch":
+            epoch = make_epoch(side, order, trials)
+            continue
+        began = time.perf_counter()
+        epoch()
+        orders.send(time.perf_counter() - began)
+
+
+def measure(sides: dict[str, Connection], name: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of an epoch of all trials for each side and round, a first one not counted."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for orders in sides.values():
+        orders.send(name)
+    for number in range(rounds + 1):
+        for side, orders in sides.items():
+            orders.send("epoch")
+            seconds = orders.recv()
+            if number:
+                times[side].append(seconds)
+    return times
+
+
+def over(times: dict[str, list[float]], loop: str, cores: int, fast: str) -> float:
+    """How many times faster than a loop at its best number of threads, round by round."""
+    counts = {f"{loop} 1", f"{loop} {cores}"}
+    best = min(counts, key=lambda side: statistics.median(times[side]))
+    return statistics.median(slow / own for slow, own in zip(times[best], times[fast], strict=True))
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=["mlp narrow", "mlp wide", "cnn"])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=WINDOW)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    assert set(given.models) <= set(ZOO), f"one of {', '.join(ZOO)}"
+    cores = given.cores
+    engines = ["1 x 1", f"1 x {cores}", f"{cores} x 1"]
+    loops = [f"{loop} {threads}" for loop in ("res", "DL") for threads in (1, cores)]
+    context = multiprocessing.get_context("spawn")
+    sides: dict[str, Connection] = {}
+    for side in (*engines, *loops):
+        sides[side], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, side, given.trials), daemon=False).start()
+    rows = []
+    for name in given.models:
+        times = measure(sides, name, given.rounds)
+        row = [name, *(f"{statistics.median(times[side]) / given.trials * 1e3:,.2f}" for side in (*engines, *loops))]
+        row += [f"{over(times, loop, cores, f'{cores} x 1'):.1f}x" for loop in ("res", "DL")]
+        rows.append(row)
+        print(*row, sep="\t", file=sys.stderr, flush=True)
+    for orders in sides.values():
+        orders.send(None)
+    how = f"""
+    Milliseconds of wall time for an epoch of one of {given.trials} trials, by processes x threads and by threads of the
+    plain loops; how many times faster {cores} processes are than either loop at its better number of threads. Asked
+    for, of the narrow mlp: 12x and 22x.
+    """
+    head = ["model", *engines, *loops, f"{cores} x 1 over res", "over DL"]
+    results.show(f"{cores} cores", how, results.table(head, rows), write=given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,6 +45,8 @@ def test_each_example_has_its_section_with_commands_to_type() -> None:
 def test_an_example_runs_as_it_is_written(
     tunecli: Command, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "fashion" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("its pictures are not installed: apt-get install dataset-fashion-mnist")
     # As in an activated environment: `python` is the one that has what the examples import.
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "studies"))

@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.cores --write
 	$(BIN)/python -m tests.benchmarks.occupied --write
 	$(BIN)/python -m tests.benchmarks.outside --write
+	$(BIN)/python -m tests.benchmarks.persistence --write
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write

@@ -329,69 +329,6 @@ def test_a_crash_around_any_write_changes_nothing(
     assert answer(tmp_path) == answer(folder)
 
 
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-# Loaded once, for all the processes to come.
-import alembic.command, safetensors.torch, sqlalchemy.orm, sympy
-from tunecli import data, engine, models, sampler
-from tunecli.data import bundled, prepare
-from tunecli.engine import task
-from tunecli.search import search
-from tunecli.store import writer
-from tunecli.study import read_study
-
-writer.GROUP_SECONDS = 0.01  # so that even a study as short as this is committed often
-
-def attempt(folder, events, seconds):
-    shown, show = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        for _ in search(read_study(folder / "question.toml"), folder / "tiny"):
-            os.write(show, b".")
-        os._exit(0)
-    os.setpgid(child, child)
-    os.close(show)
-    for _ in range(events):
-        os.read(shown, 1)
-    os.close(shown)
-    time.sleep(seconds)
-    os.killpg(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-for name in sys.argv[1:]:
-    moments = random.Random(name)
-    # The first kills come at any time, maybe while the study is being made; the others once it is under way.
-    kills = [(0, moments.uniform(0.0, 0.3)) for _ in range(2)]
-    kills += [(moments.randint(1, 5), moments.uniform(0.0, 0.02)) for _ in range(6)]
-    statuses = [attempt(Path(name), *kill) for kill in kills]
-    assert set(statuses) <= {0, signal.SIGKILL}, statuses
-"""
-
-
-def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
-    question: Question, finished: tuple[Study, Path], tmp_path: Path
-) -> None:
-    one_by_one, folder = finished
-    in_blocks = question(window=8)
-    run(in_blocks, tmp_path / "blocks")
-    rounds = {
-        "first": (one_by_one, folder),
-        "second": (one_by_one, folder),
-        "third": (in_blocks, tmp_path / "blocks"),
-    }
-    for name, (study, _) in rounds.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "question.toml").write_text(study.toml())
-    command = [sys.executable, "-c", KILLER, *rounds]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for name, (study, never_killed) in rounds.items():
-        run(study, tmp_path / name / "tiny")
-        assert answer(tmp_path / name / "tiny") == answer(never_killed)
-
-
 def test_a_time_limit_ends_at_a_tick_and_a_later_call_goes_on(finished: tuple[Study, Path], tmp_path: Path) -> None:
     study, folder = finished
     hows = []

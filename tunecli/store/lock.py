@@ -22,8 +22,7 @@ def hold(folder: Path) -> Iterator[None]:
     home_is_new = not folder.parent.exists()
     descriptor = _acquire(folder)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        _sign(descriptor, folder / "lock")
         yield
     finally:
         with suppress(OSError):  # it may have been renamed, and others may be beginning their studies
@@ -33,6 +32,15 @@ def hold(folder: Path) -> Iterator[None]:
                 if home_is_new:
                     folder.parent.rmdir()
         os.close(descriptor)
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    """Say in the lock who holds it."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _acquire(folder: Path) -> int:
@@ -65,9 +73,11 @@ def _open(folder: Path) -> int:
             )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
 
 
 def is_held(folder: Path) -> bool:

@@ -1,0 +1,97 @@
+"""Three readers look at a study all the while that a search writes to it: no commit fails, no half tick is seen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Question
+from tests.faults.conftest import Report
+from tunecli.search import search
+from tunecli.store import Store, read, writer
+from tunecli.trial import State
+
+REPORT = """
+import sys
+from pathlib import Path
+from tunecli.cli.options import read_summary
+from tunecli.report import formats
+from tunecli.trial import State
+folder, window, seen = Path(sys.argv[1]), int(sys.argv[2]), set()
+print("ready", flush=True)
+while not (folder / "enough").exists():
+    summary = read_summary(folder)
+    formats.as_json(summary)
+    flight = [t for t in summary.trials if t.state is State.RUNNING]
+    ticks = {t.start_tick + t.fidelity - 1 for t in flight}
+    assert len(ticks) <= 1, ticks
+    assert len(flight) <= window, len(flight)
+    for trial in summary.trials:
+        if trial.state.ended:
+            assert trial.end_tick == trial.start_tick + trial.fidelity - 1
+            assert trial.value == max(own.metric for own in trial.curve)
+    seen.add(summary.ticks)
+print(len(seen))
+"""
+
+OPTUNA = """
+import sys
+from pathlib import Path
+import optuna
+from optuna.trial import TrialState
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+folder, seen = Path(sys.argv[1]), set()
+print("ready", flush=True)
+while not (folder / "enough").exists():
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db")
+    trials = study.trials
+    for trial in trials:
+        # It reads a study in several transactions: a trial's value may be there before the last of its curve.
+        assert trial.state is not TrialState.COMPLETE or trial.value >= max(trial.intermediate_values.values())
+    seen.add(sum(len(trial.intermediate_values) for trial in trials))
+print(len(seen))
+"""
+
+
+def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
+    question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = question(trials=300 if full else 24, window=4), tmp_path / "tiny"
+    monkeypatch.setattr(writer, "GROUP_SECONDS", 0.0)  # every tick is a commit
+    commits = [0]
+    flush = Store.flush
+
+    def counted(store: Store) -> None:
+        flush(store)
+        commits[0] += 1
+
+    monkeypatch.setattr(Store, "flush", counted)
+    list(search(study.with_trials(4), folder))  # there is something to read
+    commits[0] = 0
+    arguments = [str(folder), "4"]
+    readers = [
+        subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for script in (REPORT, REPORT, OPTUNA)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"ready\n"
+        list(search(study, folder))
+    finally:
+        (folder / "enough").touch()
+    seen = []
+    for reader in readers:
+        out, errors = reader.communicate()
+        assert reader.returncode == 0, errors.decode()
+        seen.append(int(out))
+    assert min(seen) > 2, "the readers looked while the search wrote"
+    found = read(folder / "study.db").trials
+    assert len(found) == study.search.trials
+    assert all(trial.state in (State.COMPLETE, State.PRUNED) for trial in found)
+    report(
+        "two reports and Optuna's load_study in a loop during a search",
+        f"0 of {commits[0]} commits failed, no half tick among {seen[0]} and {seen[1]} states that the reports saw; "
+        f"Optuna saw {seen[2]}",
+    )

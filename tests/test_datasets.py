@@ -134,7 +134,7 @@ def test_whatever_holds_the_same_tensors_trains_alike(tmp_path: Path, body: str,
     if model == "make":
         assert shown(train(study, 0, 1)) == expected
     assert isinstance(load_data(study).train, Samples)
-    together = train(study, 0, 1, plan=Plan("vmap", cap=16, block_rows=8, threads=1))
+    together = train(study, 0, 1, plan=Plan("rules", cap=16, block_rows=8, threads=1))
     assert torch.tensor(shown(together)) == pytest.approx(torch.tensor(shown(train(study, 0, 1))), rel=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_a_dataset_trains_as_its_tensors_do(tmp_path: Path, body: str) -> None:
     assert (found.task, found.classes) == ("classification", ("0", "1", "2"))
     assert shown(train(study, 0, 1)) == expected
     assert ("DataLoader" in " ".join(found.notices)) == ("DataLoader" in body)
-    assert shown(train(study, 0, 1, plan=Plan("vmap", cap=16, block_rows=8, threads=1))) == expected
+    assert shown(train(study, 0, 1, plan=Plan("rules", cap=16, block_rows=8, threads=1))) == expected
 
 
 def test_items_that_are_dicts_reach_forward_by_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Row-wise rules give the gradient that plain autograd gives each row by itself, and are found wherever they hold."""
+"""A model recorded for all rows gives the gradient that plain autograd gives each row by itself, or is not recorded."""
 
 import math
 from pathlib import Path
@@ -14,8 +14,7 @@ from torch.nn import functional
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine, Plan, Task
 from tunecli.engine.gradients import Layout
-from tunecli.engine.rowwise import Rowwise, find_chain, sample_keys
-from tunecli.engine.rowwise.dropout import Dropout
+from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, sample_keys
 from tunecli.metrics import LOSSES, METRICS, Loss
 from tunecli.models import build
 from tunecli.trial import Run
@@ -61,11 +60,14 @@ def random_rows(module: nn.Module, rows: int) -> tuple[Layout, Tensor]:
     return layout, row + 0.3 * torch.randn(rows, layout.width, dtype=row.dtype)
 
 
-def alone(module: nn.Module, layout: Layout, row: Tensor, samples: Samples, present: Tensor, loss: Loss) -> Any:
-    """Loss sum, gradient (P,) and outputs of one row by plain autograd."""
+def alone(
+    module: nn.Module, layout: Layout, row: Tensor, samples: Samples, present: Tensor, loss: Loss, keys: Tensor
+) -> Any:
+    """Loss sum, gradient (P,) and outputs of one row by plain autograd, what dropout draws drawn for `keys` (m,)."""
     for name, view in layout.views(row[None]).items():
         module.get_parameter(name).data = view[0].clone()
-    outputs = module(samples.inputs).reshape(len(samples), -1)
+    with Drawing(keys):
+        outputs = module(samples.inputs).reshape(len(samples), -1)
     loss_sum = (loss.per_sample(outputs, samples.targets) * present).sum()
     module.zero_grad()
     loss_sum.backward()
@@ -79,24 +81,26 @@ def alone(module: nn.Module, layout: Layout, row: Tensor, samples: Samples, pres
 
 def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int) -> None:
     """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). The gradient is added to what is there."""
-    chain = find_chain(module)
-    assert chain is not None
     layout, weights = random_rows(module, rows)
     before = torch.randn_like(weights)
     gradient = before.clone()
     block = samples.take(torch.arange(len(samples)).view(rows, -1))
     present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
-    way = Rowwise(chain, layout, weights, gradient, loss)
+    way = Rowwise(Recorded(module, layout, loss), weights, gradient)
     assert isinstance(samples.inputs, Tensor)
     shared = samples.inputs[:5]
     found_outputs = way.outputs(shared, 5)
+    keys = sample_keys(torch.arange(rows), torch.arange(len(samples)).view(rows, -1))
+    way.draw_by(keys)
     found_losses, _ = way.add_gradient(block, present)
     for row in range(rows):
         own = samples.take(torch.arange(len(samples)).view(rows, -1)[row])
-        losses, expected, _ = alone(module, layout, weights[row], own, present[row], loss)
+        losses, expected, _ = alone(module, layout, weights[row], own, present[row], loss, keys[row])
         torch.testing.assert_close(found_losses[row], losses, rtol=1e-9, atol=1e-12, check_dtype=False)
         torch.testing.assert_close(gradient[row], before[row] + expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found_outputs[row], module(shared).reshape(5, -1).detach(), rtol=1e-9, atol=1e-12)
+        given = module.eval()(shared).reshape(5, -1).detach()
+        module.train()
+        torch.testing.assert_close(found_outputs[row].reshape(5, -1), given, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,6 +114,85 @@ def test_a_chain_has_the_gradient_of_plain_autograd(data: st.DataObject, loss: s
     else:
         targets = torch.randint(2 if own.one_output else CLASSES, (rows * m,))
     assert_equal_alone(module, Samples(inputs, targets), own, rows)
+
+
+class Graph(nn.Module):
+    """Some of what people write between their layers, one step after the other; `steps` are drawn."""
+
+    def __init__(self, steps: list[str], outputs: int, draws: bool) -> None:
+        super().__init__()
+        self.steps, self.width = steps, 12
+        self.table, self.place = nn.Embedding(7, 5), nn.Parameter(torch.randn(1, 3, 4) / 3)
+        self.first = nn.Linear(FEATURES - 1 + 5, self.width)
+        self.layers = nn.ModuleList(nn.Linear(self.width, self.width, bias=i % 2 == 0) for i in range(len(steps)))
+        self.norm, self.wider = nn.LayerNorm(self.width), nn.Linear(2 * self.width, self.width)
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.2 * draws, batch_first=True)
+        self.dropout, self.p = nn.Dropout(0.3 * draws, inplace=True), 0.2 * draws
+        self.scale, self.head = nn.Parameter(torch.ones(())), nn.Linear(self.width, outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        codes = inputs[:, 0].abs().mul(2).long().clamp(max=6)
+        x = self.first(torch.cat([inputs[:, 1:], self.table(codes)], dim=-1))
+        for step, layer in zip(self.steps, self.layers, strict=True):
+            x = getattr(self, step)(x, layer)
+        found: Tensor = self.head(x)
+        return found
+
+    def residual(self, x: Tensor, layer: nn.Module) -> Tensor:
+        return x + functional.gelu(layer(self.norm(x)))
+
+    def added(self, x: Tensor, layer: nn.Module) -> Tensor:
+        x = layer(x)
+        x += self.scale * 2
+        return x.relu_()
+
+    def joined(self, x: Tensor, layer: nn.Module) -> Tensor:
+        found: Tensor = self.wider(torch.cat([layer(x).sigmoid(), x], 1))
+        return found
+
+    def again(self, x: Tensor, layer: nn.Module) -> Tensor:
+        found: Tensor = layer(torch.tanh(layer(x)))
+        return found
+
+    def dropped(self, x: Tensor, layer: nn.Module) -> Tensor:
+        return functional.dropout(self.dropout(layer(x)), self.p, self.training)
+
+    def attended(self, x: Tensor, layer: nn.Module) -> Tensor:
+        tokens = layer(x).reshape(-1, 3, 4) + self.place
+        found, _ = self.attention(tokens, tokens, tokens)
+        return torch.flatten(found, 1)
+
+    def attended_fast(self, x: Tensor, layer: nn.Module) -> Tensor:
+        tokens = layer(x).view(len(x), 3, 4)
+        found, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return x - found.mean(1).repeat(1, 3)
+
+    def pooled(self, x: Tensor, layer: nn.Module) -> Tensor:
+        tokens = layer(x).view(x.size(0), 4, 3)
+        weights = tokens.softmax(1)
+        return x * (tokens * weights).sum(1).repeat(1, 4)
+
+
+STEPS = ["residual", "added", "joined", "again", "dropped", "attended", "attended_fast", "pooled"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(STEPS), max_size=4),
+    draws=st.booleans(),
+    frozen=st.sets(st.sampled_from(["table", "first", "layers", "norm", "attention"]), max_size=2),
+    rows=st.integers(1, 3),
+    m=st.sampled_from([5, 16]),
+)
+def test_a_graph_has_the_gradient_of_plain_autograd(
+    steps: list[str], draws: bool, frozen: set[str], rows: int, m: int
+) -> None:
+    torch.manual_seed(0)
+    module = Graph(steps, CLASSES, draws).double()
+    for name in frozen:
+        module.get_submodule(name).requires_grad_(False)
+    samples = Samples(torch.randn(rows * m, FEATURES, dtype=torch.float64), torch.randint(CLASSES, (rows * m,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], rows)
 
 
 @pytest.mark.parametrize("padding", [None, 2])
@@ -127,9 +210,14 @@ def test_embeddings_of_tokens_have_the_gradient_of_plain_autograd(padding: int |
 def hashed(p: float, runs: int, samples: int, elements: int, epoch: int = 0) -> Tensor:
     """Which elements are kept, (runs, samples, elements)."""
     seeds = torch.tensor([Run(run, 0, {}, 1).seed("forward", epoch) & 0xFFFFFFFF for run in range(runs)])
-    layer = Dropout(nn.Dropout(p), 2)
-    layer.draw_by(sample_keys(seeds, torch.arange(samples).expand(runs, -1)))
-    return layer.forward(torch.ones(runs, samples, elements)) > 0
+    keys = sample_keys(seeds, torch.arange(samples).expand(runs, -1))
+
+    def run(own: Tensor) -> Tensor:
+        with Drawing(own):
+            functional.dropout(torch.ones(samples, 3))
+            return functional.dropout(torch.ones(samples, elements), p) > 0
+
+    return torch.stack([run(own) for own in keys])
 
 
 def assert_odds(found: Tensor, odds: float) -> None:
@@ -154,29 +242,6 @@ def test_dropout_keeps_its_share_whatever_it_is_counted_over(p: float) -> None:
         others = [own for own in range(3) if own != dim]
         share = kept.double().mean(others)
         assert float((share - odds).abs().max()) < 6 * (p * odds * len(share) / kept.numel()) ** 0.5
-
-
-def test_dropout_has_the_gradient_of_the_same_mask() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(FEATURES, 9), nn.Dropout(0.4), nn.Tanh(), nn.Linear(9, CLASSES)).double()
-    layout, weights = random_rows(module, 2)
-    samples = Samples(torch.randn(2, 16, FEATURES).double(), torch.randint(CLASSES, (2, 16)))
-    gradient, chain = torch.zeros_like(weights), find_chain(module)
-    assert chain is not None
-    way = Rowwise(chain, layout, weights, gradient, LOSSES["cross_entropy"])
-    keys = sample_keys(torch.tensor([3, 4]), torch.arange(32).view(2, 16))
-    way.draw_by(keys)
-    way.add_gradient(samples, torch.ones(2, 16).double())
-    mask = Dropout(nn.Dropout(0.4), 1)
-    mask.draw_by(keys)
-    scales = mask.forward(torch.ones(2, 16, 9).double())
-    for row in range(2):
-        views = {name: view[0].clone().requires_grad_() for name, view in layout.views(weights[row][None]).items()}
-        hidden = functional.linear(samples.inputs[row], views["0.weight"], views["0.bias"]) * scales[row]  # type: ignore[call-overload,index]
-        outputs = functional.linear(hidden.tanh(), views["3.weight"], views["3.bias"])
-        functional.cross_entropy(outputs, samples.targets[row], reduction="sum").backward()
-        for name, view in layout.views(gradient[row][None]).items():
-            torch.testing.assert_close(view[0], views[name].grad, rtol=1e-9, atol=1e-12)
 
 
 def test_dropout_does_not_depend_on_how_many_samples_are_read_at_once() -> None:
@@ -325,34 +390,80 @@ class Noisy(Dropping):
         return super().forward(x + 0.1 * torch.randn_like(x))
 
 
-@pytest.mark.parametrize("make", [Own, Dropping, lambda: build_mlp("linear"), lambda: build_mlp("mlp")])
-def test_layers_with_rules_are_computed_by_them(make: Any) -> None:
-    assert LocalEngine(make_task(make), RULES).traits(RUN).way == "rules"
-
-
 def build_mlp(source: str) -> nn.Module:
     return build(source, {}, base=Path(), features=(FEATURES,), outputs=CLASSES, seed=0)
+
+
+class Transformed(nn.Module):
+    """Samples in the second dimension, as torch's layers have them unless told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(2, 1, 5, dropout=0.1), nn.Linear(2, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.layer(x.view(-1, 3, 2).transpose(0, 1)).mean(0))
+        return found
 
 
 @pytest.mark.parametrize(
     "make",
     [
+        Own,
         Residual,
-        Noisy,
-        Counting,
         Training,
         Scaled,
         Twice,
+        Dropping,
+        Transformed,
+        lambda: Graph(STEPS, CLASSES, draws=True),
         lambda: Doubled(FEATURES, CLASSES),
-        hooked,
         patched,
         tied,
         normed,
         lambda: nn.Sequential(nn.Linear(FEATURES, 8), nn.Mish(), nn.Linear(8, CLASSES)),
+        lambda: build_mlp("linear"),
+        lambda: build_mlp("mlp"),
     ],
 )
-def test_a_model_that_is_more_than_its_layers_is_not(make: Any) -> None:
-    assert LocalEngine(make_task(make), RULES).traits(RUN).way in ("vmap", "looped")
+def test_a_model_that_people_write_is_computed_for_many_trials_at_once(make: Any) -> None:
+    assert LocalEngine(make_task(make), RULES).traits(RUN).looped_because is None
+
+
+class Writing(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        hidden[:, 0] = 0
+        outputs: Tensor = self.head(hidden.exp() + hidden)
+        return outputs
+
+
+class Always(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(functional.dropout(self.body(x), 0.1))
+        return outputs
+
+
+class Deciding(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.head.weight.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("make", "because"),
+    [
+        (Noisy, "it draws random numbers by randn_like: only dropout can be drawn for all trials at once"),
+        (Always, "it draws random numbers in evaluation: F.dropout needs training=self.training"),
+        (Counting, "its forward pass sets self.calls: nothing may be kept from one call to the next"),
+        (Deciding, "its forward pass decides by the values of a tensor: torch.where decides for all trials at once"),
+        (hooked, "it has hooks: what they do can stand in forward"),
+        (Writing, "its forward pass writes into part of a tensor: torch.cat or torch.where make a new one"),
+    ],
+)
+def test_a_model_that_a_graph_would_not_repeat_is_looped_and_its_user_told_what_to_change(
+    make: Any, because: str
+) -> None:
+    assert LocalEngine(make_task(make), RULES).traits(RUN).looped_because == because
 
 
 def test_a_regression_may_give_one_number_a_sample() -> None:
@@ -367,13 +478,7 @@ def test_a_regression_may_give_one_number_a_sample() -> None:
 
     samples = Samples(torch.randn(24, FEATURES), torch.randn(24))
     task = make_task(Lone, train=samples, validation=samples, loss=LOSSES["mse"], metric=METRICS["mse"], classes=0)
-    assert LocalEngine(task, RULES).traits(RUN).way == "rules"
-
-
-def test_tracing_a_model_leaves_it_as_it_was() -> None:
-    module = Own().eval()
-    find_chain(module)
-    assert not any(part.training for part in module.modules())
+    assert LocalEngine(task, RULES).traits(RUN).looped_because is None
 
 
 def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
@@ -381,14 +486,13 @@ def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
     module = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Flatten(), nn.GELU(), nn.Linear(20, CLASSES))
     layout, weights = random_rows(module, 3)
     samples = Samples(torch.randint(9, (3, 16, 5)), torch.randint(CLASSES, (3, 16)))
-    chain, ones = find_chain(module), torch.ones(3, 16)
-    assert chain is not None
+    ones, recorded = torch.ones(3, 16), Recorded(module, layout, LOSSES["cross_entropy"])
 
     def gradients(value: float) -> Tensor:
         rows = weights.clone()
         rows[1] *= value
         found = torch.zeros_like(rows)
-        Rowwise(chain, layout, rows, found, LOSSES["cross_entropy"]).add_gradient(samples, ones)
+        Rowwise(recorded, rows, found).add_gradient(samples, ones)
         return found
 
     calm, wild = gradients(1.0), gradients(math.inf)

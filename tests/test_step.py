@@ -26,7 +26,7 @@ from tunecli.trial import Measurement, Run
 
 Command = Callable[..., Any]
 
-BLOCKS = Plan("vmap", cap=16, block_rows=8, threads=1)
+BLOCKS = Plan("rules", cap=16, block_rows=8, threads=1)
 
 OWN = """
 import random
@@ -213,10 +213,13 @@ def test_a_step_may_have_a_metric_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plan", [LOOPED, BLOCKS])
 def test_a_loss_of_ones_own_is_as_good_as_a_bundled_one(tmp_path: Path, plan: Plan) -> None:
-    """Bit for bit, and computed for many trials at once."""
+    """Bit for bit, and to rounding for many trials at once, where the gradient of a bundled one is written by hand."""
     runs = [make_run(trial=trial, learning_rate=0.1 * (trial + 1)) for trial in range(3)]
     found, bundled = (train(own_task(tmp_path, **own), *runs, plan=plan) for own in ({"loss": "own.py:loss"}, {}))
-    assert [shown(own) for own in found] == [shown(own) for own in bundled]
+    near = 0 if plan == LOOPED else 1e-5
+    for curve, expected in zip(found, bundled, strict=True):
+        for own, one in zip(shown(curve), shown(expected), strict=True):
+            assert own == pytest.approx(one, rel=near, abs=0)
     assert LocalEngine(own_task(tmp_path, loss="own.py:loss"), BLOCKS).traits(runs[0]).looped_because is None
 
 

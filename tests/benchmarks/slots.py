@@ -5,7 +5,7 @@
 "mix" is the default space's mix of batch sizes, "32" that size alone; optimizers are mixed in both. The sides take
 turns in one process, A B A B, and train the same recipes with or without L1 alike:
 
-    chosen, vmap, looped   the engine under the plan that a study with a window of 32 gets, and under two others
+    chosen, looped         the engine under the plan that a study with a window of 32 gets, and under another
     res                    a plain loop on tensors in memory, Adam(fused=True) for every recipe
     DL                     the same with a DataLoader, as in every tutorial
 
@@ -169,7 +169,7 @@ def main() -> None:
     runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
     chosen = replace(choose_plan(weights, window=SLOTS), threads=1)
-    plans = {"chosen": chosen, "vmap": Plan("vmap", 16, 32, 1), "looped": LOOPED}
+    plans = {"chosen": chosen, "looped": LOOPED}
     if given.plans:
         plans = {text: Plan((own := text.split(":"))[0], int(own[1]), int(own[2]), 1) for text in given.plans}
     sides = {name: slots(task, runs, plan) for name, plan in plans.items()}

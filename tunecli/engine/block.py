@@ -16,7 +16,7 @@ from tunecli.data import Samples, Split, each
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
-from tunecli.engine.gradients import Looped, Shape, Vmapped
+from tunecli.engine.gradients import Looped, Shape
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.snapshot import Partial
@@ -51,14 +51,12 @@ class Block:
     def trials(self) -> tuple[int, ...]:
         return tuple(slot.run.trial for slot in self.slots)
 
-    def _make_way(self, shape: Shape) -> Rowwise | Vmapped | Looped:
-        lane = self._lane
-        own = lane.layout, self._state.weights, self._gradient
-        module, loss, weighted = self.slots[0].module, lane.task.loss, lane.weights is not None
-        if lane.way == "looped":
-            return Looped(module, *own, loss, weighted, shape)
-        assert isinstance(loss, Loss)  # a step is looped
-        return Vmapped(module, *own, loss, shape) if lane.chain is None else Rowwise(lane.chain, *own, loss, shape)
+    def _make_way(self, shape: Shape) -> Rowwise | Looped:
+        lane, weights = self._lane, self._state.weights
+        if lane.recorded is not None:
+            return Rowwise(lane.recorded, weights, self._gradient, shape)
+        module, weighted = self.slots[0].module, lane.weights is not None
+        return Looped(module, lane.layout, weights, self._gradient, lane.task.loss, weighted, shape)
 
     def _make_updates(self) -> Updates:
         steps = max(batches.steps for batches in self._batches)

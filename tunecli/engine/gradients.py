@@ -1,9 +1,6 @@
-"""Two ways from weights (B, P) to gradients (B, P): all rows of a block at once by vmap, or one row by its module.
+"""From weights (B, P) to gradients (B, P): one row by its module. The way for all rows of a block is in `rowwise`.
 
-The third is in `rowwise`, for models whose layers have rules. Each adds to the gradient the sum over samples, so a
-batch can be read in parts. Under vmap the forward pass is mapped over the rows and differentiated by plain autograd:
-rows do not touch each other, so the gradient of the sum of their losses is each row's own, and functorch's second
-transform is not paid for.
+Each adds to the gradient the sum over samples, so a batch can be read in parts.
 """
 
 from __future__ import annotations
@@ -14,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
-from tunecli.engine.forward import arguments, as_matrix, as_outputs, call, evaluating
+from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.metrics import Loss
 
@@ -118,54 +114,6 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor, shape: Shape = N
     return loss.per_sample(outputs if loss.own else as_matrix(outputs), targets, **shape)
 
 
-class Vmapped:
-    """A block of B rows that share one module without state. A sample's loss counts by how `present` it is."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        layout: Layout,
-        weights: Tensor,
-        gradient: Tensor,
-        loss: Loss,
-        shape: Shape = NO_SHAPE,
-    ) -> None:
-        self._module, self._shape = module, shape
-        # Autograd's leaves alias the matrix: an update in place is seen by the next forward pass without a copy.
-        self._leaves = {name: view.detach().requires_grad_() for name, view in layout.views(weights).items()}
-        self._gradients = list(layout.views(gradient).values())
-
-        def losses(
-            weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor, shape: Shape
-        ) -> Tensor:
-            outputs = as_outputs(functional_call(module, weights, *arguments(module, inputs)), targets.shape[0])
-            return (sample_losses(loss, outputs, targets, shape) * present).sum()
-
-        def outputs(weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
-            return as_outputs(functional_call(module, weights, *arguments(module, inputs)), samples)
-
-        self._losses = vmap(losses)
-        self._outputs = vmap(outputs, in_dims=(0, None, None))
-
-    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
-        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m).
-
-        The second value is what the sums count, None where that was known before.
-        """
-        losses: Tensor = self._losses(self._leaves, samples.inputs, samples.targets, present, self._shape)
-        found = torch.autograd.grad(losses.sum(), list(self._leaves.values()), allow_unused=True)
-        for gradient, addend in zip(self._gradients, found, strict=True):
-            if addend is not None:
-                gradient.add_(addend)
-        return losses.detach(), None
-
-    def outputs(self, inputs: Inputs, samples: int) -> Tensor:
-        """(B, N, ...) for inputs (N, *feature) of N samples, in evaluation mode."""
-        with torch.no_grad(), evaluating(self._module):
-            found: Tensor = self._outputs(self._leaves, inputs, samples)
-        return found
-
-
 class Looped:
     """A block of one row: a module of its own whose parameters are views of it."""
 
@@ -188,7 +136,7 @@ class Looped:
             parameters[name].grad = gradients[name][0]
 
     def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As Vmapped's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
+        """As Rowwise's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
 
         What a user's step counts (1,) is known only now.
         """

@@ -15,12 +15,13 @@ from tunecli.data import Split
 from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
-from tunecli.engine.rowwise import Chain, find_chain
+from tunecli.engine.rowwise import Recorded
 from tunecli.engine.rules import RULES, Rule
 from tunecli.engine.schedule import Plateau, warmup_updates
 from tunecli.engine.snapshot import Partial
 from tunecli.engine.task import Task
 from tunecli.engine.update import State
+from tunecli.metrics import Loss
 from tunecli.space import settings_of
 from tunecli.trial import Hparams, Run
 
@@ -112,7 +113,7 @@ class Lane:
         self.state = State(empty, empty, empty)
         self.gradient = self.best = empty
         self._shared: nn.Module | None = None
-        self.chain: Chain | None = None
+        self.recorded: Recorded | None = None
 
     def start(self, run: Run, module: nn.Module) -> Slot:
         rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
@@ -122,8 +123,9 @@ class Lane:
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module
-            if self.chain is None and self.way == "rules":
-                self.chain = find_chain(module)
+            if self.recorded is None:
+                assert isinstance(self.task.loss, Loss)  # a step is looped
+                self.recorded = Recorded(module, self.layout, self.task.loss)
         self._slots.append(slot)
         self._changed = True
         return slot

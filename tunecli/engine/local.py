@@ -126,8 +126,7 @@ class LocalEngine:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
         shape = _shape(run)
         if shape not in self._traits:
-            way = "vmap" if _IN_HALF in shape and self._plan.way == "rules" else self._plan.way
-            self._traits[shape] = _try_model(self._task.of(run), run, self._device, way)
+            self._traits[shape] = _try_model(self._task.of(run), run, self._device, self._plan.way)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
             return replace(found, way="looped", looped_because=f"{optimizer} steps a module, not a block")
@@ -135,7 +134,7 @@ class LocalEngine:
 
 
 _IN_HALF = ("precision", "bf16")
-"""Among a shape where forward is computed in half precision, for which no rules are written."""
+"""Among a shape where forward is computed in half precision."""
 
 
 def _shape(run: Run) -> Shape:

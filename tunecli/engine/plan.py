@@ -15,8 +15,8 @@ NARROW_WEIGHTS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`way`: how gradients are had: by "rules", by "vmap" (so too where layers have none), or "looped"; `cap`: largest
-    micro-batch (None: whole batches); `block_rows`: rows computed at once; `threads`: of the process."""
+    """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
+    `cap`: largest micro-batch (None: whole batches); `block_rows`: rows computed at once; `threads`: of the process."""
 
     way: str
     cap: int | None

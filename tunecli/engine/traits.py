@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tunecli.data import Samples
 from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
-from tunecli.engine.gradients import Layout, Vmapped, filters, sample_losses
-from tunecli.engine.rowwise import Rowwise, find_chain
+from tunecli.engine.gradients import Layout, filters, sample_losses
+from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a model allows. `way` is the plan's or, where the model has not got it, the next: rules, vmap, looped.
+    """What a model allows. `way` is the plan's or, where the model has not got it, "looped".
 
-    `looped_because` is None where its rows can be computed at once. `channels_last`: it convolves images and works with
-    filters kept so, which a CPU is faster with.
+    `looped_because` is None where its rows can be computed at once; else it says what to change in the model, if
+    anything can. `channels_last`: it convolves images and works with filters kept so, which a CPU is faster with.
     """
 
     way: str
@@ -43,24 +43,18 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     stochastic, mixes, stateful = _behaviour(module, samples, loss)
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
-    if stochastic:
-        quiet = _traits_without_dropout(module, twin, samples, loss) if way == "rules" else None
-        if quiet is not None and quiet.way == "rules":
-            return replace(quiet, stochastic=True)
-        return Traits("looped", "dropout", True, mixes)
     if mixes or stateful:
-        return Traits("looped", "samples of a batch depend on each other", mixes_samples=True)
+        return Traits("looped", "samples of a batch depend on each other", stochastic, True)
     if any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in module.modules()):
-        return Traits("looped", "convolutions and recurrent layers are faster one by one")
+        return Traits("looped", "convolutions and recurrent layers are faster one by one", stochastic)
     own, other = module.state_dict(), twin.state_dict()
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
-        return Traits("looped", "its frozen weights differ from trial to trial")
-    trial = _Trial(module, samples, loss)
-    if way == "rules" and trial.fault(trial.rowwise) is None:
-        return Traits("rules", None)
-    because = trial.fault(trial.vmapped)
-    return Traits("looped" if way == "looped" or because is not None else "vmap", because)
+        return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
+    because = _fault(module, samples, loss, stochastic)
+    if because is not None:
+        return Traits("looped", because, stochastic)
+    return Traits(way, None, stochastic)
 
 
 def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool:
@@ -114,20 +108,6 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     return Traits("looped", "train.step is the user's own", True, mixes)
 
 
-def _traits_without_dropout(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss) -> Traits:
-    """Those of the model without its dropout layers: where they are all that it draws by, they have rules as well."""
-    try:
-        quiet = deepcopy(module)
-    except Exception:  # a module need not be one that can be copied
-        return Traits("looped", "dropout", True)
-    for part in quiet.modules():
-        if type(part) is nn.Dropout:
-            part.p = 0.0
-    if _behaviour(quiet, samples, loss)[0]:
-        return Traits("looped", "dropout", True)
-    return traits(quiet, twin, samples, loss, "rules")
-
-
 def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, bool]:
     """Whether a model in training draws random numbers, mixes the samples of a batch, changes its buffers."""
     whole, half = samples.inputs, len(samples) // 2
@@ -168,61 +148,47 @@ def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
     return not torch.allclose(whole, torch.cat(parts), rtol=1e-3, atol=1e-4)
 
 
-Way = Rowwise | Vmapped
+def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
+    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
+    layout = Layout.of(module)
+    row = layout.row(module)
+    gradient = torch.zeros(2, layout.width).to(row)
+    count = len(samples)
+    keys = sample_keys(torch.arange(2), torch.arange(2 * count).view(2, count)).to(row.device)
+    way = Rowwise(Recorded(module, layout, loss), row.repeat(2, 1), gradient)
+    way.draw_by(keys if stochastic else None)
+    try:
+        way.add_gradient(samples.take(torch.arange(count).repeat(2, 1)), torch.ones(2, count).to(row))
+        outputs = way.outputs(samples.inputs, count)
+        expected = torch.stack([_gradient(module, layout, samples, loss, own) for own in keys])
+    except Unrecordable as error:
+        return str(error)
+    except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
+        return f"vmap cannot follow its forward pass ({type(error).__name__})"
+    with torch.no_grad(), evaluating(module):
+        given = as_outputs(call(module, samples.inputs), count)
+    same = _agree(gradient, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
+    return None if same else "rows computed at once have another gradient"
 
 
-class _Trial:
-    """Two rows of one model, by which a way's gradient and outputs are compared with plain autograd's."""
+def _gradient(module: nn.Module, layout: Layout, samples: Samples, loss: Loss, keys: Tensor) -> Tensor:
+    """The row's gradient (P,) by plain autograd, a half of the samples after the other: none depends on the others.
 
-    def __init__(self, module: nn.Module, samples: Samples, loss: Loss) -> None:
-        self._module, self._samples, self._loss = module, samples, loss
-        self._layout = Layout.of(module)
-        self._row = self._layout.row(module)
-
-    def rowwise(self, gradient: Tensor) -> Rowwise | None:
-        chain = find_chain(self._module) if isinstance(self._samples.inputs, Tensor) else None
-        rows = self._row.repeat(2, 1)
-        return None if chain is None else Rowwise(chain, self._layout, rows, gradient, self._loss)
-
-    def vmapped(self, gradient: Tensor) -> Vmapped | None:
-        rows = self._row.repeat(2, 1)
-        return Vmapped(self._module, self._layout, rows, gradient, self._loss)
-
-    def fault(self, make: Callable[[Tensor], Way | None]) -> str | None:
-        """Why a way does not give this model's gradient, or None where it does."""
-        samples = self._samples
-        gradient = torch.zeros(2, self._layout.width).to(self._row)
-        present = torch.ones(2, len(samples)).to(self._row)
-        twice = samples.take(torch.arange(len(samples)).repeat(2, 1))
-        try:
-            way = make(gradient)
-            if way is None:
-                return "its layers have no rules"
-            way.add_gradient(twice, present)
-            outputs = way.outputs(samples.inputs, len(samples))
-        except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
-            return f"vmap cannot follow its forward pass ({type(error).__name__})"
-        with torch.no_grad(), evaluating(self._module):
-            given = as_outputs(call(self._module, samples.inputs), len(samples))
-        if not self._loss.own:  # one number a sample may come as (N,), of which rules make (N, 1)
-            given, outputs = given.reshape(len(samples), -1), outputs.reshape(*outputs.shape[:2], -1)
-        same = _agree(gradient, self._expected()) and outputs.shape[1:] == given.shape and _agree(outputs, given)
-        return None if same else "vmap gives another gradient"
-
-    def _expected(self) -> Tensor:
-        """The row's gradient (P,) by plain autograd."""
-        samples, expected = self._samples, torch.zeros(1, self._layout.width).to(self._row)
-        parameters = [p for p in self._module.parameters() if p.requires_grad]
-        outputs = as_outputs(call(self._module, samples.inputs), len(samples))
-        losses = sample_losses(self._loss, outputs, samples.targets).sum()
-        found = torch.autograd.grad(losses, parameters, allow_unused=True)
-        for view, addend in zip(self._layout.views(expected).values(), found, strict=True):
-            if addend is not None:
-                view[0].copy_(addend)
-        return expected[0]
+    What dropout draws, it draws for the keys of the samples.
+    """
+    found, half = torch.zeros(1, layout.width).to(layout.row(module)), len(samples) // 2
+    for part in (slice(0, half), slice(half, None)):
+        own = samples.take(part)
+        with Drawing(keys[part]), sdpa_kernel(SDPBackend.MATH):  # whose dropout is seen
+            outputs = as_outputs(call(module, own.inputs), len(own))
+            losses = sample_losses(loss, outputs, own.targets).sum()
+        addends = torch.autograd.grad(losses, [module.get_parameter(n) for n in layout.names], allow_unused=True)
+        for view, addend in zip(layout.views(found).values(), addends, strict=True):
+            view[0].add_(0 if addend is None else addend)
+    return found[0]
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
-    """Both rows, to float32 rounding; infinite numbers agree with the same ones."""
+    """To float32 rounding; infinite numbers agree with the same ones."""
     scale = float(expected.abs().nan_to_num(0, 0, 0).max())
     return torch.allclose(found, expected.expand_as(found), rtol=1e-3, atol=1e-4 * scale, equal_nan=True)

@@ -1,11 +1,11 @@
-"""The third way to a gradient: row-wise rules, every layer of a chain computed for all rows of a block at once.
+"""The way to a gradient for a block of rows: the model's computation recorded for all of them, and rewritten.
 
-A rule is a layer's forward and backward pass written by hand on (B, m, ...): its products are batched ones, and its
-backward pass adds straight into the gradient matrix. What has no rule here goes through vmap, or is looped.
+Recorded through vmap and autograd, it is right for any model that vmap can follow; rewritten, its products and sums are
+those that one would write by hand for a block of rows. What cannot be recorded is looped.
 """
 
-from tunecli.engine.rowwise.chain import Chain, find_chain
-from tunecli.engine.rowwise.dropout import sample_keys
-from tunecli.engine.rowwise.way import Rowwise
+from tunecli.engine.rowwise.dropout import Drawing, sample_keys
+from tunecli.engine.rowwise.record import Unrecordable
+from tunecli.engine.rowwise.way import Recorded, Rowwise
 
-__all__ = ["Chain", "Rowwise", "find_chain", "sample_keys"]
+__all__ = ["Drawing", "Recorded", "Rowwise", "Unrecordable", "sample_keys"]

@@ -6,8 +6,13 @@ at once. Whole numbers below 2**32 in int64, which no device rounds and nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MASK = 0xFFFFFFFF
 # Thomas Mueller's multiplier, found by search: a changed bit of the input changes each of the output with odds of half.
@@ -26,36 +31,68 @@ def sample_keys(seeds: Tensor, index: Tensor) -> Tensor:
     return mix(mix(index & MASK) ^ seeds[:, None])
 
 
-class Dropout:
-    """Elements set to zero with probability p, the others scaled by 1 / (1 - p) (Srivastava et al. 2014)."""
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Ones with odds of `odds`, else zeros, in a tensor (B, *shape). Its m samples stand at `axis`; at 1 there may be
+    several in the place of each, one after the other, as in (B, m * heads, ...)."""
 
-    def __init__(self, module: nn.Dropout, number: int) -> None:
-        self._p, self._number = module.p, number
-        self._scale = 1 / (1 - module.p) if module.p < 1 else 0.0
-        self._keys: Tensor | None = None
-        self._elements: Tensor | None = None
+    odds: float
+    shape: tuple[int, ...]
+    axis: int
+    elements: Tensor
 
-    def draw_by(self, keys: Tensor | None) -> None:
-        """Draw the coming pass by these keys (B, m); None lets everything through, as in evaluation."""
-        self._keys = keys
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self._keys is None or not self._p:
-            self._kept = None
-            return inputs
-        drawn = self._draw(self._keys, inputs[0, 0].numel())  # (B, m, E)
-        kept = (drawn >= round(self._p * 2**32)).to(inputs.dtype).mul_(self._scale)
-        self._kept = kept.view(inputs.shape)
-        return inputs * self._kept
+def which_draw(func: Any, args: Any, keys: Tensor, number: int) -> Draw | None:
+    """What a call of torch draws for a model's `number`-th dropout; None where that is no dropout of m samples."""
+    if func not in _ODDS:
+        return None
+    shape, (rows, samples) = tuple(args[0].shape), keys.shape
+    axis = 1 if len(shape) > 1 and shape[1] % samples == 0 else None
+    axis = axis or next((place for place, size in enumerate(shape) if place > 1 and size == samples), None)
+    if axis is None or shape[0] != rows:
+        return None
+    place = torch.arange(args[0].numel() // keys.numel(), device=keys.device) + number * 0x9E3779B1
+    odds = args[1] if len(args) > 1 else 0.5  # torch leaves out what is its default
+    return Draw(_ODDS[func](odds), shape, axis, mix(place & MASK))
 
-    def _draw(self, keys: Tensor, elements: int) -> Tensor:
-        if self._elements is None:
-            place = torch.arange(elements, device=keys.device) + self._number * 0x9E3779B1
-            self._elements = mix(place & MASK)
-        drawn = keys[..., None] ^ self._elements
-        drawn.mul_(FACTOR).bitwise_and_(MASK)
-        drawn.bitwise_xor_(drawn >> 16)
-        return drawn.mul_(FACTOR).bitwise_and_(MASK)
 
-    def backward(self, gradient: Tensor, further: bool) -> Tensor | None:
-        return gradient if self._kept is None else gradient.mul_(self._kept)
+_ODDS: dict[Any, Callable[[float], float]] = {
+    torch.ops.aten.bernoulli_.float: lambda odds: odds,
+    torch.ops.aten.bernoulli.p: lambda odds: odds,
+    torch.ops.aten.native_dropout.default: lambda p: 1 - p,
+}
+
+
+def noise(keys: Tensor, elements: Tensor, odds: float, shape: tuple[int, ...], axis: int, dtype: torch.dtype) -> Tensor:
+    """The ones and zeros of a draw for the keys of the samples (B, m)."""
+    drawn = keys[..., None] ^ elements  # (B, m, E)
+    drawn.mul_(FACTOR).bitwise_and_(MASK)
+    drawn.bitwise_xor_(drawn >> 16)
+    kept = (drawn.mul_(FACTOR).bitwise_and_(MASK) >= round((1 - odds) * 2**32)).to(dtype)
+    if axis == 1:
+        return kept.view(shape)
+    others = [size for place, size in enumerate(shape) if place not in (0, axis)]
+    return kept.view(*keys.shape, *others).movedim(1, axis)
+
+
+class Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """While it holds, dropout in a module's own forward pass is drawn for the keys (m,) of the samples it reads."""
+
+    def __init__(self, keys: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._keys, self._drawn = keys[None], 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `record`
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        draw = which_draw(func, (args[0][None], *args[1:]), self._keys, self._drawn) if func in _ODDS else None
+        if draw is None:
+            return func(*args, **(kwargs or {}))
+        self._drawn += 1
+        like = args[0]
+        kept = noise(self._keys, draw.elements, draw.odds, draw.shape, draw.axis, like.dtype)[0]
+        if func is torch.ops.aten.bernoulli_.float:
+            return like.copy_(kept)
+        return (like * kept / draw.odds, kept.bool()) if func is torch.ops.aten.native_dropout.default else kept

@@ -1,78 +1,156 @@
-"""A block of rows whose model is a chain of layers with a rule."""
+"""A block of rows whose model's computation is recorded for all of them."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
+from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
-from tunecli.engine.rowwise.chain import Chain
-from tunecli.engine.rowwise.dropout import Dropout
-from tunecli.engine.rowwise.layers import RULES, Elementwise, Layer, Linear, Weights
 from tunecli.engine.rowwise.loss import loss_gradient
+from tunecli.engine.rowwise.record import DECIDES, Unrecordable, record
+from tunecli.engine.rowwise.rewrite import rewrite
 from tunecli.metrics import Loss
+
+Computed = Callable[..., tuple[Tensor]]
+
+
+class Recorded:
+    """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
+
+    What forward does while it is recorded is fixed for good: it must change nothing of the module.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, loss: Loss) -> None:
+        self._module, self.layout, self._loss = module, layout, loss
+        self._computed: dict[Any, Computed] = {}
+
+    def losses_and_gradient(
+        self, weights: list[Tensor], samples: Samples, present: Tensor, shape: Shape, keys: Tensor | None
+    ) -> Computed:
+        """From weights, inputs, targets, present (B, m), the loss's shape, keys (B, m) if dropout is drawn, and
+        gradients to the loss sums (B,). Raises Unrecordable.
+        """
+        known = "training", present.shape, keys is None
+        if known not in self._computed:
+            targets, names = samples.targets, self.layout.names
+            inputs = tree_map(torch.clone, samples.inputs)
+            leaves = [own.detach().requires_grad_() for own in weights]
+            loss_of = loss_gradient(self._loss, shape)
+
+            def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
+                found = self._call(dict(zip(names, values, strict=True)), inputs, present.shape[1])
+                return found if self._loss.own else as_matrix(found)
+
+            def computed() -> Sequence[Tensor]:
+                with torch.enable_grad():
+                    found: Tensor = vmap(outputs, randomness="different")(leaves, inputs)
+                    losses, back = loss_of(found.detach(), targets, present)
+                    # `grad_outputs` would import sympy, for half a second, to check their shapes.
+                    found.register_hook(lambda _: back)  # type: ignore[no-untyped-call]  # torch's own
+                    gradients = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+                return [(losses * present).sum(1), *gradients]
+
+            read = [*leaves, *tree_leaves(inputs), targets, present, *shape.values(), *([] if keys is None else [keys])]
+            self._computed[known] = self._record(computed, read, keys, [torch.empty_like(own) for own in weights])
+        return self._computed[known]
+
+    def outputs(self, weights: list[Tensor], inputs: Inputs, samples: int) -> Computed:
+        """From weights and inputs (B, N, *feature) to outputs (B, N, ...), in evaluation mode. Raises Unrecordable."""
+        known = "evaluation", len(weights[0]), samples
+        if known not in self._computed:
+            names, inputs = self.layout.names, tree_map(torch.clone, inputs)
+
+            def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
+                return self._call(dict(zip(names, values, strict=True)), inputs, samples)
+
+            with evaluating(self._module), torch.no_grad():
+                read = [*weights, *tree_leaves(inputs)]
+                self._computed[known] = self._record(
+                    lambda: [vmap(outputs, randomness="different")(weights, inputs)], read
+                )
+        return self._computed[known]
+
+    def _call(self, weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
+        return as_outputs(functional_call(self._module, weights, *arguments(self._module, inputs)), samples)
+
+    def _record(
+        self,
+        function: Callable[[], Sequence[Tensor]],
+        read: list[Tensor],
+        keys: Tensor | None = None,
+        gradients: Sequence[Tensor] = (),
+    ) -> Computed:
+        if any(map(_is_hooked, self._module.modules())):
+            raise Unrecordable("it has hooks: what they do can stand in forward")
+        before = _attributes(self._module)
+        try:
+            recorded = record(function, [*read, *gradients], keys)
+        except RuntimeError as error:
+            if "data-dependent" in str(error) or ".item()" in str(error):
+                raise Unrecordable(DECIDES) from error
+            raise
+        changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
+        if changed is not None:
+            raise Unrecordable(f"its forward pass sets {changed}: nothing may be kept from one call to the next")
+        rewrite(recorded.graph, len(gradients))
+        recorded.recompile()
+        computed: Computed = recorded.forward
+        return computed
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward says."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or any(p._backward_hooks for p in module.parameters(recurse=False))
+
+
+def _attributes(module: nn.Module) -> dict[str, str]:
+    """Everything that a module keeps beside its weights and parts, by its name."""
+    return {
+        ".".join(filter(None, ("self", name, key))): repr(value)
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if not key.startswith("_") and key not in ("training", "forward")
+    }
 
 
 class Rowwise:
-    """A block of B rows that share one chain. A sample's loss counts by how `present` it is."""
+    """A block of B rows that share one model. A sample's loss counts by how `present` it is."""
 
-    def __init__(
-        self, chain: Chain, layout: Layout, weights: Tensor, gradient: Tensor, loss: Loss, shape: Shape = NO_SHAPE
-    ) -> None:
-        values, gradients = layout.views(weights), layout.views(gradient)
-        self._rows = len(weights)
-        self._layers: list[Layer] = []
-        self._trained: list[bool] = []
-        self._dropouts: list[Dropout] = []
-        for name, module in chain:
-            if isinstance(module, nn.Dropout):
-                self._dropouts.append(Dropout(module, len(self._layers)))
-                self._layers.append(self._dropouts[-1])
-                self._trained.append(False)
-                continue
-            names = {key: f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()}
-            own = {key: gradients[full] for key, full in names.items() if full in gradients}
-            shared = {key: p.detach().expand(len(weights), *p.shape) for key, p in module.named_parameters()}
-            bound = Weights({key: values.get(full, shared[key]) for key, full in names.items()}, own)
-            self._layers.append(RULES[type(module)](module, bound))
-            self._trained.append(bool(own))
-        self._first = self._trained.index(True)
-        for before, after in pairwise(self._layers):
-            if isinstance(before, Linear) and isinstance(after, Elementwise):
-                after.take_over()
-        self._loss = loss_gradient(loss, shape)
+    def __init__(self, recorded: Recorded, weights: Tensor, gradient: Tensor, shape: Shape = NO_SHAPE) -> None:
+        self._recorded, self._shape = recorded, shape
+        self._weights = list(recorded.layout.views(weights).values())
+        self._gradients = list(recorded.layout.views(gradient).values())
+        self._keys: Tensor | None = None
 
     def draw_by(self, keys: Tensor | None) -> None:
-        """What the coming forward pass draws by (B, m), as `sample_keys` gives them; None draws nothing."""
-        for dropout in self._dropouts:
-            dropout.draw_by(keys)
+        """What the coming forward pass draws by (B, m), as `sample_keys` gives them."""
+        self._keys = keys
 
     @torch.no_grad()
     def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
         """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m).
 
-        The second value as in Vmapped's.
+        The second value is what the sums count, None where that was known before.
         """
-        losses, gradient = self._loss(self._forward(samples.inputs), samples.targets, present)
-        for number in range(len(self._layers) - 1, self._first - 1, -1):
-            further = self._layers[number].backward(gradient, number > self._first)
-            gradient = gradient if further is None else further
-        return (losses * present).sum(1), None
+        keys = [] if self._keys is None else [self._keys]
+        computed = self._recorded.losses_and_gradient(self._weights, samples, present, self._shape, self._keys)
+        read = *tree_leaves(samples.inputs), samples.targets, present, *self._shape.values(), *keys
+        (losses,) = computed(*self._weights, *read, *self._gradients)
+        return losses, None
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
-        """(B, N, O) for inputs (N, *feature) of N samples, in evaluation mode."""
-        assert isinstance(inputs, Tensor)
-        self.draw_by(None)
-        return self._forward(inputs.expand(self._rows, *inputs.shape))
-
-    def _forward(self, inputs: Inputs) -> Tensor:
-        assert isinstance(inputs, Tensor)  # a chain has one input
-        outputs = inputs
-        for layer in self._layers:
-            outputs = layer.forward(outputs)
-        return outputs
+        """(B, N, ...) for inputs (N, *feature) of N samples, in evaluation mode."""
+        rows = len(self._weights[0])
+        each = tree_map(lambda own: own.expand(rows, *own.shape), inputs)
+        (found,) = self._recorded.outputs(self._weights, each, samples)(*self._weights, *tree_leaves(each))
+        return found

@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.slots wide mix --write
 	$(BIN)/python -m tests.benchmarks.zoo --write
 	$(BIN)/python -m tests.benchmarks.cores --write
+	$(BIN)/python -m tests.benchmarks.graphs --write
 	$(BIN)/python -m tests.benchmarks.occupied --write
 	$(BIN)/python -m tests.benchmarks.outside --write
 	$(BIN)/python -m tests.benchmarks.persistence --write

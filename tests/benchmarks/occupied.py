@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.benchmarks import results
+from tests.benchmarks.plain import EPOCHS
 from tests.benchmarks.whole import our_search
 from tunecli import data
 from tunecli.engine import Plan
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        _, record = our_search(Path(folder), given.trials)
+        _, record = our_search(Path(folder), given.trials, EPOCHS, "--workers", "1")
     shapes, ticks = shapes_and_rows(record)
     drain = max(own.start_tick for own in record.trials)
     shares = [sum(own[0] for own in part) / sum(own[1] for own in part) for part in (ticks[:drain], ticks)]
@@ -47,8 +48,8 @@ def main() -> None:
         ["rows occupied, the drain included", "", f"{shares[1]:.1%}"],
     ]
     how = f"""
-    {given.trials} trials of up to 30 epochs on digits, mlp 64-128-10, every default (asha): a window of
-    {record.document["search"]["window"]}, {Plan(**record.plan)}. The last trial started in tick {drain} of
+    {given.trials} trials of up to {EPOCHS} epochs on digits, mlp 64-128-10, every default (asha), in one process: a
+    window of {record.document["search"]["window"]}, {Plan(**record.plan)}. The last trial started in tick {drain} of
     {len(ticks)}.
     """
     title = f"Blocks in a search of {given.trials} trials"

@@ -28,7 +28,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from tunecli.errors import InputError, StorageError
-from tunecli.space import Choice, Float, Range, build_space
+from tunecli.space import Choice, Float, Range, build_space, distribution_json
 from tunecli.store import Store, create_study, hold, is_deleted, is_unfinished, overview, read, versions
 from tunecli.trial import Measurement, State, Trial, Value
 
@@ -352,6 +352,73 @@ def test_optunas_dashboard_serves_the_same(told: tuple[Path, list[Trial]]) -> No
 
 
 # Ticks are whole
+
+
+def test_a_trial_that_optuna_adds_while_a_search_writes_is_named_as_the_reason(store: Store, path: Path) -> None:
+    write(store, [running(0)])
+    load(path).enqueue_trial({"optimizer": "sgd"})
+    with pytest.raises(StorageError, match="another program added some") as caught:
+        write(store, [running(1)])
+    assert caught.value.hint
+    assert [trial.state for trial in read(path).trials] == [State.RUNNING, State.WAITING]
+    # Opened again, it goes on behind what waits.
+    again = Store(path, SPACE)
+    write(again, [running(1), running(2)])
+    again.close()
+    assert [trial.state for trial in read(path).trials] == [State.RUNNING] * 3
+
+
+def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """All that Optuna's tables hold of trials, less their clocks and our own note on the study."""
+    with sqlite3.connect(path) as connection:
+        return {
+            "trials": connection.execute("SELECT trial_id, number, study_id, state FROM trials").fetchall(),
+            "params": connection.execute(
+                "SELECT trial_id, param_name, param_value, distribution_json FROM trial_params ORDER BY param_id"
+            ).fetchall(),
+            "values": connection.execute(
+                "SELECT trial_id, objective, value, value_type FROM trial_values ORDER BY trial_id"
+            ).fetchall(),
+            "steps": connection.execute(
+                "SELECT trial_id, step, intermediate_value, intermediate_value_type FROM trial_intermediate_values"
+                " ORDER BY trial_id, step"
+            ).fetchall(),
+            "attributes": connection.execute("SELECT trial_id, key, value_json FROM trial_user_attributes").fetchall(),
+            "given": connection.execute("SELECT trial_id, key, value_json FROM trial_system_attributes").fetchall(),
+        }
+
+
+def test_optunas_own_storage_would_have_written_the_same_rows(store: Store, path: Path, tmp_path: Path) -> None:
+    metrics = [0.25, math.inf, -math.inf, math.nan, 0.1 + 0.2]
+    trials = [
+        replace(ended(running(0), State.COMPLETE, [0.25, 0.75]), reason=None),
+        ended(running(1), State.PRUNED, [math.inf]),
+        ended(running(2), State.FAILED, metrics),
+        replace(running(3), curve=(measurement(3, 1, -math.inf),)),
+    ]
+    write(store, trials)
+    store.note(0, {"epochs": 3, "text": "ü"})
+    store.enqueue(Trial(4, State.WAITING, {}, start_tick=0, given={"optimizer": "sgd"}))
+    store.flush()
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    other = tmp_path / "theirs.db"
+    study = optuna.create_study(storage=f"sqlite:///{other}", study_name="tiny", direction=DIRECTION)
+    for trial in trials:
+        own = study.ask()
+        for name, (range_, internal) in SPACE.encode(trial.hparams).items():
+            distribution = optuna.distributions.json_to_distribution(distribution_json(range_))
+            study._storage.set_trial_param(own._trial_id, name, internal, distribution)
+        for measured in trial.curve:
+            own.report(measured.metric, measured.fidelity)
+        if trial.number == 0:
+            own.set_user_attr("epochs", 3)
+            own.set_user_attr("text", "ü")
+        if trial.state.ended:
+            values = None if trial.value is None else [trial.value]
+            study._storage.set_trial_state_values(own._trial_id, ENDED[trial.state], values)
+    study.enqueue_trial({"optimizer": "sgd"})
+    assert rows(path) == rows(other)
 
 
 def test_what_is_not_committed_is_invisible(store: Store, path: Path) -> None:

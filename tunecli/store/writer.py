@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tunecli.errors import StorageError
 from tunecli.points import encode_given
@@ -249,6 +249,11 @@ class Store:
                 for name, rows in self._pending.items():
                     if rows:
                         connection.execute(self._statements[name], rows)
+        except IntegrityError as error:
+            raise StorageError(
+                f"{self._path} holds trials that this search has not written: another program added some meanwhile",
+                hint="run it again: what waits is tried then; add trials while no search runs",
+            ) from error
         except SQLAlchemyError as error:
             raise unwritable(self._path, error) from error
         self._pending = {name: [] for name in self._statements}

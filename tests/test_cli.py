@@ -654,3 +654,26 @@ def test_what_a_search_and_fine_tuning_say_fits_the_terminal(tunecli: Command) -
     assert tunecli("search", "iris", "--trials", "1", "--set", "train.epochs=1", "--home", "h").code == 0
     said = tunecli("finetune", "iris", "--best", "--home", "h").out
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_changed_question_is_said_and_reported(tunecli: Command, home: Path) -> None:
+    question = (home / "tiny" / "study.toml").read_text()
+    (home.parent / "tiny.toml").write_text(question)
+    options = ["--set", "space.batch_size=[32]", "--trials", "12", "--sampler", "random"]
+    done = tunecli("search", "tiny.toml", *options)
+    assert done.code == 0
+    assert 'changed  search.sampler: "tpe" -> "random",' in done.err
+    assert 'space.batch_size: [32, "full"] -> [32]' in done.err
+    assert "the 10 trials so far stay" in done.err
+    assert "outside today's space and are hidden from random" in done.err
+    said = done.err[: done.err.index("data ")].splitlines()
+    assert max(map(len, said)) <= 80
+    (change,) = tunecli("report", "tiny", "--format", "json").document["changes"]
+    assert change == {
+        "from_trial": 10,
+        "changes": ['search.sampler: "tpe" -> "random"', 'space.batch_size: [32, "full"] -> [32]'],
+    }
+    assert 'From trial 10 on: search.sampler: "tpe" -> "random"' in tunecli("report", "tiny").out
+    # What is asked last is what a later command without options asks.
+    assert tunecli("search", "--home", "studies", "--trials", "13").code == 0
+    assert len(tunecli("report", "tiny", "--format", "json").document["changes"]) == 1

@@ -18,7 +18,7 @@ import torch
 
 from tunecli.command import Command
 from tunecli.errors import InputError, SourceError, StudyFileError
-from tunecli.search import Differed, Ended, Event, search
+from tunecli.search import Changed, Differed, Ended, Event, search
 from tunecli.store import read
 from tunecli.study import ProgramStudy, make_program
 from tunecli.study.program import stated_direction
@@ -347,6 +347,24 @@ def test_a_program_is_given_what_is_recorded_and_its_last_line_is_its_value(tmp_
         assert [own[1] for own in trial.curve] == expected[: trial.fidelity]  # type: ignore[index]
         assert trial.value == expected[trial.fidelity - 1]
         assert (trial.fidelity == 6) == (trial.state is State.COMPLETE)
+
+
+def test_the_ranges_of_a_program_can_change_and_its_trials_stay(tmp_path: Path) -> None:
+    script(tmp_path, PROGRAM, "train.py")
+    text = "train.py --lr {learning_rate} --bs {batch_size}"
+    narrow = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "batch_size": [16, 32]}
+    run(command(tmp_path, text, space=narrow, pruner="none", trials=12))
+    before = trials(command(tmp_path, text))
+    wide = {"learning_rate": {"low": 1e-5, "high": 1.0, "log": True}, "batch_size": [64, 32]}
+    changed, *_ = run(command(tmp_path, text, space=wide, pruner="none", trials=30))
+    assert isinstance(changed, Changed)
+    assert (changed.shown, changed.trials) == (sum(t.hparams["batch_size"] == 32 for t in before), 12)
+    found = trials(command(tmp_path, text))
+    assert found[:12] == before
+    assert all(trial.state is State.COMPLETE for trial in found)
+    assert {trial.hparams["batch_size"] for trial in found[12:]} <= {32, 64}
+    # The best rate, 0.1, lies in what was added.
+    assert max(float(str(trial.hparams["learning_rate"])) for trial in found[12:]) > 1e-3
 
 
 PRINTS = [

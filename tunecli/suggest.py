@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import optuna
@@ -58,13 +57,12 @@ class Suggester:
 
     def put(self, number: int, name: str, distribution: str, internal: float) -> None:
         """Another answer than the one suggested was recorded, and stands."""
-        own, value = json_to_distribution(distribution), external_value(distribution, internal)
-        if self._today.get(name, distribution) != distribution:
-            own = json_to_distribution(self._today[name])
-            try:
-                internal = own.to_internal_repr(value)
-            except ValueError:  # no choice any more
-                internal = math.nan
+        own = json_to_distribution(self._today.get(name, distribution))
+        try:
+            internal = own.to_internal_repr(external_value(distribution, internal))
+        except ValueError:  # no choice any more
+            self._hidden.add(number)
+            return
         if own._contains(internal):
             self._storage.set_trial_param(number, name, internal, own)
         else:

@@ -13,8 +13,7 @@ REPAYS_SECONDS = 20.0
 class Forecast:
     """What a search has seen of its pace. It decides where runs are trained, which changes no result."""
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+    def __init__(self) -> None:
         self._seconds, self._ticks = 0.0, 0
         self._ended, self._fidelity = 0, 0
 

@@ -52,8 +52,8 @@ class Loop:
         queue: Iterable[Hparams],
     ) -> None:
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
-        self.most_workers = study.window if place.workers is None else min(place.workers, study.window)
-        self.forecast = Forecast(study.train.epochs) if place.workers is None else None
+        self.workers = min(place.workers or 1, study.window)
+        self.forecast = Forecast() if place.workers is None else None
         self._told: list[str] = []
         self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
@@ -128,8 +128,12 @@ class Loop:
         self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
 
     def _consider_workers(self, seconds: float) -> None:
-        """Start worker processes where what is left to train repays them, and nobody said how many there should be."""
-        workers = min(cores() // self.plan.threads, self.most_workers)
+        """Start worker processes where what is left to train repays them, and nobody said how many there should be.
+
+        One a core, or for as many cores as a process has threads; and none without a block of its own to work off.
+        """
+        blocks = -(-self.study.window // self.plan.block_rows)
+        workers = min(cores() // self.plan.threads, blocks)
         if self.forecast is None or workers < 2 or self.device != "cpu":
             return
         left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
@@ -160,11 +164,11 @@ class Loop:
             timings=self.timings,
             looped_because=self.looped_because,
             done=self.ledger.done,
-            workers=self.most_workers if self.forecast is None and self.most_workers > 1 else 0,
+            workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"
-        if self.forecast is None and self.most_workers > 1:
-            self._employ(self.most_workers)
+        if self.workers > 1:
+            self._employ(self.workers)
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds

@@ -1,0 +1,47 @@
+"""Workers that are killed at random moments of a search: every trial exactly once, every value unchanged."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Question
+from tests.faults.conftest import Report
+from tests.test_workers import timeless
+from tunecli.engine import worker
+from tunecli.search import Noticed, search
+
+
+def test_a_killed_worker_changes_no_trial(
+    question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Forked, a worker is there at once, so that one dies at any moment of a search and not in its first.
+    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    draw, kills, same, workers = random.Random(0), 100 if full else 3, 0, set()
+    study = question(trials=16, window=8, train={"epochs": 8})
+    list(search(study, tmp_path / "whole"))
+    whole = timeless(tmp_path / "whole")
+    for number in range(kills):
+        count = draw.randint(2, 8)
+        workers.add(count)
+        tick, wait = draw.randint(0, 12), draw.random() * 0.02
+        told: list[str] = []
+        killed = 0
+        for event in search(study, tmp_path / str(number), workers=count):
+            told += [event.text] if isinstance(event, Noticed) else []
+            if not killed and getattr(event, "tick", -1) >= tick:
+                time.sleep(wait)
+                killed = draw.choice(multiprocessing.active_children()).pid or 0
+                os.kill(killed, signal.SIGKILL)
+        assert [own for own in told if "killed by SIGKILL" in own] == told
+        assert len(told) <= 1, "one that died after its last run is not missed"
+        same += timeless(tmp_path / str(number)) == whole
+    report(
+        "a worker killed with SIGKILL at a random moment of a search",
+        f"{same} of {kills} searches identical to the undisturbed one, with {min(workers)} to {max(workers)} workers",
+    )
+    assert same == kills

@@ -548,7 +548,7 @@ def test_differences_name_each_contradiction_with_both_values() -> None:
     asked = state(
         DIGITS + '[train]\nmetric = "f1"\nepochs = 5\n[space]\nlearning_rate = { low = 0.1, high = 1.0 }\n', seed=3
     )
-    assert differences(begun.document(), asked.document()) == [
+    assert list(differences(begun.document(), asked.document()).values()) == [
         "model.hidden: [8] -> not set",
         "seed: 0 -> 3",
         "space.learning_rate.high: not set -> 1.0",
@@ -666,3 +666,11 @@ def test_a_table_whose_study_was_begun_needs_no_target_again(tmp_path: Path) -> 
     (home / "t").mkdir(parents=True)
     (home / "t" / "study.toml").write_text(begun.toml())
     assert not differences(begun.document(), find_study(str(table), home, [], {}).document())
+
+
+def test_what_an_earlier_version_did_not_state_is_no_change_where_it_is_the_default() -> None:
+    asked = state("[data]\nsource = 'digits'").document()
+    stored = {**asked, "train": {"epochs": asked["train"]["epochs"]}, "search": {"pruner": "asha"}}
+    assert not differences(stored, {**asked, "search": {"pruner": "asha", "sampler": "tpe", "trials": 7}})
+    other = state("[data]\nsource = 'digits'\n[train]\ndecay_biases = false").document()
+    assert list(differences({**stored, "search": other["search"]}, other)) == ["train.decay_biases"]

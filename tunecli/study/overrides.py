@@ -8,7 +8,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from tunecli.errors import UsageError
+from tunecli.study.sections import StudyFile
 
 
 def option(key: str, value: Any) -> str:
@@ -36,7 +39,8 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
         "finetune.epochs",
         "name",
     }
-    before, now = _leaves(stored), _leaves(asked)
+    # What an earlier version of tunecli did not state was what is its default now.
+    before, now = _defaults() | _leaves(stored), _defaults() | _leaves(asked)
 
     def shown(leaves: Mapping[str, Any], key: str) -> str:
         return json.dumps(leaves[key]) if key in leaves else "not set"
@@ -46,6 +50,17 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
         for key in sorted(before.keys() | now.keys())
         # Compared as values, so that 0 and 0.0 ask the same question.
         if key not in free and (key not in before or key not in now or before[key] != now[key])
+    }
+
+
+def _defaults() -> dict[str, Any]:
+    sections = {name: field.annotation for name, field in StudyFile.model_fields.items()}
+    return {
+        f"{section}.{key}": field.default
+        for section, own in sections.items()
+        if isinstance(own, type) and issubclass(own, BaseModel)
+        for key, field in own.model_fields.items()
+        if not field.is_required() and field.default is not None
     }
 
 

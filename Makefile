@@ -42,6 +42,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.occupied --write
 	$(BIN)/python -m tests.benchmarks.outside --write
 	$(BIN)/python -m tests.benchmarks.persistence --write
+	$(BIN)/python -m tests.benchmarks.proposals --write
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write

@@ -19,6 +19,10 @@ FULL_WEIGHT = 25
 """So many of the latest trials weigh the same; the older a trial before them, the less it weighs."""
 
 
+UNSEEN = -700.0
+"""What is so far below the highest does not count in a sum, and an exponential that underflows is slow."""
+
+
 class Mixture:
     """The estimator of these trials over these columns. Points are (points, columns), in Optuna's internal values."""
 
@@ -52,7 +56,7 @@ class Mixture:
         return points
 
     def log_densities(self, points: Array) -> Array:
-        """The logarithm of the density at each point; NaN nowhere, -inf where it is zero."""
+        """The logarithm of the density at each point."""
         start = np.log(self._weights)
         for own in self._kernels:
             start = start - own.log_norms
@@ -62,8 +66,8 @@ class Mixture:
         highest = terms.max(axis=1, keepdims=True)
         highest[np.isneginf(highest)] = 0.0
         terms -= highest
-        with np.errstate(divide="ignore"):
-            return np.log(np.exp(terms, out=terms).sum(axis=1)) + highest[:, 0]  # type: ignore[no-any-return]
+        np.maximum(terms, UNSEEN, out=terms)
+        return np.log(np.exp(terms, out=terms).sum(axis=1)) + highest[:, 0]  # type: ignore[no-any-return]
 
 
 @lru_cache(16)

@@ -105,11 +105,6 @@ class Processes:
             self.close()
             raise
 
-    @property
-    def pids(self) -> list[int | None]:
-        """The processes at work."""
-        return [worker.pid for worker in self._workers]
-
     def close(self) -> None:
         for worker in self._workers:
             worker.kill()

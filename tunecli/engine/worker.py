@@ -108,10 +108,6 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             theirs.close()
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
     def fileno(self) -> int:
         return self._connection.fileno()
 

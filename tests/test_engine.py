@@ -913,7 +913,7 @@ MODELS = [frozen_same, Tied, batch_norm, Mixing, convolution, Recurrent, frozen_
         (convolution, "convolutions and recurrent layers are faster one by one"),
         (Recurrent, "convolutions and recurrent layers are faster one by one"),
         (frozen_random, "its frozen weights differ from trial to trial"),
-        (Branching, "its forward pass decides by the values of a tensor: torch.where decides for all trials at once"),
+        (Branching, "its forward pass decides by a tensor's values: use torch.where"),
     ],
 )
 def test_an_engine_says_why_a_model_is_looped(model: MakeModel, because: str | None) -> None:

@@ -452,12 +452,12 @@ class Deciding(Own):
 @pytest.mark.parametrize(
     ("make", "because"),
     [
-        (Noisy, "it draws random numbers by randn_like: only dropout can be drawn for all trials at once"),
-        (Always, "it draws random numbers in evaluation: F.dropout needs training=self.training"),
-        (Counting, "its forward pass sets self.calls: nothing may be kept from one call to the next"),
-        (Deciding, "its forward pass decides by the values of a tensor: torch.where decides for all trials at once"),
+        (Noisy, "it draws by randn_like: only dropout is drawn for all trials at once"),
+        (Always, "it draws in evaluation too: F.dropout needs training=self.training"),
+        (Counting, "its forward pass sets self.calls: keep nothing between its calls"),
+        (Deciding, "its forward pass decides by a tensor's values: use torch.where"),
         (hooked, "it has hooks: what they do can stand in forward"),
-        (Writing, "its forward pass writes into part of a tensor: torch.cat or torch.where make a new one"),
+        (Writing, "its forward pass writes into part of a tensor: use torch.cat"),
     ],
 )
 def test_a_model_that_a_graph_would_not_repeat_is_looped_and_its_user_told_what_to_change(
@@ -498,3 +498,18 @@ def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
     calm, wild = gradients(1.0), gradients(math.inf)
     assert not wild[1].isfinite().all()
     assert torch.equal(calm[::2], wild[::2])
+
+
+@pytest.mark.parametrize("make", [lambda: Graph(STEPS, CLASSES, draws=True), Transformed])
+def test_a_graph_is_bitwise_the_same_alone_and_beside_any_neighbours(make: Any) -> None:
+    """In slot 0, and in the last of a block, beside rows of other weights."""
+
+    def trained(*trials: int) -> list[tuple[float, float]]:
+        engine = LocalEngine(make_task(make), RULES)
+        hparams = {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 7}
+        for trial in trials:
+            engine.start(Run(trial, 0, hparams, 2))
+        measured = [own for _ in range(2) for own in engine.advance(math.inf) if own.trial == 7]
+        return [(own.train_loss, own.validation_loss) for own in measured]
+
+    assert trained(*range(8)) == trained(7)

@@ -24,8 +24,8 @@ from tunecli.engine.rowwise.dropout import noise, which_draw
 aten = torch.ops.aten
 
 
-DECIDES = "its forward pass decides by the values of a tensor: torch.where decides for all trials at once"
-WRITES = "its forward pass writes into part of a tensor: torch.cat or torch.where make a new one"
+DECIDES = "its forward pass decides by a tensor's values: use torch.where"
+WRITES = "its forward pass writes into part of a tensor: use torch.cat"
 
 
 class Unrecordable(Exception):
@@ -121,11 +121,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def _draw(self, func: Any, args: Any) -> Any:
         """Dropout, whose ones and zeros come from the hash and not from a generator."""
         if self._keys is None:
-            raise Unrecordable("it draws random numbers in evaluation: F.dropout needs training=self.training")
+            raise Unrecordable("it draws in evaluation too: F.dropout needs training=self.training")
         drawn = which_draw(func, args, self._keys, self._drawn)
         if drawn is None:
             name = func.overloadpacket.__name__.rstrip("_")
-            raise Unrecordable(f"it draws random numbers by {name}: only dropout can be drawn for all trials at once")
+            raise Unrecordable(f"it draws by {name}: only dropout is drawn for all trials at once")
         self._drawn += 1
         like = args[0]
         how = drawn.odds, drawn.shape, drawn.axis, like.dtype

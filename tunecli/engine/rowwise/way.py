@@ -99,7 +99,7 @@ class Recorded:
             raise
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
-            raise Unrecordable(f"its forward pass sets {changed}: nothing may be kept from one call to the next")
+            raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
         rewrite(recorded.graph, len(gradients))
         recorded.recompile()
         computed: Computed = recorded.forward

@@ -39,16 +39,19 @@ LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)
 def choose_plan(weights: int, window: int, smallest_batch: int = 16, processors: int | None = None) -> Plan:
     """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials.
 
-    Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds eight trials, by rules or
-    by vmap. One lane that holds every trial beats several that are partly full, hence a cap as low as the smallest
-    batch: at a window of 32 and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much
-    again; blocks of 16 rows cost what blocks of 32 do. One thread: two gain a sixth on an idle machine, and lose
-    tenfold where another process wants the second core.
+    Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
+    holds every trial beats several that are partly full, hence a cap as low as the smallest batch: at a window of 32
+    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again; blocks of 16 rows cost
+    what blocks of 32 do. Below eight trials calls into torch cost more than lanes do: blocks of two with a cap of 64
+    take 0.4 to 0.85 of the time of one trial after another, with a cap of 16 up to twice that time, at batches of 256.
+    One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants the second core.
     """
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=processors or os.cpu_count() or 1)
-    if window < 8:
+    if window == 1:
         return LOOPED
+    if window < 8:
+        return Plan("rules", cap=CAPS[-1], block_rows=2, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
     return Plan("rules", cap=cap, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)
 

@@ -665,6 +665,11 @@ def another_version(path: Path) -> None:
         connection.execute("UPDATE tunecli_studies SET version = 99")
 
 
+def no_version(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE tunecli_studies SET version = 2.5")
+
+
 def another_version_of_optuna(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE version_info SET schema_version = 11")
@@ -678,6 +683,7 @@ def another_version_of_optuna(path: Path) -> None:
         (optunas_own, "no study of tunecli"),
         (anothers, "no study of tunecli"),
         (another_version, "99 of tunecli"),
+        (no_version, "2.5 of tunecli"),
         (another_version_of_optuna, "11 of Optuna"),
     ],
 )

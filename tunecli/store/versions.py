@@ -38,13 +38,14 @@ def check_version(connection: Connection, path: Path) -> int:
         raise InputError(f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home")
     optunas = connection.execute(select(_OPTUNAS.c.schema_version)).scalar()
     version = connection.execute(select(STUDIES.c.version)).scalar()
-    if optunas != OPTUNA_SCHEMA_VERSION or (version != SCHEMA_VERSION and version not in MIGRATIONS):
+    # SQLite keeps any value in any column.
+    known = version == SCHEMA_VERSION or version in MIGRATIONS
+    if optunas != OPTUNA_SCHEMA_VERSION or not known or not isinstance(version, int):
         raise InputError(
             f"{path} has schema {optunas} of Optuna and {version} of tunecli, "
             f"this version reads {OPTUNA_SCHEMA_VERSION} and {SCHEMA_VERSION}",
             hint="use the version of tunecli that wrote it",
         )
-    assert isinstance(version, int)
     return version
 
 

@@ -221,8 +221,9 @@ def test_a_second_search_on_one_study(refused: Callable[..., str], home: Path) -
 
 def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str], home: Path) -> None:
     said = refused(3, "search", "tiny", "--seed", "7", "--set", "train.epochs=9", "--set", "space.l1=0")
-    for line in ("seed: 0 -> 7", "train.epochs: 4 -> 9", "space.l1: not set -> 0"):
+    for line in ("seed: 0 -> 7", "train.epochs: 4 -> 9"):
         assert line in said
+    assert "space.l1" not in said, "that alone could change"
     assert "--fresh" in said
     assert len(read(home / "tiny" / "study.db").trials) == 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -120,7 +120,8 @@ class Block:
         self._count = torch.zeros(height, dtype=torch.float64, device=device)
         self._counted = torch.zeros(height, dtype=torch.float64, device=device)
         self._step, self._seconds = min(self._starts), 0.0
-        self._read = train.stream(map(self._index_of, range(self._step, steps)))
+        lengths = self._batches[0].lengths[self._step :] if self._lane.micro is None else None
+        self._read = train.stream(_indices(self._index[self._step :], lengths))
         self._failure: str | None = None
         self._gradient.zero_()
         self._joining: dict[int, Partial] = {}
@@ -198,15 +199,10 @@ class Block:
             ) from error
         self._failure = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
 
-    def _index_of(self, step: int) -> Tensor:
-        """Which samples a micro-step reads: (B, m), or (m,) of a row of its own."""
-        index = self._index[step]
-        return index if self._lane.micro is not None else index[0, : self._batches[0].lengths[step]]
-
     def _micro_step(self, step: int) -> None:
-        index, present = self._index_of(step), self._present[step]  # (B, m)
+        index, present = self._index[step], self._present[step]  # (B, m)
         if self._lane.micro is None:
-            present = present[0, : len(index)]
+            present = present[0, : self._batches[0].lengths[step]]
         read = next(self._read)
         if isinstance(self._way, Rowwise) and self._lane.stochastic:
             self._way.draw_by(sample_keys(self._seeds, index))
@@ -309,6 +305,15 @@ class Block:
             found.append(self._way.outputs(filled, len(chunk) + missing)[:, : len(chunk)])
             targets.append(chunk.targets)
         return torch.cat(found, dim=1), samples.targets if isinstance(samples, Samples) else torch.cat(targets)
+
+
+def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
+    """Which samples each micro-step reads: (B, m), or of a row of its own so many as there are, (m,).
+
+    Knows no block: what holds a block that is done holds the lane's matrices as they were.
+    """
+    for step, own in enumerate(index):
+        yield own if lengths is None else own[0, : lengths[step]]
 
 
 def _filled(part: Tensor, missing: int) -> Tensor:

@@ -142,11 +142,13 @@ class Lane:
         """What the lane's matrices hold of a run, (P,) each: its weights, both moments, its best and its average."""
         if slot.rows:
             return slot.rows
+        found = self._matrices()
+        return {name: own[slot.row] for name, own in found.items() if name != "average" or slot.averages}
+
+    def _matrices(self) -> dict[str, Tensor]:
         state = self.state
         found = {"weights": state.weights, "first": state.first, "second": state.second, "best": self.best}
-        if slot.averages and state.average is not None:
-            found["average"] = state.average
-        return {name: matrix[slot.row] for name, matrix in found.items()}
+        return found if state.average is None else {**found, "average": state.average}
 
     def partial(self, slot: Slot) -> Partial | None:
         """Where a run stands in its tick, None at the end of one."""
@@ -170,16 +172,26 @@ class Lane:
         like = next((slot.rows["weights"] for slot in self._slots if slot.rows), self.state.weights)
         names = ["weights", "first", "second", "best"]
         names += ["average"] if any(slot.averages for slot in self._slots) else []
-        new = {name: torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device) for name in names}
+        old, new, kept = self._matrices(), {}, self.gradient
+        empty = kept[:0]
+        self._blocks, self.state, self.best = [], State(empty, empty, empty), empty
+        for name in names:
+            # The old matrix goes before the next one comes: both of all would be twice the memory.
+            before = old.pop(name, empty)
+            new[name] = torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device)
+            for row, slot in enumerate(self._slots):
+                if slot.rows:
+                    new[name][row] = slot.rows.get(name, 0.0)
+                elif len(before):
+                    new[name][row] = before[slot.row]
+            del before
         for row, slot in enumerate(self._slots):
-            for name, held in self.rows(slot).items():
-                new[name][row] = held
             slot.row, slot.rows = row, {}
         decay = None if self.task.decay_biases else self.layout.decay_mask(like.device, like.dtype)
         moments = new["first"], new["second"]
         self.state = State(new["weights"], *moments, decay, self.layout.matrices(), new.get("average"))
         self.best = new["best"]
-        self.gradient = torch.zeros_like(self.best)
+        self.gradient = kept.zero_() if kept.shape == self.best.shape else torch.zeros_like(self.best)
         self._blocks = [
             Block(self, self._slots[low : low + self.block_rows], slice(low, low + self.block_rows))
             for low in range(0, rows, self.block_rows)

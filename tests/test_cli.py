@@ -551,7 +551,7 @@ def test_a_signal_stops_fine_tuning_before_anything_is_written(
     monkeypatch.setattr(live, "show_finetune", first_epoch_then_signal)
     done = tunecli("finetune", "--best", "--epochs", "5")
     assert (done.code, done.out) == (75, "")
-    assert "nothing was written" in done.err
+    assert "no checkpoint was written, the test split was not read" in done.err
     assert "tunecli finetune --best --epochs 5" in done.err
     assert (home / "tiny" / "study.db").read_bytes() == before
     assert not (home / "tiny" / "finetuned").exists()

@@ -47,7 +47,7 @@ def test_what_is_commented_out_is_what_holds_by_default(tunecli: Command, tmp_pa
         (tmp_path / "own.toml").write_text("\n".join(own))
         stated = read_study(tmp_path / "own.toml")
         if "an example" in lines[number]:
-            assert (stated.space, stated.data, stated.train) != (drafted.space, drafted.data, drafted.train)
+            assert any(getattr(stated, own) != getattr(drafted, own) for own in ("space", "data", "train", "search"))
             continue
         assert stated.space == drafted.space
         for section in ("data", "train", "search"):

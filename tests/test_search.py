@@ -728,6 +728,7 @@ def test_a_model_that_learns_otherwise_than_it_did_is_told_and_what_is_stored_st
     run(study, tmp_path / "tiny", stop=lambda: next(calls) > 4)
     before = {trial.number: trial for trial in trials(tmp_path / "tiny") if trial.state is State.RUNNING}
     (tmp_path / "other").touch()
+    (tmp_path / "own.py").write_text(MODEL + "# mended")  # or it went on from snapshots, and nothing were replayed
     told = [event for event in run(study, tmp_path / "tiny") if isinstance(event, Differed)]
     assert told
     for event in told:

@@ -24,10 +24,11 @@ WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 DAMAGED_HINT = "run the search again with --fresh, or choose another trial with --trial N"
 
 
-def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any], *, sync: bool = True) -> str:
     """Write a checkpoint to `folder` in one step and return the SHA-256 of its weights.
 
-    Whatever happens, `folder` holds either the previous checkpoint whole or this one. Raises StorageError.
+    Whatever happens, `folder` holds either the previous checkpoint whole or this one; without `sync` a power failure
+    may leave one that `load` finds damaged. Raises StorageError.
     """
     from safetensors.torch import save as to_bytes
 
@@ -42,13 +43,15 @@ def save(folder: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         make_folder(new)
-        write_new(new / WEIGHTS, data)
-        write_new(new / MANIFEST, _seal({**manifest, "sha256": digest}))
-        sync_folder(new)
+        write_new(new / WEIGHTS, data, sync=sync)
+        write_new(new / MANIFEST, _seal({**manifest, "sha256": digest}), sync=sync)
+        if sync:
+            sync_folder(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        sync_folder(folder.parent)
+        if sync:
+            sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StorageError(

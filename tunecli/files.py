@@ -20,12 +20,16 @@ def open_new(path: Path) -> BinaryIO:
     return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file in the place of whatever has this name; a link is replaced, never followed. Raises OSError."""
+def write_new(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a file in the place of whatever has this name; a link is replaced, never followed. Raises OSError.
+
+    Without `sync` a kill of the process loses nothing, a power failure may.
+    """
     with open_new(path) as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 # Loaded once, for all the processes to come.
 import alembic.command, optuna, safetensors.torch, scipy.stats, sqlalchemy, sqlalchemy.orm, sympy
-from tunecli import checkpoint, data, engine, files, models, sampler
+from tunecli import checkpoint, data, engine, files, models, sampler, snapshots
 from tunecli.data import bundled, prepare
 from tunecli.engine import task
 from tunecli.engine.block import Block
@@ -68,6 +68,13 @@ def within(event, left):
             die()
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, event, count)
 
+def keep_often():
+    snapshots.EVERY_SECONDS, snapshots.LARGEST_SHARE = 0.0, 1e9
+
+def in_snapshot(left):
+    keep_often()
+    before(checkpoint, "write_new", 3 * left + 1)
+
 POINTS = {
     "ask": lambda left: before(Ledger, "start", left),
     "train": lambda left: before(Block, "_micro_step", 7 * left),
@@ -77,6 +84,7 @@ POINTS = {
     "at commit": lambda left: within("commit", left),
     "after commit": lambda left: after(Store, "flush", left),
     "checkpoint": lambda left: before(checkpoint, "write_new", left),
+    "snapshot": in_snapshot,
 }
 
 def begin(folder, point=None, left=0):
@@ -87,6 +95,8 @@ def begin(folder, point=None, left=0):
         os.setpgid(0, 0)
         if point is not None:
             POINTS[point](left)
+        else:
+            keep_often()
         for _ in search(read_study(folder / "question.toml"), folder / "tiny"):
             os.write(show, b".")
         os._exit(0)
@@ -126,7 +136,17 @@ for line in sys.stdin:
 
 SHORT = (("tpe", 3), ("grid", 3), ("random", 8))
 FULL = (*SHORT, ("qmc", 3), ("random", 3))
-POINTS = ("ask", "train", "evaluate", "before commit", "inside commit", "at commit", "after commit", "checkpoint")
+POINTS = (
+    "ask",
+    "train",
+    "evaluate",
+    "before commit",
+    "inside commit",
+    "at commit",
+    "after commit",
+    "checkpoint",
+    "snapshot",
+)
 GRID = {
     "optimizer": ["sgd", "adam"],
     "learning_rate": [1e-3, 1e-2, 1e-1],
@@ -233,7 +253,7 @@ def test_a_search_that_is_killed_at_a_named_point_is_the_search_that_never_was(
 ) -> None:
     study, expected = never["tpe", 3]
     moments = random.Random(1)
-    points = POINTS if full else ("train", "inside commit", "checkpoint")
+    points = POINTS if full else ("train", "inside commit", "checkpoint", "snapshot")
     rounds = list(product(points, range(10 if full else 1)))
     tasks = []
     for point, place in rounds:

@@ -74,7 +74,7 @@ def finetune(
         found = epochs_of(find_folder(study, home), request, interrupt)
         result = live.show_finetune(found, console)
     if result is None:
-        live.say_unchanged(typed_command(), console)
+        live.say_interrupted(typed_command(), console)
         raise typer.Exit(interrupt.exit_code)
     if output is TextOrJson.JSON:
         print(live.finetune_json(result))

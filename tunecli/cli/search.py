@@ -106,6 +106,8 @@ def search(
         live.say_stopped(ended, typed_command(), console)
         raise typer.Exit(interrupt.exit_code)
     _print_result(summary, output)
+    if ended.how == "hopeless":
+        raise _hopeless(summary, question.search.max_failures)
     live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
     if summary.best is None and ended.how == "done":
         raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
@@ -154,6 +156,16 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
     )
 
 
+def _hopeless(summary: Summary, most: int) -> TunecliError:
+    from tunecli.report.summary import failures
+
+    reason, trials = failures(summary)[0]
+    return NoUsableTrial(
+        f"{most} trials in a row failed, the search.max_failures; {len(trials)} of {summary.ended}: {reason}",
+        hint=f"mend it and go on:\n  {typed_command()}",
+    )
+
+
 def _question(
     study: str | None, command: str | None, home: Path, settings: list[str], replaced: dict[str, Any]
 ) -> Question:
@@ -183,10 +195,11 @@ def _print_result(summary: Summary, output: TextOrJson) -> None:
 
 def _seconds(text: str | None) -> float | None:
     """10m, 1h30m, 90s or plain seconds."""
+    from tunecli.study.duration import EXAMPLES, read_seconds
+
     if text is None:
         return None
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if match is None or not any(match.groups()):
-        raise UsageError(f"--timeout takes a time, got {text!r}", hint="for example 90s, 10m or 1h30m")
-    hours, minutes, seconds = (float(group or 0) for group in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    seconds = read_seconds(text)
+    if seconds is None:
+        raise UsageError(f"--timeout takes a time, got {text!r}", hint=f"for example {EXAMPLES}")
+    return seconds

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunecli.data import Samples, Split, each
 from tunecli.data.randomness import seeded
+from tunecli.engine.alarm import Overdue, limited
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
 from tunecli.engine.gradients import Looped, Shape
@@ -21,7 +22,7 @@ from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.snapshot import Partial
 from tunecli.engine.update import Coming, Trained, Updates
-from tunecli.errors import ModelError, TunecliError
+from tunecli.errors import TunecliError
 from tunecli.metrics import Loss
 from tunecli.source import describe
 from tunecli.trial import Measurement, better
@@ -175,29 +176,37 @@ class Block:
         began = time.monotonic()
         now = began
         steps = len(self._index)
-        while self._step < steps:
-            try:
-                self._micro_step(self._step)
-            except Exception as error:
-                self._fail(error)
-                break
-            self._step += 1
-            if self._joining:
-                self._join()
-            now = time.monotonic()
-            if now >= deadline:
-                break
+        try:
+            with limited(self._seconds_left()):
+                while self._step < steps:
+                    self._micro_step(self._step)
+                    self._step += 1
+                    if self._joining:
+                        self._join()
+                    now = time.monotonic()
+                    if now >= deadline:
+                        break
+        except (Exception, SystemExit, Overdue) as error:
+            self._failure, now = self._reason(error), time.monotonic()
         self._seconds += now - began
         return self._step >= steps or self._failure is not None
 
-    def _fail(self, error: Exception) -> None:
-        """A model that raises fails its own run; rows that share a program have no error of their own."""
-        if self._lane.micro is not None:
-            raise ModelError(
-                f"{len(self.slots)} trials computed at once failed: {describe(error)}",
-                hint="a smaller --window computes fewer at once",
-            ) from error
-        self._failure = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
+    def _seconds_left(self) -> float | None:
+        """How long these rows may still take; what is computed at once counts for each by its share."""
+        limit = self._lane.task.trial_seconds
+        if limit is None:
+            return None
+        least = min(slot.seconds + before for slot, before in zip(self.slots, self._seconds_before, strict=True))
+        return (limit - least) * len(self.slots) - self._seconds
+
+    def _reason(self, error: BaseException) -> str:
+        """Why a run failed that met this. Rows that share a program have no error of their own."""
+        if isinstance(error, Overdue):
+            return _overdue(self._lane.task.trial_seconds)
+        found = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            found = f"out of memory: {describe(error)}"
+        return found if len(self.slots) == 1 else f"{found}, as {len(self.slots)} trials were computed at once"
 
     def _micro_step(self, step: int) -> None:
         index, present = self._index[step], self._present[step]  # (B, m)
@@ -228,12 +237,18 @@ class Block:
         lane = self._lane
         nothing = torch.full_like(self._loss, float("nan"))
         loss = metric = nothing
+        failures: dict[int, str] = {}
         if lane.validation is not None and self._failure is None:
             try:
-                with self._averaged():
-                    loss, metric = self._score(lane.validation)
-            except Exception as error:
-                self._fail(error)
+                with limited(self._seconds_left()), self._averaged():
+                    try:
+                        loss, metric = self._score(lane.validation)
+                    except (Exception, SystemExit):
+                        if len(self.slots) == 1:
+                            raise
+                        loss, metric, failures = self._score_each(lane.validation)
+            except (Exception, SystemExit, Overdue) as error:
+                self._failure = self._reason(error)
         train_loss = self._loss / (lane.whole_weight if lane.task.step is None else self._counted)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
@@ -242,8 +257,10 @@ class Block:
             slot.updates += int(batches.ends.sum())
         self._step = 0
         seconds = (self._seconds + time.monotonic() - began) / len(self.slots)
-        rows = zip(self.slots, found, self._seconds_before, strict=False)
-        return [self._measurement(slot, values, seconds + before) for slot, values, before in rows]
+        return [
+            self._measurement(slot, found[row], seconds + self._seconds_before[row], self._failure or failures.get(row))
+            for row, slot in enumerate(self.slots)
+        ]
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -259,10 +276,12 @@ class Block:
         finally:
             self._state.weights[rows] = trained
 
-    def _measurement(self, slot: Slot, values: list[float], seconds: float) -> Measurement:
+    def _measurement(self, slot: Slot, values: list[float], seconds: float, failure: str | None) -> Measurement:
         train_loss, loss, metric, norm = values
         lane = self._lane
-        failure = self._failure
+        slot.seconds += seconds
+        if failure is None and lane.task.trial_seconds is not None and slot.seconds > lane.task.trial_seconds:
+            failure = _overdue(lane.task.trial_seconds)
         seen = {"training loss": train_loss}
         if lane.validation is not None:
             seen |= {"validation loss": loss, "validation metric": metric}
@@ -294,6 +313,23 @@ class Block:
         loss = task.step.mean_loss(self.slots[0].module, samples)[None]
         return loss, loss if task.metric.function is None else task.metric_of(*self._outputs(samples))
 
+    def _score_each(self, samples: Split) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """As `_score`, where a metric or a loss of the user's own raised: row by row, and why some of them failed.
+
+        Each row is scored in the midst of its own likes, so that the others show to the bit what they would have.
+        """
+        outputs, targets = self._outputs(samples)
+        losses = torch.full_like(self._loss, float("nan"))
+        metrics, failures = losses.clone(), {}
+        for row in range(len(self.slots)):
+            alike = outputs[row].expand_as(outputs).contiguous()
+            try:
+                loss, metric = self._lane.task.score(alike, targets, self._scored_by)
+                losses[row], metrics[row] = loss[row], metric[row]
+            except (Exception, SystemExit) as error:
+                failures[row] = error.message if isinstance(error, TunecliError) else f"it raised {describe(error)}"
+        return losses, metrics, failures
+
     def _outputs(self, samples: Split) -> tuple[Tensor, Tensor]:
         """(B, N, ...), computed in chunks of one length, and the targets (N, ...)."""
         found: list[Tensor] = []
@@ -314,6 +350,10 @@ def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
     """
     for step, own in enumerate(index):
         yield own if lengths is None else own[0, : lengths[step]]
+
+
+def _overdue(limit: float | None) -> str:
+    return f"it took more than {limit:g} seconds, the search.trial_timeout"
 
 
 def _filled(part: Tensor, missing: int) -> Tensor:

@@ -44,6 +44,7 @@ class Slot:
     row: int = -1
     ticks: int = 0
     updates: int = 0
+    seconds: float = 0.0
     best_metric: float | None = None
     best_state: dict[str, Tensor] = field(default_factory=dict)
 

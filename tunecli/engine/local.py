@@ -164,7 +164,7 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
         return found
     except TunecliError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         double = any(part.dtype == torch.float64 for _, part in tensors(samples.inputs))
         raise ModelError(
             f"the model cannot read samples of shape {samples.features}: {describe(error)}",

@@ -79,7 +79,7 @@ class OwnStep:
             with torch.random.fork_rng(enabled=True):
                 torch.manual_seed(run.seed("optimizer", self._steps))
                 self._optimizer.step()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SourceError(f"{run.hparams['optimizer']} raised {describe(error, self._file)}") from error
         for parameter, summed in zip(parameters.values(), sums, strict=True):
             parameter.grad = summed

@@ -47,13 +47,14 @@ def take_snapshot(slot: Slot) -> Snapshot | None:
     plateau = slot.plateau
     numbers: dict[str, Any] = {
         "updates": slot.updates,
+        "seconds": slot.seconds,
         "best_metric": slot.best_metric,
         "plateau": [plateau.scale, plateau.best, plateau.worse],
     }
     partial = slot.lane.partial(slot)
     if partial is not None:
         tensors["gradient"] = partial.gradient
-        numbers |= {"step": partial.step, "sums": list(partial.sums), "seconds": partial.seconds}
+        numbers |= {"step": partial.step, "sums": list(partial.sums), "partial_seconds": partial.seconds}
     if isinstance(slot.rule.step, OwnStep):
         try:
             numbers["optimizer"] = _plain(slot.rule.step.state(), tensors, "optimizer")
@@ -71,10 +72,10 @@ def put_snapshot(slot: Slot, snapshot: Snapshot) -> None:
     for name, own in _below("own.", tensors).items():
         _set_tensor(slot.module, name, mine.get(name), own)
     slot.ticks, slot.updates, slot.best_metric = snapshot.fidelity, numbers["updates"], numbers["best_metric"]
-    slot.plateau = Plateau(*numbers["plateau"])
+    slot.seconds, slot.plateau = numbers["seconds"], Plateau(*numbers["plateau"])
     if "step" in numbers:
         gradient = tensors["gradient"].to(slot.rows["weights"])
-        slot.partial = Partial(numbers["step"], gradient, tuple(numbers["sums"]), numbers["seconds"])
+        slot.partial = Partial(numbers["step"], gradient, tuple(numbers["sums"]), numbers["partial_seconds"])
     if isinstance(slot.rule.step, OwnStep):
         slot.rule.step.load(_read_plain(numbers["optimizer"], tensors))
 

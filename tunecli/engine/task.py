@@ -31,7 +31,7 @@ class Task:
     `validation` is None where there is nothing to choose by: a run's weights are then those after its last tick.
     A regression target in its own unit is a standardized one times `target_scale` plus `target_mean`. `decay_biases` as
     in a study file; `optimizers` are the user's own, by their names there. A step of the user's own takes the place of
-    the loss.
+    the loss. A run that takes more than `trial_seconds` of its own has failed.
     """
 
     train: Split
@@ -44,6 +44,7 @@ class Task:
     target_mean: float = 0.0
     decay_biases: bool = True
     optimizers: Mapping[str, OwnOptimizer] = field(default_factory=dict)
+    trial_seconds: float | None = None
 
     def of(self, run: Run) -> Task:
         """The task with the loss of a run, where its hparams name one."""
@@ -121,6 +122,7 @@ def make_task(study: Study, data: Data) -> Task:
         target_mean=data.target_mean,
         decay_biases=study.train.decay_biases,
         optimizers={source: load_optimizer(source, study.base) for source in own},
+        trial_seconds=study.search.trial_seconds,
     )
 
 

@@ -91,8 +91,8 @@ Event = Notice | Epoch | Finetuned
 def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it.
 
-    Ends without a Finetuned where `stop()` said so; then nothing is written. Raises NoUsableTrial, CheckpointError,
-    InputError, StorageError.
+    Ends without a Finetuned where `stop()` said so; then nothing is written but snapshots, from which the same call
+    goes on to bitwise the same weights. Raises NoUsableTrial, CheckpointError, InputError, StorageError.
     """
     with hold(folder):
         # torch is loaded after the lock is held: what cannot begin says so at once.

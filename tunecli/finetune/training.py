@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -9,19 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tunecli import checkpoint
 from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.data.samples import stored_features
-from tunecli.engine import LocalEngine, Task, choose_plan, resolve_device
+from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
 from tunecli.engine.task import build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import InputError, NoUsableTrial, SpaceError, UsageError, did_you_mean
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.metrics import LOSSES, METRICS
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
+from tunecli.snapshots import Kept, Snapshots, code_of
 from tunecli.space import OPTIMIZERS, Space, parse_value, settings_of
 from tunecli.store import Record, Store, load_kept, read
 from tunecli.study import Study, load_data, read_study, targets_of
@@ -74,15 +77,20 @@ class Training:
         )
         test = self.data.test
         found: list[dict[str, Tensor]] = []
+        every = []
         for of, build in (
             ("fine-tuning", self._prepared),
             ("from scratch", lambda own: self._fresh(own.seed("weights"))),
         ):
-            task = replace(self.task, train=joined, validation=None, build=build)
-            trained = yield from _train(task, run, of, self.request.device, stop)
-            if trained is None:
+            task = replace(self.task, train=joined, validation=None, build=build, trial_seconds=None)
+            trainable = sum(p.numel() for p in build(run).parameters() if p.requires_grad)
+            plan = choose_plan(trainable, window=1)
+            engine = LocalEngine(task, plan, resolve_device(self.request.device))
+            every.append(snapshots := self._snapshots(of, plan))
+            weights = yield from _train(engine, run, of, snapshots, stop)
+            if weights is None:
                 return
-            weights, updates = trained
+            updates = run.epochs * engine.epoch_updates(run)
             found.append(weights)
         # The test split is read here, all at once and after all training: a stop before has not read it.
         settings = settings_of(self.study.train.settings, self.trial.hparams)  # as the search measured
@@ -114,7 +122,20 @@ class Training:
             saved=self.request.save,
         )
         self._write(result, found[0])
+        for snapshots in every:
+            snapshots.clear()
         yield result
+
+    def _snapshots(self, of: str, plan: Plan) -> Snapshots:
+        document = self.fitted_study.document()
+        start = hashlib.sha256()
+        for name, tensor in sorted(self.start.items()):
+            start.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            start.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        made_by = {name: document[name] for name in ("model", "train")}
+        made_by |= {"of": of, "plan": plan.as_dict(), "samples": self.data.fingerprint(), "start": start.hexdigest()}
+        made_by |= {"trained": self.trained, "head": self.fresh_head, "code": code_of(document, self.study.base)}
+        return Snapshots(self.folder / "snapshots" / of.replace(" ", "-"), made_by)
 
     def _write(self, result: Finetuned, weights: Mapping[str, Tensor]) -> None:
         """The checkpoint, then the record of the reading; only then the result is told."""
@@ -178,24 +199,38 @@ class Training:
 
 
 def _train(
-    task: Task, run: Run, of: str, device: str, stop: Callable[[], bool]
-) -> Generator[Epoch, None, tuple[dict[str, Tensor], int] | None]:
-    """Train one run to its end; returns its weights (none of a run from scratch that failed) and how many updates made
-    them, or None on a signal."""
-    weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
-    engine = LocalEngine(task, choose_plan(weights, window=1), resolve_device(device))
-    engine.start(run)
-    updates = run.epochs * engine.epoch_updates(run)
-    while not stop():
+    engine: LocalEngine, run: Run, of: str, snapshots: Snapshots, stop: Callable[[], bool]
+) -> Generator[Event, None, dict[str, Tensor] | None]:
+    """Train one run to its end, from its snapshot where there is one; returns its weights (none of a run from scratch
+    that failed), or None on a signal."""
+    kept, note = snapshots.load(run)
+    if note is not None:
+        yield Notice(note)
+    done = 0 if kept is None else kept.snapshot.fidelity
+    if kept is None:
+        engine.start(run)
+    else:
+        engine.restore(run, kept.snapshot)
+
+    def take(own: Run) -> Kept | None:
+        snapshot = engine.snapshot(own)
+        return None if snapshot is None else Kept(snapshot)
+
+    while done < run.epochs:
+        if stop():
+            yield from map(Notice, snapshots.write([run], take))
+            return None
         for measured in engine.advance(time.monotonic() + PAUSE_SECONDS):
-            yield Epoch(of, measured.fidelity, run.epochs, measured.train_loss)
+            done = measured.fidelity
+            yield Epoch(of, done, run.epochs, measured.train_loss)
             if measured.failure is not None and of == "from scratch":
-                return {}, updates  # what it is compared with has nothing to show; the fine-tuning has
+                return {}  # what it is compared with has nothing to show; the fine-tuning has
             if measured.failure is not None:
                 raise NoUsableTrial(f"{of} {measured.failure}", hint="try a smaller rate: --set learning_rate=...")
-            if measured.fidelity == run.epochs:
-                return engine.weights(run), updates
-    return None
+        if snapshots.due or done == run.epochs:
+            # At its end too: a kill in what comes after must not have it trained again.
+            yield from map(Notice, snapshots.write([run], take))
+    return engine.weights(run)
 
 
 def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], request: Request) -> Data:

@@ -51,9 +51,9 @@ def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None
     return None
 
 
-def say_unchanged(again: str, console: Console) -> None:
+def say_interrupted(again: str, console: Console) -> None:
     console.print(
-        f"stopped: nothing was written, the test split was not read\nto do it again:\n  {again}", soft_wrap=True
+        f"stopped: no checkpoint was written, the test split was not read\nto go on:\n  {again}", soft_wrap=True
     )
 
 

@@ -89,7 +89,8 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The loop has ended and everything is written. `how`: "done", "stopped" by a signal, or "timeout"."""
+    """The loop has ended and everything is written. `how`: "done", "stopped" by a signal, "timeout",
+    or "hopeless": too many trials failed in a row."""
 
     how: str
     progress: Progress

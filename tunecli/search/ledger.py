@@ -26,6 +26,7 @@ class Ledger:
         self._flight = {trial.number: None for trial in self.trials if trial.state is State.RUNNING}
         self._tally = Tally(self.trials, direction)
         self._asked, self._ended_now, self._began = asked, 0, time.monotonic()
+        self._failures = _failures_in_a_row(self.trials)
 
     @property
     def in_flight(self) -> list[Trial]:
@@ -39,6 +40,15 @@ class Ledger:
     def missing(self) -> int:
         """How many trials have still to be started."""
         return max(self._asked - len(self.trials), 0) + len(self._waiting)
+
+    def is_hopeless(self, most: int) -> bool:
+        """Whether the last `most` trials to end have all failed."""
+        return self._failures >= most
+
+    def hope_again(self, most: int) -> None:
+        """An earlier search ended as hopeless: whoever starts it again has mended something."""
+        if self._failures >= most:
+            self._failures = 0
 
     def enqueue(self, given: Hparams) -> None:
         """A trial waits, the next in number, with these hparams fixed by hand."""
@@ -83,11 +93,19 @@ class Ledger:
         if self.pruner is not None:
             self.pruner.end(trial)
         self._ended_now += 1
+        self._failures = self._failures + 1 if trial.state is State.FAILED else 0
         self.store.end(trial)
 
     def progress(self) -> Progress:
         seconds = time.monotonic() - self._began
         return self._tally.progress(self._asked, self.tick, self._ended_now, seconds)
+
+
+def _failures_in_a_row(trials: Iterable[Trial]) -> int:
+    """How many of the trials that ended last have failed."""
+    ended = sorted((trial for trial in trials if trial.state.ended), key=lambda own: (own.end_tick or 0, own.number))
+    last = [trial.state is State.FAILED for trial in reversed(ended)]
+    return last.index(False) if False in last else len(last)
 
 
 def failed(trial: Trial, reason: str) -> Trial:

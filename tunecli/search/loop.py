@@ -23,10 +23,12 @@ from tunecli.sampler import make_proposer
 from tunecli.search import Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
+from tunecli.search.flight import STOP_SECONDS, Flight
 from tunecli.search.forecast import REPAYS_SECONDS, Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.search.shelf import Shelf
+from tunecli.snapshots import Snapshots, code_of
 from tunecli.source import is_function
 from tunecli.space import Choice, Range, settings_of
 from tunecli.stopping import reason_to_stop
@@ -58,7 +60,8 @@ class Loop:
         self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
-        if record is not None and record.data_hash != self.data.fingerprint():
+        fingerprint = self.data.fingerprint()
+        if record is not None and record.data_hash != fingerprint:
             raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
         self._make_engine(Plan(**record.plan) if record is not None else None)
         if record is None:
@@ -69,7 +72,7 @@ class Loop:
                 metric=self.task.metric.name,
                 direction=self.direction,
                 plan=self.plan.as_dict(),
-                data_hash=self.data.fingerprint(),
+                data_hash=fingerprint,
                 torch=torch.__version__,
                 device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
             )
@@ -94,6 +97,8 @@ class Loop:
         options = study.search.pruner_options
         pruner = make_pruner(study.search.pruner, options, study.train.epochs, self.direction, study.seed, trials)
         self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
+        self.snapshots = Snapshots(folder / "snapshots", self._trained_by(fingerprint))
+        self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])
         for given in queue:
             self.ledger.enqueue(given)
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
@@ -126,6 +131,7 @@ class Loop:
         make = engine_of(self.study, self.data, self.task, self.plan, self.device)
         moving = [self._run(trial.number, trial.hparams) for trial in training]
         self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
+        self.flight.engine = self.engine
 
     def _consider_workers(self, seconds: float) -> None:
         """Start worker processes where what is left to train repays them, and nobody said how many there should be.
@@ -147,6 +153,12 @@ class Loop:
         else:
             self._told.append(f"{workers} worker processes take over, which changes no result")
 
+    def _trained_by(self, data: str) -> dict[str, object]:
+        """What a run's bits depend on beside itself, as far as it can change between two searches."""
+        document = self.study.document()
+        told = {name: document[name] for name in ("data", "model", "train")}
+        return {**told, "samples": data, "plan": self.plan.as_dict(), "code": code_of(document, self.study.base)}
+
     def close(self) -> None:
         self.engine.close()
         self.store.close()
@@ -167,6 +179,8 @@ class Loop:
             workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"
+        self.ledger.hope_again(self.study.search.max_failures)
+        self.flight = Flight(self.engine, self.snapshots)
         if self.workers > 1:
             self._employ(self.workers)
         yield from self._catch_up(stop)
@@ -177,6 +191,9 @@ class Loop:
                 how = "timeout"
                 break
             self._fill()
+            if self.ledger.is_hopeless(self.study.search.max_failures) and self.ledger.missing > 0:
+                how = "hopeless"
+                break
             if not self.ledger.in_flight:
                 break
             measured = yield from self._advance(stop)
@@ -185,13 +202,19 @@ class Loop:
             self.ledger.tick += 1
             self._decide(measured)
             self._commit()
+            yield from self._keep()
             yield self.ledger.progress()
             self._consider_workers(math.inf if until is None else until - time.monotonic())
-        if stop() and (self.ledger.in_flight or self.ledger.missing > 0):
+        if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
         self._explain()
         self.store.flush()
         self.shelf.clear_away()
+        self.flight.clear_away()
+        if how == "done":
+            self.snapshots.clear()
+        else:
+            yield from map(Noticed, self.flight.keep(STOP_SECONDS))
         yield Ended(how, self.ledger.progress())
 
     def _explain(self) -> None:
@@ -204,17 +227,22 @@ class Loop:
     def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
         """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
         expected = len(self.ledger.in_flight)
-        measured: list[Measurement] = []
-        while len(measured) < expected:
-            if stop():
-                return None
-            measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+        while not stop():
+            if self.flight.advance(PAUSE_SECONDS) == expected:
+                yield from self._noticed()
+                return self.flight.end_tick()
             yield from self._noticed()
-            if len(measured) < expected:
-                # A long tick: what has begun can be seen by readers meanwhile.
-                self.store.commit()
-                yield self.ledger.progress()
-        return sorted(measured, key=lambda measurement: measurement.trial)
+            # A long tick: what has begun can be seen by readers meanwhile.
+            self.store.commit()
+            yield from self._keep()
+            yield self.ledger.progress()
+        return None
+
+    def _keep(self) -> Iterator[Event]:
+        """Write snapshots where it is time to: after the commit of the ticks that they go on from."""
+        if self.flight.is_due:
+            self.store.flush()
+            yield from map(Noticed, self.flight.keep())
 
     def _noticed(self) -> Iterator[Noticed]:
         """What the engine has told since."""
@@ -223,28 +251,38 @@ class Loop:
 
     def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
-        waiting = sorted(self.ledger.in_flight, key=lambda trial: -trial.fidelity)
-        for left in range(waiting[0].fidelity if waiting else 0, 0, -1):
-            while waiting and waiting[0].fidelity == left:
+        missing: dict[int, int] = {}
+        for trial in self.ledger.in_flight:
+            reached, note = self.flight.find(self._run(trial.number, trial.hparams), trial.fidelity)
+            missing[trial.number] = trial.fidelity - reached
+            if note is not None:
+                yield Noticed(note)
+        waiting = sorted(self.ledger.in_flight, key=lambda trial: -missing[trial.number])
+        for left in range(max(missing.values(), default=0), 0, -1):
+            while waiting and missing[waiting[0].number] == left:
                 self._start(waiting.pop(0))
-            running = [trial for trial in self.ledger.in_flight if trial.fidelity >= left]
-            measured: list[Measurement] = []
-            while len(measured) < len(running):
-                if stop():
-                    return
-                measured += self.engine.advance(time.monotonic() + PAUSE_SECONDS)
+            running = [trial for trial in self.ledger.in_flight if missing[trial.number] >= left]
+            while self.flight.advance(PAUSE_SECONDS) < len(running):
                 yield from self._noticed()
                 yield self.ledger.progress()
-            for own in measured:
+                if stop():
+                    return
+            for own in self.flight.end_tick():
                 stored = self.ledger.trials[own.trial].curve[own.fidelity - 1]
                 if stored.metric != own.metric or stored.train_loss != own.train_loss:
                     yield Differed(own.trial, own.fidelity, stored.metric, own.metric)
+            yield self.ledger.progress()
+            if stop():
+                return
         for trial in waiting:
             self._start(trial)
 
     def _fill(self) -> None:
         """Give every free slot the next trial."""
+        most = self.study.search.max_failures
         while len(self.ledger.in_flight) < self.study.window and self.ledger.missing > 0:
+            if self.ledger.is_hopeless(most):
+                break
             (number, given), tick = self.ledger.next(), self.ledger.tick + 1
             if self.proposer.exhausted and not given:
                 break
@@ -255,7 +293,7 @@ class Loop:
 
     def _start(self, trial: Trial) -> None:
         try:
-            self.engine.start(self._run(trial.number, trial.hparams))
+            self.flight.start(self._run(trial.number, trial.hparams))
         except StorageError:
             raise
         except TunecliError as error:
@@ -269,7 +307,7 @@ class Loop:
         # All are decided before any ends, for what has ended may count in the decisions of the next tick.
         for ended in [ended for own in measured if (ended := self._ending(own)) is not None]:
             self._end(ended)
-            self.engine.free(self._run(ended.number, ended.hparams))
+            self.flight.free(self._run(ended.number, ended.hparams))
 
     def _ending(self, own: Measurement) -> Trial | None:
         """The trial as it ends with this measurement, or None where it goes on."""
@@ -300,6 +338,7 @@ class Loop:
     def _commit(self) -> None:
         if self.store.commit():
             self.shelf.clear_away()
+            self.flight.clear_away()
 
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)

@@ -42,6 +42,7 @@ class _Run:
     stored: Trial
     asked: Asked
     reported_at: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)
     ready: bool = False
     curve: list[Measurement] = field(default_factory=list)
     reason_to_prune: str | None = None
@@ -101,6 +102,7 @@ class ProgramLoop:
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
         yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done)
         how = "done"
+        self.ledger.hope_again(self.study.search.max_failures)
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         for trial in self.ledger.in_flight:
             self.store.restart(trial.number)
@@ -110,12 +112,15 @@ class ProgramLoop:
                 how = "timeout"
                 break
             self._fill()
+            if self.ledger.is_hopeless(self.study.search.max_failures) and self.ledger.missing > 0:
+                how = "hopeless"
+                break
             if not self.runs:
                 break
             yield from self._listen()
             self.store.commit()
             yield self.ledger.progress()
-        if stop() and (self.runs or self.ledger.missing > 0):
+        if how == "done" and stop() and (self.runs or self.ledger.missing > 0):
             how = "stopped"
         self.store.flush()
         # What the objectives asked for is in the record, and nowhere else.
@@ -128,7 +133,8 @@ class ProgramLoop:
 
     def _fill(self) -> None:
         """Give every free slot the next trial."""
-        while len(self.runs) < self.study.window and self.ledger.missing > 0:
+        most = self.study.search.max_failures
+        while len(self.runs) < self.study.window and self.ledger.missing > 0 and not self.ledger.is_hopeless(most):
             trial = Trial(len(self.ledger.trials), State.RUNNING, {}, start_tick=self.ledger.tick + 1)
             self.ledger.start(trial)
             self.suggester.start(trial.number)
@@ -169,6 +175,11 @@ class ProgramLoop:
 
     def _listen(self) -> Iterator[Event]:
         """Take in what the programs say, for a moment."""
+        limit = self.study.search.trial_seconds
+        for run in list(self.runs.values()):
+            if limit is not None and time.monotonic() - run.began > limit:
+                reason = f"it took more than {limit:g} seconds, the search.trial_timeout"
+                self._end(run, failed(self.ledger.trials[run.stored.number], reason))
         children = {number: run.child for number, run in self.runs.items()}
         heard = wait(children.values(), PAUSE_SECONDS)
         for number, child in children.items():

@@ -62,6 +62,9 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield "\n[search]"
     for name in ("trials", "sampler", "pruner"):
         yield _default(name, SearchSection.model_fields[name].default)
+    yield _default("trial_timeout", "10m", "an example: a trial that takes longer has failed")
+    failures = "so many trials that fail in a row end the search"
+    yield _default("max_failures", SearchSection.model_fields["max_failures"].default, failures)
 
 
 def _key(name: str, value: Any, note: str = "") -> str:

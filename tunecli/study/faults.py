@@ -18,6 +18,7 @@ from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mea
 from tunecli.points import all_points
 from tunecli.source import is_function, source_file
 from tunecli.space import DEFAULT_SETTINGS, EXHAUSTIVE, HPARAMS, build_space, nearest, parse_settings
+from tunecli.study.duration import EXAMPLES
 from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile, TrainSection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -169,14 +170,17 @@ def _with_hint(line: str, hint: str) -> str:
 
 
 def search_faults(search: SearchSection) -> list[str]:
-    """Keys that another pruner reads: whoever states one means that pruner, or would be misled."""
+    """Keys that another pruner reads, for whoever states one means that pruner, or would be misled; and no time."""
     own = PRUNER_KEYS[search.pruner]
     reads = f"it reads {', '.join(own)}" if own else "it reads none"
     others = {key for keys in PRUNER_KEYS.values() for key in keys} - own.keys()
-    return [
+    faults = [
         f"{key!r} in [search] is no key of the pruner {search.pruner!r}\n{reads}"
         for key in sorted(others & search.model_fields_set)
     ]
+    if search.trial_timeout is not None and not search.trial_seconds:
+        faults.append(f"search.trial_timeout takes a time, got {search.trial_timeout!r}\nfor example {EXAMPLES}")
+    return faults
 
 
 def sampler_faults(sampler: str, space: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,8 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
         "search.trials",
         "search.keep",
         "search.window",
+        "search.trial_timeout",
+        "search.max_failures",
         "finetune.layers",
         "finetune.epochs",
         "name",

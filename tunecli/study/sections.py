@@ -10,6 +10,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunecli.space import PRUNERS, SAMPLERS, parse_settings
+from tunecli.study.duration import read_seconds
 from tunecli.trial import Value
 
 Positive = Annotated[int, Field(ge=1)]
@@ -69,6 +70,8 @@ class SearchSection(_Section):
     pruner: Literal["asha", "hyperband", "median", "percentile", "patient", "none"] = "asha"
     window: Positive | None = None
     keep: Positive = 5
+    trial_timeout: str | float | None = None
+    max_failures: Positive = 50
     # The pruner's own; which it reads, and what they are if nobody says, is in PRUNER_KEYS.
     min_ticks: Positive | None = None
     reduction_factor: Annotated[int, Field(ge=2)] | None = None
@@ -80,6 +83,11 @@ class SearchSection(_Section):
         """The same with its pruner's keys filled in."""
         defaults = PRUNER_KEYS[self.pruner].items()
         return self.model_copy(update={key: own for key, own in defaults if getattr(self, key) is None})
+
+    @property
+    def trial_seconds(self) -> float | None:
+        """The seconds of its own that a trial may take; None for no limit."""
+        return None if self.trial_timeout is None else read_seconds(str(self.trial_timeout))
 
     @property
     def pruner_options(self) -> dict[str, float]:

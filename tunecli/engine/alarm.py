@@ -1,0 +1,39 @@
+"""A limit on the time that a user's own code may take, however deep in it Python is."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Overdue(BaseException):
+    """The time is up. No Exception, so that a loop around `except Exception` does not go on for ever."""
+
+
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raise Overdue within this block once `seconds` are over; again each second, should it be caught there.
+
+    It reaches Python code, and what waits or sleeps; what a library computes is waited for. None is no limit, and a
+    thread beside the main one has none: signals do not reach it.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    within = True
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        if within:
+            raise Overdue
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
+        yield
+    finally:
+        within = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,92 @@
+"""The runs in flight: an engine trains them, and their snapshots keep what an interruption would cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from tunecli.engine import Engine, Snapshot
+from tunecli.snapshots import Kept, Snapshots
+from tunecli.trial import Measurement, Run
+
+STOP_SECONDS = 3.0
+"""For the snapshots of a search that is asked to stop: it has five seconds for everything."""
+
+
+class Flight:
+    """What an engine trains, tick by tick, and what an earlier search left of it. Another engine may take over."""
+
+    def __init__(self, engine: Engine, snapshots: Snapshots) -> None:
+        self.engine, self._snapshots = engine, snapshots
+        self._runs: dict[int, Run] = {}
+        self._found: dict[int, Kept] = {}
+        self._ahead: dict[int, tuple[Run, Snapshot]] = {}
+        self._measured: dict[int, Measurement] = {}
+        self._ticks: dict[int, int] = {}
+        self._stale: set[int] = set()
+
+    def find(self, run: Run, fidelity: int) -> tuple[int, str | None]:
+        """How many of the ticks recorded of a run need not be trained again; a note where a snapshot is damaged."""
+        kept, note = self._snapshots.load(run)
+        if kept is None:
+            return 0, note
+        reached = kept.snapshot.fidelity
+        if reached > fidelity and not (kept.measured is not None and reached == fidelity + 1):
+            return 0, None  # of ticks that were never recorded
+        self._found[run.trial] = kept if reached > fidelity else replace(kept, measured=None)
+        return min(reached, fidelity), None
+
+    def start(self, run: Run) -> None:
+        """A run takes its place, where its snapshot left it if there is one. Raises as an engine's `start` does."""
+        kept = self._found.pop(run.trial, None)
+        if kept is not None and kept.measured is not None:
+            # It was through with this tick when others were not: it sits the rest of it out.
+            self._ahead[run.trial], self._measured[run.trial] = (run, kept.snapshot), kept.measured
+            return
+        if kept is None:
+            self.engine.start(run)
+        else:
+            self.engine.restore(run, kept.snapshot)
+        self._runs[run.trial], self._ticks[run.trial] = run, 0 if kept is None else kept.snapshot.fidelity
+
+    def advance(self, seconds: float) -> int:
+        """Train for so long, or until runs have finished their tick; how many have by now."""
+        if len(self._measured) < len(self._runs) + len(self._ahead):
+            self._measured |= {own.trial: own for own in self.engine.advance(time.monotonic() + seconds)}
+        return len(self._measured)
+
+    def end_tick(self) -> list[Measurement]:
+        """What every run showed in this tick, by the number of its trial; the next one begins."""
+        for run, snapshot in self._ahead.values():
+            self.engine.restore(run, snapshot)
+            self._runs[run.trial] = run
+        measured = sorted(self._measured.values(), key=lambda own: own.trial)
+        self._ticks |= {own.trial: own.fidelity for own in measured}
+        self._ahead, self._measured = {}, {}
+        return measured
+
+    def free(self, run: Run) -> None:
+        self.engine.free(self._runs.pop(run.trial))
+        del self._ticks[run.trial]
+        self._stale.add(run.trial)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for snapshots again; what they go on from has to be committed first."""
+        return self._snapshots.due
+
+    def keep(self, within_seconds: float = 60.0) -> list[str]:
+        """Write the snapshots of all runs; what a user should know of it."""
+        return self._snapshots.write(self._runs.values(), self._take, within_seconds)
+
+    def _take(self, run: Run) -> Kept | None:
+        """A run as it is now; None where a worker has just brought it through a tick, which is not told yet."""
+        snapshot, measured = self.engine.snapshot(run), self._measured.get(run.trial)
+        known = measured.fidelity if measured is not None else self._ticks[run.trial]
+        return Kept(snapshot, measured) if snapshot is not None and snapshot.fidelity <= known else None
+
+    def clear_away(self) -> None:
+        """Remove the snapshots of runs that have ended; call it once that is committed."""
+        for trial in self._stale:
+            self._snapshots.remove(trial)
+        self._stale.clear()

@@ -4,11 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.test_engine import CLASSES, assert_equals_plain_loop, make_run, make_task, outcomes
+from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes
+from tests.test_rowwise import assert_equal_alone
+from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine
+from tunecli.metrics import LOSSES
 
 IMAGE = (2, 6, 6)
 
@@ -42,11 +47,71 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("plan", ["rules, blocks of 8", "looped"])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_a_looped_run_equals_a_plain_loop(model: Callable[[], nn.Module]) -> None:
+def test_a_run_equals_a_plain_loop(model: Callable[[], nn.Module], plan: str) -> None:
     task = make_task(model, dtype=torch.float64, features=IMAGE)
     runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 23, "full"))]
-    assert_equals_plain_loop(lambda task: LocalEngine(task, LOOPED), task, runs, ticks=2)
+    assert_equals_plain_loop(lambda task: LocalEngine(task, PLANS[plan]), task, runs, ticks=2)
+
+
+@pytest.mark.parametrize("plan", ["rules, blocks of 32", "rules, blocks of 8"])
+def test_a_run_by_rules_is_the_same_alone_and_in_a_crowd(plan: str) -> None:
+    task = make_task(MODELS["plain"], features=IMAGE)
+    runs = [make_run(trial) for trial in range(11)]
+    crowd = outcomes(LocalEngine(task, PLANS[plan]), runs)
+    for trial in (0, 5, 10):
+        assert crowd[trial] == outcomes(LocalEngine(task, PLANS[plan]), [runs[trial]])[trial]
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> nn.Module:
+    kernel, stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        return nn.MaxPool2d(kernel, stride, padding=draw(st.integers(0, (kernel - 1) // 2)))
+    return nn.AvgPool2d((kernel, 2), stride, padding=(draw(st.integers(0, kernel // 2)), 1))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, channels: int, outputs: int) -> nn.Module:
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    return nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, bias=draw(st.booleans()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), height=st.integers(9, 11), width=st.integers(9, 11), ties=st.booleans())
+def test_a_chain_of_convolutions_has_the_gradient_of_plain_autograd(
+    data: st.DataObject, height: int, width: int, ties: bool
+) -> None:
+    """Where pixels of a window are equal, the gradient goes to the one that torch takes."""
+    torch.manual_seed(0)
+    layers = [data.draw(convolutions(2, 4)), data.draw(pools()), nn.ReLU(), nn.Conv2d(4, 3, 3, padding="same")]
+    last = data.draw(st.sampled_from([nn.AdaptiveAvgPool2d(1), nn.ReLU(), nn.MaxPool2d(2, padding=0)]))
+    images = torch.randn(2 * 16, 2, height, width, dtype=torch.float64)
+    images = images.round().clamp(min=0) if ties else images
+    body = nn.Sequential(*layers, *([last] if min(nn.Sequential(*layers).double()(images).shape[2:]) > 1 else []))
+    features = body.double()(images).flatten(1).shape[1]
+    module = nn.Sequential(body, nn.Flatten(), nn.Linear(features, CLASSES)).double()
+    assert_equal_alone(module, Samples(images, torch.randint(CLASSES, (32,))), LOSSES["cross_entropy"], rows=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "side", "expected"),
+    [
+        (nn.Conv2d(2, 4, 3), 6, "rules"),
+        (nn.Conv2d(2, 4, 3), 40, "looped"),
+        (nn.Conv2d(2, 4, 3, groups=2), 6, "looped"),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), 6, "rules"),
+    ],
+    ids=["small", "large", "grouped", "reflecting"],
+)
+def test_small_images_are_convolved_by_rules(layer: nn.Module, side: int, expected: str) -> None:
+    model = lambda: nn.Sequential(layer, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))  # noqa: E731
+    task = make_task(model, features=(2, side, side), samples=20)
+    assert LocalEngine(task, PLANS["rules, blocks of 8"]).traits(make_run(0)).way == expected
 
 
 @pytest.mark.parametrize(("model", "expected"), [("plain", True), ("normed", True), ("view", False)])

@@ -14,6 +14,7 @@ from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
+from tunecli.engine.rowwise.images import SMALL, unfolded_numbers
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
@@ -45,8 +46,10 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
     if mixes or stateful:
         return Traits("looped", "samples of a batch depend on each other", stochastic, True)
-    if any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in module.modules()):
-        return Traits("looped", "convolutions and recurrent layers are faster one by one", stochastic)
+    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        return Traits("looped", "recurrent layers are faster one by one", stochastic)
+    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > SMALL:
+        return Traits("looped", "such convolutions are faster one by one", stochastic)
     own, other = module.state_dict(), twin.state_dict()
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):

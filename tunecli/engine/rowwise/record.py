@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.engine.rowwise.dropout import noise, which_draw
+from tunecli.engine.rowwise.images import conv2d, max_pool2d
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __init__(self, keys: Tensor | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.graph, self.constants = fx.Graph(), nn.Module()
-        self._keys, self._drawn = keys, 0
+        self._keys, self._drawn, self._paused = keys, 0, False
         self._nodes: dict[int, fx.Node] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # by storage; kept, so that no two tensors have one address
         self._stale: set[int] = set()
@@ -84,6 +85,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._draw(func, args)
         if not any(isinstance(own, Tensor) and id(own) in self._nodes for own in tree_leaves((args, kwargs))):
@@ -100,6 +103,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         for place, part in enumerate(found):
             if isinstance(part, Tensor):
                 self.bind(part, self.graph.call_function(operator.getitem, (node, place)))
+        return found
+
+    def call(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Call a function of our own, which writes into nothing that it is given, as one node of the graph."""
+        node = self.graph.call_function(function, tree_map(self.node, arguments))
+        self._paused = True
+        try:
+            found = function(*arguments)
+        finally:
+            self._paused = False
+        self.bind(found, node)
         return found
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -161,7 +175,10 @@ def _in_plain_operations() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), patch.multiple(functional, linear=_linear, embedding=_embedding):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            patch.multiple(functional, linear=_linear, embedding=_embedding, conv2d=conv2d, max_pool2d=max_pool2d),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

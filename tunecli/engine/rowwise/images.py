@@ -1,0 +1,277 @@
+"""Convolutions and pooling of small images, for all rows at once: on (B, m, C, H, W), B rows with m samples each.
+
+In memory the samples lie innermost, (B, C, H, W, m), as cuda-convnet had them: every pass but the first runs over whole
+vectors however small an image and however few its channels are, and a convolution is one product for all samples of a
+row. vmap would make it a grouped convolution, of which oneDNN works off one image and group after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+SMALL = 4096
+"""Numbers that the windows of a sample are unfolded into, up to which a convolution by rules beats one by oneDNN."""
+
+
+Pair = tuple[int, int]
+
+
+def pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class Windows(NamedTuple):
+    """Where a kernel lies over an image (H, W) at each place of its outputs (Ho, Wo)."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+
+    def outputs(self, size: Pair) -> Pair:
+        """(Ho, Wo) for an image (H, W)."""
+        ends = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in ends)
+        return height, width
+
+    def unfold(self, images: Tensor) -> Tensor:
+        """(B, C, H, W, m) -> (B, C, kh, kw, Ho, Wo, m), a copy; zeros around the images."""
+        rows, channels, *size, samples = images.shape
+        if any(self.padding):
+            (top, left), (height, width) = self.padding, size
+            padded = images.new_zeros(rows, channels, height + 2 * top, width + 2 * left, samples)
+            padded[:, :, top : top + height, left : left + width] = images
+        else:
+            padded = images.contiguous()
+        by_row, by_channel, down, right, _ = padded.stride()
+        steps = self.dilation[0] * down, self.dilation[1] * right, self.stride[0] * down, self.stride[1] * right
+        shape = rows, channels, *self.kernel, *self.outputs((size[0], size[1])), samples
+        return padded.as_strided(shape, (by_row, by_channel, *steps, 1)).clone(memory_format=torch.contiguous_format)
+
+    def places(self, size: Pair) -> Iterator[tuple[Pair, tuple[slice, slice], tuple[slice, slice]]]:
+        """Each place (i, j) of the kernel, the outputs where it lies on the image, and the pixels under it there."""
+        outputs = self.outputs(size)
+        for i in range(self.kernel[0]):
+            for j in range(self.kernel[1]):
+                down, right = (self._along(axis, at, size[axis], outputs[axis]) for axis, at in ((0, i), (1, j)))
+                yield (i, j), (down[0], right[0]), (down[1], right[1])
+
+    def _along(self, axis: int, at: int, length: int, outputs: int) -> tuple[slice, slice]:
+        stride, first = self.stride[axis], at * self.dilation[axis] - self.padding[axis]
+        low = max(0, math.ceil(-first / stride))
+        high = max(low, min(outputs, (length - 1 - first) // stride + 1))
+        return slice(low, high), slice(low * stride + first, max(0, (high - 1) * stride + first + 1), stride)
+
+
+def innermost(images: Tensor) -> Tensor:
+    """(B, m, C, H, W) -> (B, C, H, W, m), which is how it lies in memory unless it comes from outside."""
+    return images.permute(0, 2, 3, 4, 1)
+
+
+def outermost(images: Tensor) -> Tensor:
+    """(B, C, H, W, m) -> (B, m, C, H, W), another view of it."""
+    return images.permute(0, 4, 1, 2, 3)
+
+
+# What a graph calls as it stands; nothing that these return shares memory with what they read.
+
+
+def unfold(images: Tensor, windows: Windows) -> Tensor:
+    """(B, m, C, H, W) -> (B, C * kh * kw, Ho * Wo * m); where all rows read the same images it is done once."""
+    shared = images[:1] if images.stride(0) == 0 else images
+    found = windows.unfold(innermost(shared))
+    return found.view(len(shared), math.prod(found.shape[1:4]), -1).expand(len(images), -1, -1)
+
+
+def fold(unfolded: Tensor, windows: Windows, shape: tuple[int, ...]) -> Tensor:
+    """The sum of what lies at each pixel: images of `shape` (B, m, C, H, W)."""
+    rows, samples, channels, height, width = shape
+    split = unfolded.view(rows, channels, *windows.kernel, *windows.outputs((height, width)), samples)
+    found = unfolded.new_zeros(rows, channels, height, width, samples)
+    for (i, j), outputs, pixels in windows.places((height, width)):
+        found[:, :, *pixels] += split[:, :, i, j, *outputs]
+    return outermost(found)
+
+
+def largest(inputs: Tensor, windows: Windows) -> Tensor:
+    """The largest pixel of each window."""
+    images, size = innermost(inputs), (inputs.shape[3], inputs.shape[4])
+    height, width = windows.outputs(size)
+    found: Tensor | None = None
+    # A place that lies on the image for all outputs first; at the edges the others count where they lie on it.
+    whole = slice(0, height), slice(0, width)
+    for _, outputs, pixels in sorted(windows.places(size), key=lambda place: place[1] != whole):
+        if found is None:
+            found = images[:, :, *pixels].clone(memory_format=torch.contiguous_format)
+        else:
+            torch.maximum(found[:, :, *outputs], images[:, :, *pixels], out=found[:, :, *outputs])
+    assert found is not None
+    return outermost(found)
+
+
+def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windows) -> Tensor:
+    """The gradient of `largest`: of equal pixels it goes to the first, as in torch."""
+    left = innermost(gradient).clone(memory_format=torch.contiguous_format)
+    images, maxima = innermost(inputs), innermost(outputs)
+    found = torch.zeros_like(images, memory_format=torch.contiguous_format)
+    *others, (_, last_places, last_pixels) = windows.places((images.shape[2], images.shape[3]))
+    for _, places, pixels in others:
+        # As numbers and not as truth values, of which torch makes numbers one by one.
+        given = torch.empty_like(left[:, :, *places])
+        torch.eq(images[:, :, *pixels], maxima[:, :, *places], out=given)
+        given.mul_(left[:, :, *places])
+        left[:, :, *places] -= given
+        found[:, :, *pixels] += given
+    found[:, :, *last_pixels] += left[:, :, *last_places]
+    return outermost(found)
+
+
+# The same for autograd, and how vmap comes to it.
+
+
+def _recorded(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """What a function gives, which the graph that is being recorded is to call as it stands."""
+    recorder: Any = _get_current_dispatch_mode()
+    found: Tensor = recorder.call(function, *arguments)
+    return found
+
+
+class _Convolution(torch.autograd.Function):
+    """Rows of images, filters (B, O, C, kh, kw) and biases (B, O) or None -> (B, m, O, Ho, Wo)."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, filters: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
+        unfolded = _recorded(unfold, images, windows)
+        ctx.save_for_backward(unfolded, filters)
+        ctx.windows, ctx.shape = windows, tuple(images.shape)
+        matrices = filters.reshape(*filters.shape[:2], -1)
+        found = torch.bmm(matrices, unfolded) if bias is None else torch.baddbmm(bias[..., None], matrices, unfolded)
+        rows, samples, _, *size = images.shape
+        return outermost(found.view(rows, filters.shape[1], *windows.outputs((size[0], size[1])), samples))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        unfolded, filters = ctx.saved_tensors
+        flat = innermost(gradients[0]).reshape(*filters.shape[:2], -1)  # (B, O, Ho * Wo * m)
+        of_images = None
+        if ctx.needs_input_grad[0]:
+            spread = torch.bmm(filters.reshape(*filters.shape[:2], -1).transpose(1, 2), flat)
+            of_images = _recorded(fold, spread, ctx.windows, ctx.shape)
+        of_filters = torch.bmm(flat, unfolded.transpose(1, 2)).view(filters.shape) if ctx.needs_input_grad[1] else None
+        return of_images, of_filters, flat.sum(2) if ctx.needs_input_grad[2] else None, None
+
+
+class _Largest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
+        found = _recorded(largest, images, windows)
+        ctx.save_for_backward(images, found)
+        ctx.windows = windows
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _recorded(to_largest, gradients[0], *ctx.saved_tensors, ctx.windows), None
+
+
+def _by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:
+    """A function of samples whose vmap is `rows`."""
+
+    class ByRows(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Tensor:
+            return alone(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
+            def first(own: Any, dim: int | None) -> Any:
+                if not isinstance(own, Tensor):
+                    return own
+                return own.expand(info.batch_size, *own.shape) if dim is None else own.movedim(dim, 0)
+
+            # Of a tuple of numbers vmap gives a tuple of dimensions.
+            return rows.apply(*(first(own, dim) for own, dim in zip(arguments, in_dims, strict=True))), 0
+
+    return ByRows
+
+
+def _convolved_alone(images: Tensor, filters: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
+    return torch.conv2d(images, filters, bias, windows.stride, windows.padding, windows.dilation)
+
+
+def _largest_alone(images: Tensor, windows: Windows) -> Tensor:
+    return torch.max_pool2d(images, windows.kernel, windows.stride, windows.padding)
+
+
+_CONVOLVED, _POOLED = _by_rows(_Convolution, _convolved_alone), _by_rows(_Largest, _largest_alone)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch's own, of samples (m, C, H, W); where it is unlike the usual it is left to vmap."""
+    kernel, dilated = pair(weight.shape[2:]), pair(dilation)
+    around = [d * (k - 1) for k, d in zip(kernel, dilated, strict=True)]
+    if padding == "same":
+        padding = (around[0] // 2, around[1] // 2) if not any(own % 2 for own in around) else None
+    elif padding == "valid":
+        padding = 0
+    if groups != 1 or padding is None or input.dim() != 4:
+        return torch.conv2d(input, weight, bias, stride, "same" if padding is None else padding, dilation, groups)
+    found: Tensor = _CONVOLVED.apply(input, weight, bias, Windows(kernel, pair(stride), pair(padding), dilated))
+    return found
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """As `conv2d`."""
+    steps = pair(stride if stride else kernel_size)
+    if ceil_mode or return_indices or pair(dilation) != (1, 1) or input.dim() != 4:
+        found = torch.nn.functional.max_pool2d_with_indices(input, kernel_size, steps, padding, dilation, ceil_mode)
+        return found if return_indices else found[0]
+    return _POOLED.apply(input, Windows(pair(kernel_size), steps, pair(padding)))
+
+
+def unfolded_numbers(module: nn.Module, forward: Callable[[], object]) -> float:
+    """Into how many numbers the windows of a sample are unfolded where most are; 0 for a model that convolves nothing,
+    infinite for one whose convolutions are of another kind. `forward` calls the model.
+    """
+    found = [0.0]
+
+    def see(part: nn.Conv2d, inputs: object, outputs: Tensor) -> None:
+        found.append(part.in_channels * math.prod(part.kernel_size) * math.prod(outputs.shape[2:]))
+
+    convolving = [part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)]
+    if not all(isinstance(part, nn.Conv2d) and part.groups == 1 for part in convolving):
+        return math.inf
+    hooks = [part.register_forward_hook(see) for part in convolving]
+    try:
+        if hooks:
+            with torch.no_grad():
+                forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found)

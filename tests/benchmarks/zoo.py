@@ -128,7 +128,7 @@ def make_epoch(side: str, name: str, size: int, samples: int, threads: int) -> C
         torch.set_num_threads(threads)
         return plain(task, runs, resident if side == "res" else loaded)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    return slots(task, runs, replace(choose_plan(weights, window), threads=threads))
+    return slots(task, runs, replace(choose_plan(weights, window, size), threads=threads))
 
 
 def work(orders: Connection, side: str, samples: int, threads: int) -> None:

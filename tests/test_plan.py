@@ -48,6 +48,12 @@ def test_a_wide_model_or_one_trial_at_a_time_is_computed_one_after_another() -> 
     assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=2, threads=1)
 
 
+def test_each_core_can_have_a_block_of_its_own() -> None:
+    heights = {window: choose_plan(1000, window, processors=2).block_rows for window in (8, 16, 32, 64)}
+    assert heights == {8: 8, 16: 8, 32: 16, 64: 32}
+    assert choose_plan(1000, window=64, processors=8).block_rows == 8
+
+
 def test_what_is_measured_begins_with_the_written_plan_and_has_none_twice() -> None:
     for written in (AT_ONCE, LOOPED):
         plans = rivals(written, 8, 256, looped=False)

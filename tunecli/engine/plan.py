@@ -41,19 +41,26 @@ def choose_plan(weights: int, window: int, smallest_batch: int = 16, processors:
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
     holds every trial beats several that are partly full, hence a cap as low as the smallest batch: at a window of 32
-    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again; blocks of 16 rows cost
-    what blocks of 32 do. Below eight trials calls into torch cost more than lanes do: blocks of two with a cap of 64
-    take 0.4 to 0.85 of the time of one trial after another, with a cap of 16 up to twice that time, at batches of 256.
-    One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants the second core.
+    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again. Blocks of 16 rows cost
+    about a tenth more than blocks of 32, and leave a block of its own to each core. Below eight trials calls into torch
+    cost more than lanes do: blocks of two with a cap of 64 take 0.4 to 0.85 of the time of one trial after another,
+    with a cap of 16 up to twice that time, at batches of 256. One thread: two gain a sixth on an idle machine, and lose
+    tenfold where another process wants the second core.
     """
+    processors = processors or os.cpu_count() or 1
     if weights > NARROW_WEIGHTS:
-        return Plan("looped", cap=None, block_rows=1, threads=processors or os.cpu_count() or 1)
+        return Plan("looped", cap=None, block_rows=1, threads=processors)
     if window == 1:
         return LOOPED
     if window < 8:
         return Plan("rules", cap=CAPS[-1], block_rows=2, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
-    return Plan("rules", cap=cap, block_rows=min(32, 1 << (window - 1).bit_length()), threads=1)
+    return Plan("rules", cap=cap, block_rows=_heights(window, processors)[-1], threads=1)
+
+
+def _heights(window: int, processors: int) -> list[int]:
+    """How many rows a block can have, of 8 to 32, so that each core can have one."""
+    return [8, *(rows for rows in (16, 32) if rows * processors <= window)]
 
 
 CAPS = (16, 32, 64)
@@ -65,9 +72,9 @@ def rivals(written: Plan, window: int, largest_batch: int, *, looped: bool) -> l
 
     Rows computed at once have one thread: above, torch splits tensors where a row's bits would depend on its slot.
     """
-    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, os.cpu_count() or 1})]
+    processors = os.cpu_count() or 1
+    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, processors})]
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
-    heights = [rows for rows in (8, 16, 32) if rows < 2 * window]
-    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in heights]
+    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _heights(window, processors)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
     return [written, *(plan for plan in found if plan != written)]

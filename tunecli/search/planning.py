@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from tunecli.data import Samples
 from tunecli.engine import Plan, Task, Traits, choose_plan
@@ -54,14 +54,32 @@ def _seconds(study: Study, task: Task, example: Run) -> float:
     """Roughly how long the study would train on one core; 0 where that cannot be told from a forward pass."""
     if task.step is not None or not isinstance(task.train, Samples):
         return 0.0
-    module, samples = task.build(example), task.train.take(slice(0, min(8, len(task.train))))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call(module.eval(), samples.inputs)
     # The backward pass computes about twice what the forward pass does.
-    operations = 3 * int(counter.get_total_flops()) / len(samples)
+    operations = 3 * _operations(task.build(example), task.train.take(slice(0, min(8, len(task.train)))))
     each = SECONDS_A_SAMPLE + operations / OPERATIONS_A_SECOND
     epochs = study.search.trials * study.train.epochs
     return epochs * len(task.train) * each
+
+
+def _operations(module: nn.Module, samples: Samples) -> float:
+    """About how many operations a forward pass takes for a sample: two for each weight of a layer and each place that
+    it is applied at. (torch's own FlopCounterMode loads its compiler, for more than a second.)
+    """
+    found = 0.0
+
+    def count(layer: nn.Module, _: object, outputs: object) -> None:
+        nonlocal found
+        if isinstance(outputs, Tensor):
+            weights = (p for p in layer.parameters(recurse=False) if p.dim() > 1)
+            found += sum(2 * p.numel() * outputs.numel() / p.shape[0] for p in weights) / len(samples)
+
+    layers = [part for part in module.modules() if not isinstance(part, nn.Embedding)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        call(module.eval(), samples.inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def _batch_sizes(space: Space, samples: int) -> list[int]:

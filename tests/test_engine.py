@@ -23,7 +23,7 @@ from tunecli.data import Samples
 from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, worker
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
-from tunecli.engine.functions import Step
+from tunecli.engine.functions import EVALUATION_SAMPLES, Step
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.update import Updates
 from tunecli.errors import ModelError
@@ -783,7 +783,8 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_clock")
 def test_an_interrupted_tick_goes_on_where_it_stopped(make_local: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, runs = make_task(), [make_run(trial) for trial in range(6)]
+    validation = draw_samples(2 * EVALUATION_SAMPLES + 50, 1, torch.float32)
+    task, runs = make_task(validation=validation), [make_run(trial) for trial in range(6)]
     engine = start(make_local(task), runs)
     curves: dict[int, list[Measurement]] = {run.trial: [] for run in runs}
     interruptions = 0
@@ -811,6 +812,29 @@ def test_a_deadline_is_kept_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> 
     gradients = count_calls(monkeypatch, Rowwise, "add_gradient")
     assert engine.advance(time.monotonic() + 10) == []
     assert 0 < len(gradients) <= 10
+
+
+def test_a_deadline_is_kept_within_an_evaluation() -> None:
+    validation = draw_samples(2 * EVALUATION_SAMPLES + 50, 1, torch.float32)
+    engine = start(LocalEngine(make_task(validation=validation), BLOCKS_OF_32), [make_run(0, batch_size="full")])
+    calls = 1
+    while not engine.advance(time.monotonic() - 1):
+        calls += 1
+    assert calls == 4 + 2, "four micro-batches, and with the last of them the first of three chunks"
+
+
+def test_a_run_stopped_in_its_evaluation_is_evaluated_where_it_is_restored() -> None:
+    validation = draw_samples(2 * EVALUATION_SAMPLES + 50, 1, torch.float32)
+    task, run = make_task(validation=validation), make_run(0, batch_size="full")
+    whole = tick(start(LocalEngine(task, BLOCKS_OF_32), [run]), [run])
+    engine = start(LocalEngine(task, BLOCKS_OF_32), [run])
+    for _ in range(5):
+        assert engine.advance(time.monotonic() - 1) == []
+    snapshot = engine.snapshot(run)
+    assert snapshot is not None
+    later = start(LocalEngine(task, BLOCKS_OF_32), [run])
+    later.restore(run, snapshot)
+    assert [shown(own) for own in tick(later, [run])] == [shown(own) for own in whole]
 
 
 def test_every_call_makes_progress_however_near_its_deadline() -> None:

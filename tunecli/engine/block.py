@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunecli.data import Samples, Split, each
+from tunecli.data import Samples
 from tunecli.data.randomness import seeded
 from tunecli.engine.alarm import Overdue, limited
-from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches, epoch_order
-from tunecli.engine.functions import EVALUATION_SAMPLES, chunks
+from tunecli.engine.batches import Batches, batch_length, epoch_batches, epoch_order
+from tunecli.engine.functions import EVALUATION_SAMPLES
 from tunecli.engine.gradients import Looped, Shape
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
+from tunecli.engine.scoring import Scoring
 from tunecli.engine.snapshot import Partial
 from tunecli.engine.update import Coming, Trained, Updates
 from tunecli.errors import TunecliError
@@ -124,6 +125,7 @@ class Block:
         lengths = self._batches[0].lengths[self._step :] if self._lane.micro is None else None
         self._read = train.stream(_indices(self._index[self._step :], lengths))
         self._failure: str | None = None
+        self._scoring: Scoring | None = None
         self._gradient.zero_()
         self._joining: dict[int, Partial] = {}
         self._seconds_before = [0.0] * len(self.slots)
@@ -231,24 +233,28 @@ class Block:
         slot = self.slots[0]
         return seeded(slot.run.seed("forward", slot.ticks, step))
 
-    def measure(self) -> list[Measurement]:
-        """Evaluate the rows on validation, keep the best weights and return a measurement of each slot."""
+    def measure(self, deadline: float) -> list[Measurement] | None:
+        """Evaluate the rows on validation, keep the best weights and return a measurement of each slot.
+
+        None where the deadline came first: the next call goes on.
+        """
         began = time.monotonic()
         lane = self._lane
-        nothing = torch.full_like(self._loss, float("nan"))
-        loss = metric = nothing
+        loss = metric = torch.full_like(self._loss, float("nan"))
         failures: dict[int, str] = {}
         if lane.validation is not None and self._failure is None:
+            if self._scoring is None:
+                own = self.slots[0].module, len(self.slots), lane.micro is None
+                self._scoring = Scoring(lane.task, self._way, lane.validation, self._scored_by, *own)
             try:
                 with limited(self._seconds_left()), self._averaged():
-                    try:
-                        loss, metric = self._score(lane.validation)
-                    except (Exception, SystemExit):
-                        if len(self.slots) == 1:
-                            raise
-                        loss, metric, failures = self._score_each(lane.validation)
+                    if not self._scoring.read(deadline):
+                        self._seconds += time.monotonic() - began
+                        return None
+                    loss, metric, failures = self._scoring.score()
             except (Exception, SystemExit, Overdue) as error:
                 self._failure = self._reason(error)
+        self._scoring = None
         train_loss = self._loss / (lane.whole_weight if lane.task.step is None else self._counted)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
@@ -305,43 +311,6 @@ class Block:
             slot.see(metric, direction)
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
-    def _score(self, samples: Split) -> tuple[Tensor, Tensor]:
-        """The loss and the metric of each row, (B,) and (B,)."""
-        task = self._lane.task
-        if task.step is None:
-            return task.score(*self._outputs(samples), self._scored_by)
-        loss = task.step.mean_loss(self.slots[0].module, samples)[None]
-        return loss, loss if task.metric.function is None else task.metric_of(*self._outputs(samples))
-
-    def _score_each(self, samples: Split) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """As `_score`, where a metric or a loss of the user's own raised: row by row, and why some of them failed.
-
-        Each row is scored in the midst of its own likes, so that the others show to the bit what they would have.
-        """
-        outputs, targets = self._outputs(samples)
-        losses = torch.full_like(self._loss, float("nan"))
-        metrics, failures = losses.clone(), {}
-        for row in range(len(self.slots)):
-            alike = outputs[row].expand_as(outputs).contiguous()
-            try:
-                loss, metric = self._lane.task.score(alike, targets, self._scored_by)
-                losses[row], metrics[row] = loss[row], metric[row]
-            except (Exception, SystemExit) as error:
-                failures[row] = error.message if isinstance(error, TunecliError) else f"it raised {describe(error)}"
-        return losses, metrics, failures
-
-    def _outputs(self, samples: Split) -> tuple[Tensor, Tensor]:
-        """(B, N, ...), computed in chunks of one length, and the targets (N, ...)."""
-        found: list[Tensor] = []
-        targets: list[Tensor] = []
-        for chunk in chunks(samples):
-            # A row computed alone needs no filling, and its model may not bear it: samples can depend on others.
-            missing = -len(chunk) % ROUND if self._lane.micro is not None else 0
-            filled = each(lambda own, more=missing: _filled(own, more), chunk.inputs) if missing else chunk.inputs
-            found.append(self._way.outputs(filled, len(chunk) + missing)[:, : len(chunk)])
-            targets.append(chunk.targets)
-        return torch.cat(found, dim=1), samples.targets if isinstance(samples, Samples) else torch.cat(targets)
-
 
 def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
     """Which samples each micro-step reads: (B, m), or of a row of its own so many as there are, (m,).
@@ -354,8 +323,3 @@ def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
 
 def _overdue(limit: float | None) -> str:
     return f"it took more than {limit:g} seconds, the search.trial_timeout"
-
-
-def _filled(part: Tensor, missing: int) -> Tensor:
-    """The samples with the last one repeated `missing` times."""
-    return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])

@@ -97,7 +97,11 @@ class LocalEngine:
             self._announce(self._work[0].trials)
             if not self._work[0].train(deadline):
                 break
-            measured += self._work.popleft().measure()
+            found = self._work[0].measure(deadline)
+            if found is None:
+                break
+            self._work.popleft()
+            measured += found
             if time.monotonic() >= deadline:
                 break
         return measured

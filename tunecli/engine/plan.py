@@ -28,7 +28,7 @@ class Plan:
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        if self.way == "looped":
+        if self.block_rows == 1:
             return f"trials one after another, {threads}"
         return f"{self.block_rows} trials at once, micro-batches of up to {self.cap}, {threads}"
 
@@ -44,14 +44,15 @@ def choose_plan(weights: int, window: int, smallest_batch: int = 16, processors:
     and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again. Blocks of 16 rows cost
     about a tenth more than blocks of 32, and leave a block of its own to each core. Below eight trials calls into torch
     cost more than lanes do: blocks of two with a cap of 64 take 0.4 to 0.85 of the time of one trial after another,
-    with a cap of 16 up to twice that time, at batches of 256. One thread: two gain a sixth on an idle machine, and lose
+    with a cap of 16 up to twice that time, at batches of 256; a trial alone gains a seventh to a half at small batches
+    by what is recorded of its model, and reads batches whole. One thread: two gain a sixth on an idle machine, and lose
     tenfold where another process wants the second core.
     """
     processors = processors or os.cpu_count() or 1
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=processors)
     if window == 1:
-        return LOOPED
+        return Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
     if window < 8:
         return Plan("rules", cap=CAPS[-1], block_rows=2, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
@@ -65,6 +66,9 @@ def _heights(window: int, processors: int) -> list[int]:
 
 CAPS = (16, 32, 64)
 """Micro-batches that are worth a lane of their own: a larger product gains nothing, a smaller one loses."""
+
+LARGEST_CAP = 256
+"""For a trial alone, which has no lane to share."""
 
 
 def rivals(written: Plan, window: int, largest_batch: int, *, looped: bool) -> list[Plan]:

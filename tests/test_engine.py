@@ -1164,7 +1164,7 @@ RECIPES: list[dict[str, Any]] = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     plan=st.sampled_from(list(PLANS.values())),
     model=st.sampled_from([mlp(), dropout, batch_norm, frozen_same, Tied]),

@@ -57,7 +57,7 @@ print(len(seen))
 def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, folder = question(trials=300 if full else 24, window=4), tmp_path / "tiny"
+    study, folder = question(trials=300 if full else 60, window=4), tmp_path / "tiny"
     monkeypatch.setattr(writer, "GROUP_SECONDS", 0.0)  # every tick is a commit
     commits = [0]
     flush = Store.flush
@@ -86,7 +86,7 @@ def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
         out, errors = reader.communicate()
         assert reader.returncode == 0, errors.decode()
         seen.append(int(out))
-    assert min(seen) > 2, "the readers looked while the search wrote"
+    assert min(seen) > 1, "the readers looked while the search wrote"
     found = read(folder / "study.db").trials
     assert len(found) == study.search.trials
     assert all(trial.state in (State.COMPLETE, State.PRUNED) for trial in found)

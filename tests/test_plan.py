@@ -42,24 +42,25 @@ def test_micro_batches_are_no_smaller_than_the_smallest_batch_needs() -> None:
 
 
 def test_a_wide_model_or_one_trial_at_a_time_is_computed_one_after_another() -> None:
-    assert choose_plan(10**6, window=32, processors=2) == Plan("looped", None, 1, threads=2)
+    assert choose_plan(10**6, window=32).way == "looped"
     assert str(choose_plan(1000, window=1)) == "trials one after another, 1 thread"
     assert choose_plan(1000, window=2).way == "rules"
     assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=2, threads=1)
 
 
 def test_each_core_can_have_a_block_of_its_own() -> None:
-    heights = {window: choose_plan(1000, window, processors=2).block_rows for window in (8, 16, 32, 64)}
+    heights = {window: choose_plan(1000, window, blocks=2).block_rows for window in (8, 16, 32, 64)}
     assert heights == {8: 8, 16: 8, 32: 16, 64: 32}
-    assert choose_plan(1000, window=64, processors=8).block_rows == 8
+    assert choose_plan(1000, window=64, blocks=8).block_rows == 8
+    assert choose_plan(1000, window=12).block_rows == 16, "one block where nobody shares"
 
 
 def test_what_is_measured_begins_with_the_written_plan_and_has_none_twice() -> None:
     for written in (AT_ONCE, LOOPED):
-        plans = rivals(written, 8, 256, looped=False)
+        plans = rivals(written, 8, 256, 1, looped=False)
         assert plans[0] == written
         assert len(set(plans)) == len(plans)
-    assert {plan.way for plan in rivals(LOOPED, 8, 256, looped=True)} == {"looped"}
+    assert {plan.way for plan in rivals(LOOPED, 8, 256, 1, looped=True)} == {"looped"}
 
 
 @pytest.mark.parametrize(("rival", "chosen"), [(0.5, LOOPED), (0.97, AT_ONCE), (2.0, AT_ONCE), (float("inf"), AT_ONCE)])

@@ -168,7 +168,7 @@ def main() -> None:
     task = narrow_task() if given.model == "narrow" else wide_task()
     runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    chosen = replace(choose_plan(weights, window=SLOTS), threads=1)
+    chosen = replace(choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32), threads=1)
     plans = {"chosen": chosen, "looped": LOOPED}
     if given.plans:
         plans = {text: Plan((own := text.split(":"))[0], int(own[1]), int(own[2]), 1) for text in given.plans}

@@ -36,32 +36,32 @@ class Plan:
 LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)
 
 
-def choose_plan(weights: int, window: int, smallest_batch: int = 16, processors: int | None = None) -> Plan:
-    """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials.
+def choose_plan(weights: int, window: int, smallest_batch: int = 16, blocks: int = 1) -> Plan:
+    """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials, which
+    is to fall into so many `blocks` at least: one a core where a study is long enough for all of them.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
     holds every trial beats several that are partly full, hence a cap as low as the smallest batch: at a window of 32
     and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again. Blocks of 16 rows cost
-    about a tenth more than blocks of 32, and leave a block of its own to each core. Below eight trials calls into torch
+    about a tenth more than blocks of 32, and two of them can share the cores. Below eight trials calls into torch
     cost more than lanes do: blocks of two with a cap of 64 take 0.4 to 0.85 of the time of one trial after another,
     with a cap of 16 up to twice that time, at batches of 256; a trial alone gains a seventh to a half at small batches
     by what is recorded of its model, and reads batches whole. One thread: two gain a sixth on an idle machine, and lose
     tenfold where another process wants the second core.
     """
-    processors = processors or os.cpu_count() or 1
     if weights > NARROW_WEIGHTS:
-        return Plan("looped", cap=None, block_rows=1, threads=processors)
+        return Plan("looped", cap=None, block_rows=1, threads=os.cpu_count() or 1)
     if window == 1:
         return Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
     if window < 8:
         return Plan("rules", cap=CAPS[-1], block_rows=2, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
-    return Plan("rules", cap=cap, block_rows=_heights(window, processors)[-1], threads=1)
+    return Plan("rules", cap=cap, block_rows=_heights(window, blocks)[-1], threads=1)
 
 
-def _heights(window: int, processors: int) -> list[int]:
-    """How many rows a block can have, of 8 to 32, so that each core can have one."""
-    return [8, *(rows for rows in (16, 32) if rows * processors <= window)]
+def _heights(window: int, blocks: int) -> list[int]:
+    """How many rows a block can have, of 8 to 32, that a window may fall into so many of them."""
+    return [8, *(rows for rows in (16, 32) if rows < 2 * window and -(-window // rows) >= blocks)]
 
 
 CAPS = (16, 32, 64)
@@ -71,14 +71,13 @@ LARGEST_CAP = 256
 """For a trial alone, which has no lane to share."""
 
 
-def rivals(written: Plan, window: int, largest_batch: int, *, looped: bool) -> list[Plan]:
+def rivals(written: Plan, window: int, largest_batch: int, blocks: int, *, looped: bool) -> list[Plan]:
     """The plans worth measuring beside the written rule's, which comes first; `looped` where a model allows no other.
 
     Rows computed at once have one thread: above, torch splits tensors where a row's bits would depend on its slot.
     """
-    processors = os.cpu_count() or 1
-    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, processors})]
+    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, os.cpu_count() or 1})]
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
-    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _heights(window, processors)]
+    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _heights(window, blocks)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
     return [written, *(plan for plan in found if plan != written)]

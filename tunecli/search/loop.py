@@ -117,7 +117,7 @@ class Loop:
                 traits = here.traits(run)
                 self.looped_because = traits.looped_because
                 if stored is None and repays_measuring(self.study, self.task, run):
-                    self.timings = measure_plans(self.study, self.task, run, traits, self.plan, self.device)
+                    self.timings = measure_plans(self.study, self.task, run, traits, self.device)
                     self.plan = best(self.timings)
                     here = LocalEngine(self.task, self.plan, self.device)
                 self.engine: Engine = here

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -35,13 +37,15 @@ def repays_measuring(study: Study, task: Task, example: Run) -> bool:
     return _seconds(study, task, example) >= LONG_SECONDS
 
 
-def measure_plans(
-    study: Study, task: Task, example: Run, found: Traits, written: Plan, device: str
-) -> Sequence[Timing]:
-    """What the written plan and its rivals cost, as measured now, or before for a study of the same shape."""
-    batches = _batch_sizes(study.space, len(task.train))
-    plans = rivals(written, study.window, batches[-1], looped=found.looped_because is not None)
-    layout = [list(p.shape) for p in task.build(example).parameters()]
+def measure_plans(study: Study, task: Task, example: Run, found: Traits, device: str) -> Sequence[Timing]:
+    """What the plans of a long study cost, the written rule's first, as measured now, or before for one of its shape.
+
+    Each of them leaves every core a block of its own.
+    """
+    batches, cores = _batch_sizes(study.space, len(task.train)), os.cpu_count() or 1
+    layout = [list(p.shape) for p in task.build(example).parameters() if p.requires_grad]
+    written = choose_plan(sum(map(math.prod, layout)), study.window, batches[0], cores)
+    plans = rivals(written, study.window, batches[-1], cores, looped=found.looped_because is not None)
     shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
     timings = recall(shape, plans)
     if timings is None:

@@ -186,7 +186,7 @@ def test_a_search_of_recipes_that_was_stopped_goes_on_to_the_same_trials(tmp_pat
     stops, how = 0, ""
     while how != "done":
         stops += 1
-        left = iter(range(6 * stops))
+        left = iter(range(3 * stops))
         events = list(search(study, tmp_path / "own", stop=lambda left=left: next(left, None) is None))  # type: ignore[misc]
         how = events[-1].how  # type: ignore[union-attr]
     parts = read(tmp_path / "own" / "study.db")

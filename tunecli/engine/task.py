@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from tunecli import models
 from tunecli.data import Data, Samples, Split
@@ -69,10 +68,9 @@ class Task:
         """(K, N)"""
         loss = self.loss
         assert isinstance(loss, Loss)
-        if loss.own:  # which vmap may not be able to follow
-            return torch.stack([loss.per_sample(row, targets) for row in outputs])
-        losses: Tensor = vmap(lambda row, own: sample_losses(loss, row, targets, own))(outputs, shape)
-        return losses
+        # A row at a time: vmap would save nothing here, and load sympy, for half a second of every search.
+        rows = [{name: column[row] for name, column in shape.items()} for row in range(len(outputs))]
+        return torch.stack([sample_losses(loss, own, targets, told) for own, told in zip(outputs, rows, strict=True)])
 
     def metric_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The metric of each row: (K,) from outputs (K, N, ...) and targets (N,)."""

@@ -57,7 +57,11 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
 def say_stopped(ended: Ended, again: str, console: Console) -> None:
     """A signal stopped the search: what is safe, and how to go on."""
     progress = ended.progress
-    console.print(f"stopped: {_ended(progress)} of {progress.total} trials done and recorded", soft_wrap=True)
+    running = progress.counts[State.RUNNING]
+    flight = f", {running} in flight" if running else ""
+    console.print(
+        f"stopped: {_ended(progress)} of {progress.total} trials done{flight}; all is recorded", soft_wrap=True
+    )
     console.print(f"to go on:\n  {again}", soft_wrap=True)
 
 

@@ -16,10 +16,11 @@ import pytest
 
 from tests.conftest import Command, Question
 from tunecli.engine import processes, worker
-from tunecli.search import Event, Noticed, loop, search
+from tunecli.search import Event, Noticed, Opened, loop, search
+from tunecli.search.forecast import Forecast
 from tunecli.store import read
 from tunecli.study import Study
-from tunecli.trial import State, Trial
+from tunecli.trial import Measurement, State, Trial
 
 
 def timeless(folder: Path) -> list[Trial]:
@@ -66,6 +67,18 @@ class Net(nn.Module):
         if self.training and self.inject and len(inputs) == 32:
             exec(self.inject)
         return self.layers(inputs)
+"""
+
+
+STEP = """
+from torch import nn
+
+def model():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+def step(model, batch):
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs), targets, reduction="sum"), len(targets)
 """
 
 
@@ -139,6 +152,57 @@ def test_a_long_search_starts_workers_by_itself_and_hands_its_trials_over(
     assert working[0] == 0
     assert max(working) == 2
     assert timeless(tmp_path / "long") == timeless(tmp_path / "one") == timeless(tmp_path / "short")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_model_that_trains_trial_by_trial_gets_workers_for_a_small_window(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(STEP)
+    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    train = {"epochs": 6, "step": "own.py:step"}
+    study = question(base=tmp_path, model={"source": "own.py:model"}, train=train, trials=8, window=2, pruner="none")
+    events = run(study, tmp_path / "s", workers=None)
+    (opened,) = [event for event in events if isinstance(event, Opened)]
+    assert opened.looped_because
+    assert opened.plan.block_rows >= 2
+    told = [event.text for event in events if isinstance(event, Noticed)]
+    assert told == ["2 worker processes take over, which changes no result"]
+
+
+def seen(trial: int, ticks: int, seconds: float = 1.0) -> tuple[Measurement, ...]:
+    return tuple(Measurement(trial, tick, 1.0, 1.0, 0.5, 1.0, seconds) for tick in range(1, ticks + 1))
+
+
+def test_what_is_left_is_forecast_from_how_far_trials_came() -> None:
+    forecast = Forecast(epochs=100)
+    assert forecast.seconds_left([], 92) == 0, "nothing was seen"
+    curve = seen(0, 100, 0.1)
+    forecast.see(curve)
+    forecast.end(Trial(0, State.COMPLETE, {}, start_tick=1, curve=curve))
+    assert forecast.seconds_left([], 92) == pytest.approx(92 * 100 * 0.1)
+    flight = [Trial(1, State.RUNNING, {}, start_tick=1, curve=seen(1, 40))]
+    assert forecast.seconds_left(flight, 0) == pytest.approx(60 * 0.1)
+
+
+def test_where_no_trial_has_ended_what_is_left_is_forecast_from_those_in_flight() -> None:
+    forecast = Forecast(epochs=100)
+    flight = [Trial(number, State.RUNNING, {}, start_tick=1, curve=seen(number, 10)) for number in range(8)]
+    forecast.see(flight[0].curve)
+    assert forecast.seconds_left(flight, 0) == pytest.approx(80), "as far again"
+    assert forecast.seconds_left(flight, 4) == pytest.approx(120)
+    late = [Trial(0, State.RUNNING, {}, start_tick=1, curve=seen(0, 99))]
+    assert forecast.seconds_left(late, 0) == pytest.approx(1), "there are no more epochs"
+
+
+def test_a_search_tells_its_forecast_which_trials_ended(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(Forecast, "end", lambda self, trial: ended.append(trial.number))
+    run(question(trials=4), tmp_path / "s", workers=None)
+    assert sorted(ended) == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("forked")

@@ -55,7 +55,7 @@ class Loop:
     ) -> None:
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self.workers = min(place.workers or 1, study.window)
-        self.forecast = Forecast() if place.workers is None else None
+        self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
         self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
@@ -138,7 +138,8 @@ class Loop:
 
         One a core, or for as many cores as a process has threads; and none without a block of its own to work off.
         """
-        blocks = -(-self.study.window // self.plan.block_rows)
+        rows = 1 if self.looped_because else self.plan.block_rows
+        blocks = -(-self.study.window // rows)
         workers = min(cores() // self.plan.threads, blocks)
         if self.forecast is None or workers < 2 or self.device != "cpu":
             return
@@ -329,6 +330,8 @@ class Loop:
             run = self._run(trial.number, trial.hparams)
             self.shelf.put(trial, self.engine.weights(run), self.engine.epoch_updates(run), self.store)
         self.ledger.end(trial)
+        if self.forecast is not None:
+            self.forecast.end(trial)
         if (seen := self._shown(trial)) is not None:
             self.proposer.end(seen)
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from tests.conftest import Command, Question
 from tunecli.engine import processes, worker
-from tunecli.search import Event, Noticed, Opened, loop, search
+from tunecli.search import Ended, Event, Noticed, Opened, loop, search
 from tunecli.search.forecast import Forecast
 from tunecli.store import read
 from tunecli.study import Study
@@ -247,6 +248,29 @@ def test_a_trial_that_ends_its_process_fails_and_no_other(
     # The first trial is torch's defaults in both studies.
     run(fine, tmp_path / "fine")
     assert trials[0].curve == timeless(tmp_path / "fine")[0].curve
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_trial_that_is_given_up_while_it_is_trained_again_has_failed(
+    own: Callable[..., Study], tmp_path: Path
+) -> None:
+    flag, ticks, began = tmp_path / "harm", [0], time.monotonic()
+    study = own(
+        trials=4,
+        inject=f"if os.path.exists({str(flag)!r}) and self.layers[0].out_features == 6: os._exit(7)",
+        train={"epochs": 8},
+    )
+    wide = [{"model.hidden": 6}]
+    for event in search(study, tmp_path / "s", workers=2, stop=lambda: ticks[-1] >= 3, tries=wide):
+        ticks.append(getattr(event, "tick", 0))
+    shutil.rmtree(tmp_path / "s" / "snapshots")
+    flag.touch()
+    events = run(study, tmp_path / "s", workers=2, stop=lambda: time.monotonic() - began > 20)
+    assert isinstance(events[-1], Ended)
+    assert events[-1].how == "done"
+    reasons = [trial.reason or "" for trial in timeless(tmp_path / "s") if trial.state is State.FAILED]
+    assert reasons
+    assert all("ended with exit code 7" in reason for reason in reasons)
 
 
 def test_no_worker_outlives_its_search(tmp_path: Path) -> None:

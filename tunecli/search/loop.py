@@ -269,6 +269,11 @@ class Loop:
                 if stop():
                     return
             for own in self.flight.end_tick():
+                if own.failure is not None:
+                    ended = failed(self.ledger.trials[own.trial], own.failure)
+                    self._end(ended)
+                    self.flight.free(self._run(ended.number, ended.hparams))
+                    continue
                 stored = self.ledger.trials[own.trial].curve[own.fidelity - 1]
                 if stored.metric != own.metric or stored.train_loss != own.train_loss:
                     yield Differed(own.trial, own.fidelity, stored.metric, own.metric)

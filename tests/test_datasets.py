@@ -1,10 +1,12 @@
 """Torch Datasets and DataLoaders, dicts and several inputs, from a user's function to a trained trial."""
 
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from tunecli import data
+from tunecli.alarm import Overdue, limited
 from tunecli.data import Data, Samples
 from tunecli.data.items import Items
+from tunecli.data.readers import Readers
 from tunecli.engine import LOOPED, LocalEngine, Plan
 from tunecli.engine.task import make_task
 from tunecli.errors import DataError, SourceError
@@ -501,3 +505,22 @@ def test_a_dataset_of_pictures_reads_like_torchs_own_loader(tmp_path: Path) -> N
     assert torch.equal(read.inputs, inputs)  # type: ignore[arg-type]
     assert torch.equal(read.targets, targets)
     assert data.load("own.py:load", {}, base=tmp_path, seed=0).features == (4,)
+
+
+def test_a_time_that_goes_up_in_the_middle_of_a_message_leaves_the_readers_in_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readers = Readers(lambda places, seeds: torch.tensor(places), 1, "own.py")
+    wanted = [([place], [0]) for place in range(6)]
+    whole = Connection._recv  # type: ignore[attr-defined]  # between the length of a message and the message
+
+    def rings(*given: object) -> object:
+        signal.raise_signal(signal.SIGALRM)
+        return whole(*given)
+
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "_recv", rings)
+            with pytest.raises(Overdue), limited(60):
+                list(readers.batches(wanted))
+        assert [int(batch) for batch in readers.batches(wanted)] == list(range(6))

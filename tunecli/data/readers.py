@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from tunecli.alarm import held
 from tunecli.errors import SourceError
 
 AHEAD = 2
@@ -70,18 +71,23 @@ class Readers:
                     self._number += 1
                     pending.append(self._number)
                     self._waiting.append((self._number, places, seeds))
-                self._ask()
+                with held():
+                    self._ask()
                 if not pending:
                     return
                 yield self._take(pending[0])
                 pending.popleft()
         finally:
-            self._drop(pending)
+            with held():
+                self._drop(pending)
 
     def _take(self, number: int) -> Any:
         while number not in self._found:
-            self._receive()
-            self._ask()
+            ready = wait([own.end for own in self._processes])
+            # A message that is half read or sent, or not counted, would put a process out of step for good.
+            with held():
+                self._receive(ready)
+                self._ask()
         found = self._found.pop(number)
         if isinstance(found, SourceError):
             raise found
@@ -100,11 +106,9 @@ class Readers:
                 except OSError:  # it has died, which is seen when its answers are waited for
                     break
 
-    def _receive(self) -> None:
-        """Wait for the next answers of any process; what one that died was asked for, another is."""
-        ends = {own.end: own for own in self._processes}
-        for end in wait(list(ends)):
-            own = ends[end]  # type: ignore[index]  # only connections were waited for
+    def _receive(self, ready: Sequence[object]) -> None:
+        """Take the answers that are there; what a process that died was asked for, another is."""
+        for own in [own for own in self._processes if own.end in ready]:
             try:
                 number, found, fault = own.end.recv()
             except (EOFError, OSError):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tunecli.alarm import Overdue, limited
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
-from tunecli.engine.alarm import Overdue, limited
 from tunecli.engine.batches import Batches, batch_length, epoch_batches, epoch_order
 from tunecli.engine.functions import EVALUATION_SAMPLES
 from tunecli.engine.gradients import Looped, Shape

@@ -13,6 +13,13 @@ class Overdue(BaseException):
     """The time is up. No Exception, so that a loop around `except Exception` does not go on for ever."""
 
 
+_held = 0
+"""Blocks that hold Overdue back, one in another."""
+
+_missed = False
+"""Whether the time went up in one of them."""
+
+
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
     """Raise Overdue within this block once `seconds` are over; again each second, should it be caught there.
@@ -23,10 +30,14 @@ def limited(seconds: float | None) -> Iterator[None]:
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _missed
     within = True
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        if within:
+        global _missed
+        if within and _held:
+            _missed = True
+        elif within:
             raise Overdue
 
     before = signal.signal(signal.SIGALRM, on_alarm)
@@ -34,6 +45,23 @@ def limited(seconds: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
         yield
     finally:
-        within = False
+        within = _missed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold Overdue back to the end of this block, which must be short and would leave half of something behind.
+
+    In Python, since a signal that only this thread blocks is handed to another one.
+    """
+    global _held, _missed
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    if _missed and not _held:
+        _missed = False
+        raise Overdue

@@ -514,9 +514,10 @@ def test_a_time_that_goes_up_in_the_middle_of_a_message_leaves_the_readers_in_st
     wanted = [([place], [0]) for place in range(6)]
     whole = Connection._recv  # type: ignore[attr-defined]  # between the length of a message and the message
 
-    def rings(*given: object) -> object:
-        signal.raise_signal(signal.SIGALRM)
-        return whole(*given)
+    def rings(end: Connection, size: int, *more: object) -> object:
+        if size > 4:
+            signal.raise_signal(signal.SIGALRM)
+        return whole(end, size, *more)
 
     for _ in range(3):
         with monkeypatch.context() as patched:

@@ -113,3 +113,22 @@ def test_a_study_keeps_the_plan_it_was_begun_with(
     file.unlink()
     later = opened(study, tmp_path / "study")
     assert (later.plan, later.timings) == (first.plan, ())
+
+
+@pytest.mark.parametrize("refused", ["== 3", "!= 8"])
+def test_a_point_that_the_model_refuses_is_measured_around(
+    refused: str, question: Callable[..., Study], tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        f"""
+from torch import nn
+def model(width):
+    if width {refused}:
+        raise ValueError("no such width")
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+"""
+    )
+    widths = {"model.width": [4, 3, 8]}
+    study = question(base=tmp_path, model={"source": "own.py:model"}, space=widths, window=8)
+    timings = opened(study, tmp_path / "study", trials=0).timings
+    assert any(timing.seconds < float("inf") for timing in timings)

@@ -90,6 +90,21 @@ def test_a_search_that_is_stopped_in_the_middle_of_ticks_trains_nothing_twice(
     assert not (tmp_path / "stopped" / "snapshots").exists()
 
 
+def test_how_many_processes_read_is_no_part_of_what_trained_a_snapshot(
+    question: Question, tmp_path: Path, steps: list[int]
+) -> None:
+    study = question(trials=3, pruner="none")
+    until(study, tmp_path / "whole", None)
+    needed, steps[0] = steps[0], 0
+    until(study, tmp_path / "stopped", 8)
+    assert 0 < steps[0] < needed
+    assert (
+        how(until(question(trials=3, pruner="none", data={"source": "iris", "workers": 1}), tmp_path / "stopped", None))
+        == "done"
+    )
+    assert steps[0] == needed
+
+
 @pytest.mark.usefixtures("steps")
 def test_snapshots_change_nothing_whatever_becomes_of_them(whole: tuple[Study, Path], tmp_path: Path) -> None:
     """Gone, damaged, of another study, or older than what is recorded."""
@@ -243,3 +258,19 @@ def test_fine_tuning_that_is_stopped_or_killed_at_any_step_comes_to_the_same_wei
         except Crash:
             kills += 1
     assert kills > 2
+
+
+def test_fine_tuning_one_trial_leaves_what_was_trained_of_another(
+    whole: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PAUSE_SECONDS", -1.0)
+    folder = shutil.copytree(whole[1], tmp_path / "study")
+    first, second = list(read(folder / "study.db").kept)[:2]
+    calls = iter(range(1000))
+    list(finetune(folder, Request(trial=first, epochs=3), lambda: next(calls) >= 4))
+    left = {path for path in (folder / "snapshots").rglob("*") if path.is_file()}
+    assert left
+    list(finetune(folder, Request(trial=second, epochs=1)))
+    assert {path for path in (folder / "snapshots").rglob("*") if path.is_file()} == left
+    list(finetune(folder, Request(trial=first, epochs=3)))
+    assert not (folder / "snapshots").exists()

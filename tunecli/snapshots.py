@@ -95,7 +95,9 @@ class Snapshots:
         return Kept(snapshot, None if measured is None else Measurement(**measured)), None
 
     def remove(self, trial: int) -> None:
+        """Remove those of a trial, and the folder where none is left."""
         checkpoint.remove(self._place(trial))
+        self._remove_empty()
 
     def clear(self, but: Iterable[int] = ()) -> None:
         """Remove all but those of some trials, and the folder where none is left."""
@@ -103,6 +105,9 @@ class Snapshots:
         for found in self._folder.glob("trial-*"):
             if found.name.removesuffix(".old") not in kept:
                 shutil.rmtree(found, ignore_errors=True)
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
         for folder in (self._folder, self._folder.parent):
             with suppress(OSError):  # it holds something, or is not there
                 folder.rmdir()

@@ -19,6 +19,7 @@ from tunecli.data import Samples
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
+from tunecli.errors import TunecliError
 from tunecli.files import make_folder, write_new
 from tunecli.trial import Run
 
@@ -85,18 +86,27 @@ class _Candidate:
 
     def __init__(self, task: Task, plan: Plan, runs: Sequence[Run], device: str) -> None:
         self._engine, self._threads = LocalEngine(task, plan, device), plan.threads
-        self._trials, self._samples = len(runs), len(runs) * len(task.train)
-        for run in runs:
-            self._engine.start(run)
+        self._trials = sum(self._starts(run) for run in runs)
+        self._samples = self._trials * len(task.train)
 
     def tick(self, limit_seconds: float) -> float:
         """Seconds that a sample of one trial took; infinite past `limit_seconds` a sample, and beyond use then."""
+        if self._trials == 0:
+            return float("inf")
         torch.set_num_threads(self._threads)
         began = time.perf_counter()
         measured = self._engine.advance(time.monotonic() + limit_seconds * self._samples)
         if len(measured) < self._trials:
             return float("inf")
         return (time.perf_counter() - began) / self._samples
+
+    def _starts(self, run: Run) -> bool:
+        """Whether a run can begin: a point that the model refuses is a failed trial, and no reason to measure none."""
+        try:
+            self._engine.start(run)
+        except TunecliError:
+            return False
+        return True
 
 
 def _some(samples: Any, count: int) -> Any:

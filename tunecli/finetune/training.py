@@ -123,7 +123,7 @@ class Training:
         )
         self._write(result, found[0])
         for snapshots in every:
-            snapshots.clear()
+            snapshots.remove(self.trial.number)  # an interrupted training of another trial has its own there
         yield result
 
     def _snapshots(self, of: str, plan: Plan) -> Snapshots:

@@ -157,7 +157,9 @@ class Loop:
     def _trained_by(self, data: str) -> dict[str, object]:
         """What a run's bits depend on beside itself, as far as it can change between two searches."""
         document = self.study.document()
-        told = {name: document[name] for name in ("data", "model", "train")}
+        told = {name: document[name] for name in ("model", "train")}
+        # How many processes read changes no bit, and may change from one search to the next.
+        told["data"] = {key: value for key, value in document["data"].items() if key != "workers"}
         return {**told, "samples": data, "plan": self.plan.as_dict(), "code": code_of(document, self.study.base)}
 
     def close(self) -> None:

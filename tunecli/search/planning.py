@@ -50,7 +50,8 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     timings = recall(shape, plans)
     if timings is None:
         timings = measure(task, plans, _runs(study), device)
-        remember(shape, timings)
+        if any(math.isfinite(timing.seconds) for timing in timings):
+            remember(shape, timings)
     return timings
 
 

@@ -228,6 +228,61 @@ def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str],
     assert len(read(home / "tiny" / "study.db").trials) == 10
 
 
+@pytest.mark.parametrize(
+    ("options", "back"),
+    [
+        (("--set", "train.epochs=9"), "--set train.epochs=4 goes on with it; or give"),
+        (("--seed", "7", "--set", "train.epochs=9"), "--seed 0 --set train.epochs=4 goes on with it; or"),
+        (("--set", "model.hidden=[9]"), None),
+        (("--set", "train.loss=mse", "--seed", "7"), None),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_a_contradiction_names_the_way_back_where_it_is_short(
+    refused: Callable[..., str], tunecli: Command, options: tuple[str, ...], back: str | None
+) -> None:
+    said = refused(3, "search", "tiny", "--trials", "10", *options)
+    if back is None:
+        assert "goes on with it" not in said
+        return
+    assert back in said
+    again = back.partition(" goes on")[0].split()
+    assert tunecli("search", "tiny", "--trials", "10", *options, *again).code == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "of_layers"),
+    [
+        ("raise ValueError('not today')", "the model's forward raised ValueError: not today (own.py, line 15)", False),
+        ("exit(3)", "the model's forward raised SystemExit: 3 (own.py, line 15)", False),
+        ("return self.layer(x[:, :2])", "the model cannot read samples of shape (4,)", True),
+    ],
+)
+def test_a_forward_that_raises_says_what_and_where(
+    tunecli: Command, tmp_path: Path, body: str, said: str, of_layers: bool
+) -> None:
+    own = OWN.replace(
+        "def make(width):",
+        """
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        BODY
+
+def make(width):
+    return Own()
+""".replace("BODY", body),
+    )
+    write_study(tmp_path, own=own)
+    done = tunecli("search", "own.toml")
+    assert done.code == 3
+    assert said in done.err
+    assert ("first layer" in done.err) == of_layers
+
+
 # The command line
 
 
@@ -240,6 +295,7 @@ def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str],
         (("search", "--trials", "many"), 2, "--trials"),
         (("search", "--set", "epochs"), 2, "KEY=VALUE"),
         (("search", "--timeout", "soon"), 2, "10m"),
+        (("search", "iris", "--set", "search.trial_timeout=true"), 2, "search.trial_timeout takes a time, got True\n"),
         (("search", "a", "b"), 2, "b"),
         (("search", "missing.toml"), 3, "missing.toml"),
         (("search", "missing.csv", "--target", "y"), 3, "missing.csv"),
@@ -275,3 +331,19 @@ def test_a_metric_of_ones_own_whose_direction_nobody_said_is_told(tunecli: Comma
     said = tunecli(*own, "--set", "train.direction=maximize").err
     assert "quality on validation is maximized" in said
     assert "which way" not in said
+
+
+def test_a_search_without_hope_ends_well_but_for_its_code(tunecli: Command, tmp_path: Path) -> None:
+    """There is a best trial, and what is left of the search has no time left any more."""
+    own = OWN + "\nclass Own(torch.nn.Linear):\n    def forward(self, x):\n"
+    own += "        if self.training and len(x) == 16:\n            raise ValueError('sixteen')\n"
+    own += "        return super().forward(x)\n\ndef make(width):\n    return Own(4, 3)\n"
+    study = STUDY.replace("[16]", "[8, 12, 16, 24]").replace("trials = 3", "trials = 40\nmax_failures = 2\nwindow = 2")
+    write_study(tmp_path, study=study + 'pruner = "none"\n', own=own)
+    done = tunecli("search", "own.toml", "--home", "h")
+    assert done.code == 4
+    assert "Best: trial" in done.out
+    assert "2 in flight, no pruner," in done.err
+    assert " left" not in done.err[: done.err.index("error: ")].splitlines()[-1]
+    assert "tunecli report own --home h tells more" in done.err
+    assert "--set search.max_failures=4" in done.err

@@ -674,3 +674,15 @@ def test_what_an_earlier_version_did_not_state_is_no_change_where_it_is_the_defa
     assert not differences(stored, {**asked, "search": {"pruner": "asha", "sampler": "tpe", "trials": 7}})
     other = state("[data]\nsource = 'digits'\n[train]\ndecay_biases = false").document()
     assert list(differences({**stored, "search": other["search"]}, other)) == ["train.decay_biases"]
+
+
+def test_what_merely_follows_from_another_pruner_is_no_difference_of_its_own() -> None:
+    def document(search: str) -> dict[str, Any]:
+        return state(f"[data]\nsource = 'digits'\n[search]\n{search}").document()
+
+    asha, none = document("pruner = 'asha'"), document("pruner = 'none'")
+    assert list(differences(asha, none)) == list(differences(none, asha)) == ["search.pruner"]
+    assert list(differences(asha, document("pruner = 'patient'"))) == ["search.pruner"]
+    given = document("pruner = 'asha'\nmin_ticks = 5")
+    assert list(differences(given, none)) == ["search.min_ticks", "search.pruner"]
+    assert list(differences(asha, given)) == ["search.min_ticks"]

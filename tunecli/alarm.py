@@ -13,6 +13,11 @@ class Overdue(BaseException):
     """The time is up. No Exception, so that a loop around `except Exception` does not go on for ever."""
 
 
+def overdue(seconds: float | None) -> str:
+    """Why a trial failed that took longer."""
+    return f"it took more than {seconds:g} second{'' if seconds == 1 else 's'}, the search.trial_timeout"
+
+
 _held = 0
 """Blocks that hold Overdue back, one in another."""
 

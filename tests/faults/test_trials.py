@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "sys.exit": (leaves, "the model raised SystemExit: 3"),
     "out of memory, torch": (takes_all_memory, "out of memory: RuntimeError: "),
     "out of memory, Python": (has_no_memory, "out of memory: MemoryError"),
-    "endless step": (never_ends, "it took more than 1 seconds, the search.trial_timeout"),
+    "endless step": (never_ends, "it took more than 1 second, the search.trial_timeout"),
 }
 
 

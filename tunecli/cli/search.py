@@ -107,7 +107,7 @@ def search(
         raise typer.Exit(interrupt.exit_code)
     _print_result(summary, output)
     if ended.how == "hopeless":
-        raise _hopeless(summary, question.search.max_failures)
+        raise _hopeless(summary, question.search.max_failures, f"tunecli report {question.name}{home_option(home)}")
     live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
     if summary.best is None and ended.how == "done":
         raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
@@ -156,13 +156,14 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
     )
 
 
-def _hopeless(summary: Summary, most: int) -> TunecliError:
+def _hopeless(summary: Summary, most: int, report: str) -> TunecliError:
     from tunecli.report.summary import failures
 
     reason, trials = failures(summary)[0]
     return NoUsableTrial(
         f"{most} trials in a row failed, the search.max_failures; {len(trials)} of {summary.ended}: {reason}",
-        hint=f"mend it and go on:\n  {typed_command()}",
+        hint=f"{report} tells more; mend it and go on, or with --set search.max_failures={2 * most}:\n"
+        f"  {typed_command()}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunecli.alarm import Overdue, limited
+from tunecli.alarm import Overdue, limited, overdue
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import Batches, batch_length, epoch_batches, epoch_order
@@ -204,7 +204,7 @@ class Block:
     def _reason(self, error: BaseException) -> str:
         """Why a run failed that met this. Rows that share a program have no error of their own."""
         if isinstance(error, Overdue):
-            return _overdue(self._lane.task.trial_seconds)
+            return overdue(self._lane.task.trial_seconds)
         found = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             found = f"out of memory: {describe(error)}"
@@ -287,7 +287,7 @@ class Block:
         lane = self._lane
         slot.seconds += seconds
         if failure is None and lane.task.trial_seconds is not None and slot.seconds > lane.task.trial_seconds:
-            failure = _overdue(lane.task.trial_seconds)
+            failure = overdue(lane.task.trial_seconds)
         seen = {"training loss": train_loss}
         if lane.validation is not None:
             seen |= {"validation loss": loss, "validation metric": metric}
@@ -319,7 +319,3 @@ def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
     """
     for step, own in enumerate(index):
         yield own if lengths is None else own[0, : lengths[step]]
-
-
-def _overdue(limit: float | None) -> str:
-    return f"it took more than {limit:g} seconds, the search.trial_timeout"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +149,9 @@ def _shape(run: Run) -> Shape:
     return (*built, _IN_HALF) if settings_of(run.settings, run.hparams)["precision"] == "bf16" else built
 
 
+_ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = true trains many trials at once"
+
+
 def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
     samples = task.train.to(device).take(slice(0, count))
@@ -161,7 +166,7 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
         if found is None:
             found = traits(module, twin, samples, task.loss, way)  # type: ignore[arg-type]  # no step, so a loss
         if not isinstance(task.train, Samples) and found.looped_because is None:
-            found = replace(found, way="looped", looped_because="the items of its Dataset are read one by one")
+            found = replace(found, way="looped", looped_because=_ITEMS_ARE_READ)
         if found.way == "looped":
             losses = partial(_losses, task, module, samples)
             found = replace(found, channels_last=bears_channels_last(module, losses))
@@ -169,6 +174,11 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     except TunecliError:
         raise
     except (Exception, SystemExit) as error:
+        if not _is_about_shapes(error):
+            raise ModelError(
+                f"the model's forward raised {describe(error, _own_file(module))}",
+                hint=f"it was tried with {count} samples of shape {samples.features}",
+            ) from error
         double = any(part.dtype == torch.float64 for _, part in tensors(samples.inputs))
         raise ModelError(
             f"the model cannot read samples of shape {samples.features}: {describe(error)}",
@@ -176,6 +186,22 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
             if double
             else "check the model's first layer against the data's features",
         ) from error
+
+
+_ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels")
+"""Words of torch where a model and its inputs do not fit together."""
+
+
+def _is_about_shapes(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | IndexError) and any(word in text for word in _ABOUT_SHAPES)
+
+
+def _own_file(module: nn.Module) -> Path | None:
+    """The file of a user's own class; None for one of torch's."""
+    kind = sys.modules.get(type(module).__module__)
+    file = None if type(module).__module__.startswith("torch.") else getattr(kind, "__file__", None)
+    return None if file is None else Path(file)
 
 
 def _losses(task: Task, module: nn.Module, samples: Samples) -> Tensor:

@@ -20,7 +20,7 @@ from tunecli.report.tables import duration
 from tunecli.sampler import says
 from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress
 from tunecli.source import is_function
-from tunecli.space import Choice, Float, Int
+from tunecli.space import EXHAUSTIVE, Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
 from tunecli.trial import State
 
@@ -106,9 +106,13 @@ def opening(event: Opened | OpenedProgram, width: int) -> Text:
 def change(event: Changed, width: int) -> Text:
     """What has changed in the question, and what that means for the trials so far."""
     hidden = event.trials - event.shown
-    means = [f"the {event.trials} trials so far stay", f"{event.sampler} sees them all as today's space has them"]
-    if hidden:
-        means[1] = f"{hidden} of them lie outside today's space and are hidden from {event.sampler}"
+    means = [f"the {event.trials} trials so far stay"]
+    if event.sampler in ("random", "qmc", *EXHAUSTIVE):
+        pass  # it looks at no value
+    elif not hidden:
+        means.append(f"{event.sampler} sees them all as today's space has them")
+    else:
+        means.append(f"{hidden} of them lie outside today's space and are hidden from {event.sampler}")
     lines = wrap([*event.lines, *(means if event.trials else [])], width - 9).splitlines()
     return Text.assemble(("changed  ", "bold"), "\n         ".join(lines))
 
@@ -129,14 +133,14 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
             [
                 f"{study.search.trials} trials of up to {study.train.epochs} epochs",
                 f"{study.window} in flight",
-                study.search.pruner,
+                _pruner(study),
                 f"{event.metric} on validation is {event.direction}d",
             ],
         ),
         *([("", _ASSUMED.format(event.direction).split(", "))] if _direction_is_assumed(study) else []),
         ("", says(study.search.sampler, study.space, study.window).split(", ")),
         ("device", [event.device, *_computed(event)]),
-        *([("", [f"({looped})"])] if looped else []),
+        *([("", f"({looped})".split(", "))] if looped else []),
     ]
 
 
@@ -157,12 +161,16 @@ def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:
                 f"{search.trials} trials",
                 f"{study.window} at a time",
                 search.sampler,
-                search.pruner,
+                _pruner(study),
                 f"{event.metric} is {study.direction}d",
             ],
         ),
         ("logs", [f"{event.folder / 'logs'}"]),
     ]
+
+
+def _pruner(study: Question) -> str:
+    return "no pruner" if study.search.pruner == "none" else study.search.pruner
 
 
 _ASSUMED = "note: nothing says which way the metric is better, {} is taken, train.direction tells"
@@ -228,7 +236,7 @@ class _LineView:
 
     def close(self, event: Ended) -> None:
         if self._opened is not None:
-            self._console.print(_status(event.progress, self._opened), soft_wrap=True)
+            self._console.print(_status(event.progress, self._opened, ended=True), soft_wrap=True)
 
 
 class _BarView:
@@ -255,14 +263,16 @@ class _BarView:
         self._live.console.print(text)
 
     def update(self, progress: Progress) -> None:
+        self._show(progress, _left(progress))
+
+    def _show(self, progress: Progress, left: str) -> None:
         ended = _ended(progress)
-        left = _left(progress)
         self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
         self._live.update(Group(self._bar, Text(", ".join(_standing(progress, self._opened)), overflow="ellipsis")))
 
     def close(self, event: Ended) -> None:
         if self._opened is not None:
-            self.update(event.progress)
+            self._show(event.progress, "")
             self._live.stop()
 
 
@@ -270,9 +280,9 @@ def _ended(progress: Progress) -> int:
     return sum(count for state, count in progress.counts.items() if state.ended)
 
 
-def _status(progress: Progress, opened: Opened | OpenedProgram | None) -> str:
+def _status(progress: Progress, opened: Opened | OpenedProgram | None, *, ended: bool = False) -> str:
     """Where the search is, in one line."""
-    left = _left(progress)
+    left = "" if ended else _left(progress)
     return ", ".join(
         [f"{_ended(progress)} of {progress.total} done", *_standing(progress, opened), *([left] if left else [])]
     )

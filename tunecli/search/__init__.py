@@ -20,7 +20,7 @@ from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Open
 from tunecli.space import EXHAUSTIVE
 from tunecli.store import Earlier, Record, hold, is_deleted, is_unfinished, read
 from tunecli.study import ProgramStudy, Question, Study
-from tunecli.study.overrides import differences, joins
+from tunecli.study.overrides import back, differences, joins
 from tunecli.trial import Hparams, State, Trial
 
 if TYPE_CHECKING:
@@ -193,17 +193,20 @@ def open_record(study: Question, folder: Path) -> tuple[Record | None, tuple[str
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
         changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
-    refused = [line for key, line in changes.items() if not joins(key)]
+    refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
-        raise contradiction(folder, refused)
+        raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
 
 
-def contradiction(folder: Path, changes: list[str]) -> InputError:
+def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:
+    """`back` are the options by which the question would be the earlier one again."""
     lines = "\n".join(f"  {change}" for change in changes)
+    goes_on = "" if back is None else f"{back} goes on with it; or "
     return InputError(
         f"the study in {folder} was begun with another question:\n{lines}",
-        hint="give this one another name (--set name=NEW), or begin anew with --fresh, which sets the old one aside",
+        hint=f"{goes_on}give this one another name (--set name=NEW), or begin anew with --fresh, "
+        "which sets the old one aside",
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunecli.alarm import overdue
 from tunecli.errors import InputError, SourceError
 from tunecli.home import write_question
 from tunecli.importance import importance
@@ -178,8 +179,7 @@ class ProgramLoop:
         limit = self.study.search.trial_seconds
         for run in list(self.runs.values()):
             if limit is not None and time.monotonic() - run.began > limit:
-                reason = f"it took more than {limit:g} seconds, the search.trial_timeout"
-                self._end(run, failed(self.ledger.trials[run.stored.number], reason))
+                self._end(run, failed(self.ledger.trials[run.stored.number], overdue(limit)))
         children = {number: run.child for number, run in self.runs.items()}
         heard = wait(children.values(), PAUSE_SECONDS)
         for number, child in children.items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from tunecli.errors import UsageError
-from tunecli.study.sections import StudyFile
+from tunecli.study.sections import PRUNER_KEYS, StudyFile
 
 
 def option(key: str, value: Any) -> str:
@@ -51,8 +52,44 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
         key: f"{key}: {shown(before, key)} -> {shown(now, key)}"
         for key in sorted(before.keys() | now.keys())
         # Compared as values, so that 0 and 0.0 ask the same question.
-        if key not in free and (key not in before or key not in now or before[key] != now[key])
+        if key not in free
+        and (key not in before or key not in now or before[key] != now[key])
+        and not _follows(key, before, now)
     }
+
+
+def _follows(key: str, *sides: Mapping[str, Any]) -> bool:
+    """Whether a pruner's key is on each side that one's default: then it changed with the pruner, by nobody's hand."""
+    section, _, name = key.partition(".")
+    if section != "search" or len({side.get("search.pruner") for side in sides}) == 1:
+        return False
+    own = [PRUNER_KEYS.get(str(side.get("search.pruner")), {}) for side in sides]
+    return any(name in keys for keys in own) and all(
+        side.get(key) == keys.get(name) for side, keys in zip(sides, own, strict=True)
+    )
+
+
+def back(stored: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """The options by which one or two keys are again what they were; None where it takes more than plain values."""
+    before = _defaults() | _leaves(stored)
+    found = []
+    for key in keys:
+        value = before.get(key)
+        text = json.dumps(value) if isinstance(value, bool | int | float) else str(value)
+        plain = re.fullmatch(r"[\w.:/+-]+", text) and parse_override(f"{key}={text}")[1] == value
+        if value is None or not plain or len(keys) > 2:
+            return None
+        if key in _OPTIONS:
+            found.append(option(key, text))
+        elif key.partition(".")[0] in ("data", "model", "train"):
+            found.append(f"--set {key}={text}")
+        else:
+            return None
+    return " ".join(found) or None
+
+
+_OPTIONS = ("seed", "search.window", "data.target")
+"""Keys that cannot change and have an option of `search`, which goes before `--set`."""
 
 
 def _defaults() -> dict[str, Any]:

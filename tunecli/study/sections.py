@@ -70,7 +70,8 @@ class SearchSection(_Section):
     pruner: Literal["asha", "hyperband", "median", "percentile", "patient", "none"] = "asha"
     window: Positive | None = None
     keep: Positive = 5
-    trial_timeout: str | float | None = None
+    trial_timeout: Any = None
+    """Seconds, or a text as `duration` reads it."""
     max_failures: Positive = 50
     # The pruner's own; which it reads, and what they are if nobody says, is in PRUNER_KEYS.
     min_ticks: Positive | None = None

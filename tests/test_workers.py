@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import Command, Question
 from tunecli.engine import processes, worker
+from tunecli.errors import ModelError
 from tunecli.search import Ended, Event, Noticed, Opened, loop, search
 from tunecli.search.forecast import Forecast
 from tunecli.store import read
@@ -170,6 +171,40 @@ def test_a_model_that_trains_trial_by_trial_gets_workers_for_a_small_window(
     assert opened.plan.block_rows >= 2
     told = [event.text for event in events if isinstance(event, Noticed)]
     assert told == ["2 worker processes take over, which changes no result"]
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("harm", ["os._exit(9)", "raise ValueError('only there')"])
+def test_a_trial_that_no_worker_can_take_over_goes_on_where_it_is(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    source = STEP.replace(
+        "def model():", f"import os\ndef model(kind):\n    if kind == 1 and os.getpid() != PID: {harm}"
+    )
+    (tmp_path / "own.py").write_text(source.replace("PID", str(os.getpid())))
+    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    space = {"model.kind": [1, 2], "batch_size": 32}
+    study = question(base=tmp_path, model={"source": "own.py:model"}, space=space, trials=2, window=2, pruner="none")
+    run(study, tmp_path / "s", workers=None, tries=[{"model.kind": 1}])
+    run(study, tmp_path / "alone", tries=[{"model.kind": 1}])
+    assert timeless(tmp_path / "s") == timeless(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(announce: Any) -> Any:
+        raise ModelError("the model is broken now")
+
+    monkeypatch.setattr(loop, "engine_of", lambda *given: make)
+    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    study = question(trials=4, window=4, train={"epochs": 40}, pruner="none")
+    told = [event.text for event in run(study, tmp_path / "s", workers=None) if isinstance(event, Noticed)]
+    assert "worker processes cannot be started, this one goes on alone: the model is broken now" in told
+    assert {trial.state for trial in timeless(tmp_path / "s")} == {State.COMPLETE}
 
 
 def seen(trial: int, ticks: int, seconds: float = 1.0) -> tuple[Measurement, ...]:

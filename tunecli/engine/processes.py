@@ -25,7 +25,7 @@ from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task, make_task
 from tunecli.engine.traits import Traits
 from tunecli.engine.worker import Announce, Lost, Make, Worker, WorkerDied
-from tunecli.errors import ModelError, StorageError
+from tunecli.errors import ModelError, StorageError, TunecliError
 from tunecli.study import Study
 from tunecli.trial import Measurement, Run
 
@@ -171,6 +171,11 @@ class Processes:
                 except WorkerDied:
                     self._replace(worker)
                     break  # there may be none left
+                except TunecliError as error:
+                    if not self._waiting:
+                        raise
+                    self._go_on_alone(error.message)
+                    break
             left = deadline - time.monotonic()
             if left <= 0 or not self._busy():
                 measured, self._late = self._late, []
@@ -189,14 +194,21 @@ class Processes:
             worker.begin_tick()
 
     def _move(self) -> None:
-        """Give the runs of this process to the workers, but for those whose state cannot be taken out."""
+        """Give the runs of this process to the workers, but for those whose state cannot be taken out or put in."""
         self._waiting = False
         for run in tuple(self._moving.values()):
             snapshot = self._here.snapshot(run)
-            if snapshot is not None:
-                self._here.free(run)
-                del self._moving[run.trial]
+            if snapshot is None:
+                continue
+            try:
                 self.restore(run, snapshot)
+            except StorageError:
+                raise
+            except TunecliError:
+                self._deaths.pop(run.trial, None)
+                continue  # it trains well where it is
+            self._here.free(run)
+            del self._moving[run.trial]
 
     def free(self, run: Run) -> None:
         if self._moving.pop(run.trial, None) is not None:
@@ -205,6 +217,7 @@ class Processes:
         del self._ticks[run.trial]
         self._deaths.pop(run.trial, None)
         self._snapshots.pop(run.trial, None)
+        self._given_up = [own for own in self._given_up if own.trial != run.trial]
         worker = self._place(run)
         if worker is not None:
             del worker.runs[run.trial]
@@ -265,9 +278,7 @@ class Processes:
         worker.kill()
         self._stillborn += not worker.ready
         if self._stillborn >= MOST_DEATHS and self._waiting:
-            self._tell(f"worker processes cannot be started, this one goes on alone: the last one {cause}")
-            self.close()
-            self._workers = []
+            self._go_on_alone(f"the last one {cause}")
             return
         if self._stillborn >= MOST_DEATHS:
             raise StorageError(f"a worker process {cause} at its start", hint="search with --workers 1")
@@ -290,6 +301,12 @@ class Processes:
         self._workers[self._workers.index(worker)] = fresh
         if lost:
             fresh.revive(lost)
+
+    def _go_on_alone(self, reason: str) -> None:
+        """There will be no workers; all runs are still in this process."""
+        self._tell(f"worker processes cannot be started, this one goes on alone: {reason}")
+        self.close()
+        self._workers = []
 
     def _often_died(self, trial: int) -> bool:
         return self._deaths.get(trial, (0, 0))[1] >= MOST_DEATHS

@@ -139,7 +139,7 @@ class Worker:
             while self._receive(0):
                 pass
         except WorkerDied:
-            if not self._measured:
+            if not self._measured and self._failed is None:
                 raise
         if self._failed is not None:
             raise self._failed

@@ -28,7 +28,7 @@ import torch
 
 from tests.benchmarks import results
 from tests.benchmarks.slots import loaded, plain, resident, sample_runs
-from tests.benchmarks.zoo import ZOO, make_task
+from tests.benchmarks.zoo import ZOO, make_task, measure
 from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
 from tunecli.trial import Run
 
@@ -80,20 +80,6 @@ def work(orders: Connection, side: str, trials: int, cores: int) -> None:
         began = time.perf_counter()
         epoch()
         orders.send(time.perf_counter() - began)
-
-
-def measure(sides: dict[str, Connection], name: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of an epoch of all trials for each side and round, a first one not counted."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for orders in sides.values():
-        orders.send(name)
-    for number in range(rounds + 1):
-        for side, orders in sides.items():
-            orders.send("epoch")
-            seconds = orders.recv()
-            if number:
-                times[side].append(seconds)
-    return times
 
 
 def over(times: dict[str, list[float]], loop: str, cores: int, fast: str) -> float:

@@ -145,11 +145,14 @@ def work(orders: Connection, side: str, samples: int, threads: int) -> None:
         orders.send((clock() - began) / trials)
 
 
-def measure(sides: dict[str, Connection], name: str, size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of an epoch of one trial for each side and round, a first one not counted."""
+def measure(sides: dict[str, Connection], order: object, rounds: int) -> dict[str, list[float]]:
+    """Seconds of an epoch, as each side's process gives them, for each round, a first one not counted.
+
+    `order` is what a process is first told to make.
+    """
     times: dict[str, list[float]] = {side: [] for side in sides}
     for orders in sides.values():
-        orders.send((name, size))
+        orders.send(order)
     for number in range(rounds + 1):
         for side, orders in sides.items():
             orders.send("epoch")
@@ -171,7 +174,7 @@ def compare(
     worst = (math.inf, "")
     for name in names:
         for size in sizes:
-            times = measure(sides, name, size, rounds)
+            times = measure(sides, (name, size), rounds)
             row = [name, str(size), f"{statistics.median(times['res']) * 1e6:,.0f}"]
             for own in (side for side in sides if side.isdigit()):
                 over = ratio(times, "res", own), ratio(times, "DL", own)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tunecli.data import Samples
-from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, worker
+from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, stretch, worker
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
 from tunecli.engine.functions import EVALUATION_SAMPLES, Step
@@ -835,6 +835,21 @@ def test_a_run_stopped_in_its_evaluation_is_evaluated_where_it_is_restored() -> 
     later = start(LocalEngine(task, BLOCKS_OF_32), [run])
     later.restore(run, snapshot)
     assert [shown(own) for own in tick(later, [run])] == [shown(own) for own in whole]
+
+
+@pytest.mark.parametrize("steps", [16, 32])
+def test_an_epoch_laid_out_in_stretches_has_the_bits_of_one_laid_out_at_once(
+    make_local: MakeEngine, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    drawn = draw_samples(100, 0, torch.float32)
+    weighted = replace(drawn, weights=torch.rand(100, generator=torch.Generator().manual_seed(0)) * 3)
+    for task in (make_task(train=drawn), make_task(train=weighted)):
+        runs = [make_run(trial, batch_size=size) for trial, size in enumerate([1, 2, 7, 1, "full"])]
+        whole = outcomes(make_local(task), runs)
+        with monkeypatch.context() as patch:
+            patch.setattr(stretch, "LAID_OUT", 1)
+            patch.setattr(stretch, "LEAST_STEPS", steps)
+            assert outcomes(make_local(task), runs) == whole
 
 
 def test_every_call_makes_progress_however_near_its_deadline() -> None:

@@ -17,12 +17,14 @@ ROUND = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batches:
-    """S micro-steps of up to m samples. `places` (S, m) are places in the run's own order of the samples; where a
-    micro-batch is short its last sample is repeated and `present` (S, m) is 0. `lengths` (S,) counts the real ones.
-    `ends` (S,) says where a batch is complete and `samples` (S,) how many it had."""
+    """S micro-steps of up to m = `micro` samples, one after the other in the run's own order of the samples.
 
-    places: Tensor
-    present: Tensor
+    `lows` (S,) says where in the order each begins, `lengths` (S,) how many samples it has, `ends` (S,) where a batch
+    is complete and `samples` (S,) how many that batch has.
+    """
+
+    micro: int
+    lows: Tensor
     lengths: tuple[int, ...]
     ends: Tensor
     samples: Tensor
@@ -30,6 +32,15 @@ class Batches:
     @property
     def steps(self) -> int:
         return len(self.lengths)
+
+    def places(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """The places in the order that micro-steps `low` to `high` read, (S, m), and 1 where they are real, (S, m).
+
+        Where a micro-batch is short its last sample is repeated.
+        """
+        offsets = torch.arange(self.micro)
+        lengths = torch.tensor(self.lengths[low:high])[:, None]
+        return self.lows[low:high, None] + offsets.minimum(lengths - 1), (offsets < lengths).float()
 
 
 def batch_length(batch_size: Value, samples: int) -> int:
@@ -58,13 +69,9 @@ def epoch_batches(samples: int, batch: int, micro: int | None, *, join_lone: boo
         for low in range(begin, end, micro):
             high = min(low + micro, end)
             starts.append((low, high, high == end, end - begin))
-    offsets = torch.arange(micro)
-    lows = torch.tensor([start[0] for start in starts])[:, None]
-    highs = torch.tensor([start[1] for start in starts])[:, None]
-    places = lows + offsets  # (S, m)
     return Batches(
-        places=places.minimum(highs - 1),
-        present=(places < highs).float(),
+        micro=micro,
+        lows=torch.tensor([start[0] for start in starts]),
         lengths=tuple(start[1] - start[0] for start in starts),
         ends=torch.tensor([start[2] for start in starts]),
         samples=torch.tensor([start[3] for start in starts]),

@@ -15,13 +15,14 @@ from torch import Tensor
 from tunecli.alarm import Overdue, limited, overdue
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
-from tunecli.engine.batches import Batches, batch_length, epoch_batches, epoch_order
+from tunecli.engine.batches import Batches, batch_length, epoch_batches
 from tunecli.engine.functions import EVALUATION_SAMPLES
 from tunecli.engine.gradients import Looped, Shape
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.snapshot import Partial
+from tunecli.engine.stretch import lay_out, order_of, stretch_of
 from tunecli.engine.update import Coming, Trained, Updates
 from tunecli.errors import TunecliError
 from tunecli.metrics import Loss
@@ -46,8 +47,9 @@ class Block:
         self._batches = [self._epoch_batches(slot) for slot in slots]
         # A run restored in the middle of a tick joins its block at the micro-step where it was.
         self._starts = [slot.partial.step if slot.partial is not None else 0 for slot in slots]
-        self._updates = self._make_updates()
-        self._step = 0
+        self._steps = max(batches.steps for batches in self._batches)
+        self._updates: Updates | None = None
+        self._step = self._low = self._high = 0
 
     @property
     def trials(self) -> tuple[int, ...]:
@@ -60,13 +62,14 @@ class Block:
         module, weighted = self.slots[0].module, lane.weights is not None
         return Looped(module, lane.layout, weights, self._gradient, lane.task.loss, weighted, shape)
 
-    def _make_updates(self) -> Updates:
-        steps = max(batches.steps for batches in self._batches)
-        due = torch.zeros(steps, len(self.slots), dtype=torch.bool)
+    def _make_updates(self, low: int, high: int) -> Updates:
+        due = torch.zeros(high - low, len(self.slots), dtype=torch.bool)
         last = torch.zeros_like(due)
         for row, (batches, start) in enumerate(zip(self._batches, self._starts, strict=True)):
-            due[start : batches.steps, row] = batches.ends[start:]
-            last[batches.steps - 1, row] = True
+            begin, end = max(start, low), min(batches.steps, high)
+            if begin < end:
+                due[begin - low : end - low, row] = batches.ends[begin:end]
+                last[end - 1 - low, row] = end == batches.steps
         trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
         return Updates(self._state, self._gradient, trained, due, last)
 
@@ -91,29 +94,13 @@ class Block:
         return epoch_batches(samples, batch, micro, join_lone=join)
 
     def begin(self) -> None:
-        """Draw this epoch's order of samples for every row and lay out its updates."""
+        """Draw this epoch's order of samples for every row and lay out its first steps."""
         device, train = self._gradient.device, self._lane.train
         # The items of a Dataset draw what they draw for this run, epoch and item; such a block has one row.
         seed = partial(self.slots[0].run.seed, "item", self.slots[0].ticks)
-        train = train if isinstance(train, Samples) else train.drawn_by(seed)
-        samples = len(train)
-        steps = max(batches.steps for batches in self._batches)
-        micro = self._batches[0].places.shape[1]
+        self._train = train if isinstance(train, Samples) else train.drawn_by(seed)
+        self._orders = [order_of(train, slot.run.seed("order", slot.ticks)) for slot in self.slots]
         height = self._gradient.shape[0]
-        index = torch.zeros(steps, height, micro, dtype=torch.int64)
-        present = torch.zeros(steps, height, micro, dtype=self._gradient.dtype)
-        active = torch.zeros(steps, height, dtype=torch.bool)
-        ends = torch.zeros(steps, len(self.slots), dtype=torch.int64)
-        sizes = torch.zeros(steps, len(self.slots), dtype=torch.float64)
-        for row, (slot, batches) in enumerate(zip(self.slots, self._batches, strict=True)):
-            order = epoch_order(slot.run.seed("order", slot.ticks), samples)
-            index[: batches.steps, row] = order[batches.places]
-            weights, counted = self._weigh(batches, index[: batches.steps, row])
-            present[: batches.steps, row] = weights
-            active[: batches.steps, row] = True
-            ends[: batches.steps, row], sizes[: batches.steps, row] = batches.ends, counted
-        self._index, self._present, self._active = index.to(device), present.to(device), active.to(device)
-        self._updates.begin(self._coming(ends, sizes))
         seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self.slots]
         self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
@@ -122,8 +109,7 @@ class Block:
         self._count = torch.zeros(height, dtype=torch.float64, device=device)
         self._counted = torch.zeros(height, dtype=torch.float64, device=device)
         self._step, self._seconds = min(self._starts), 0.0
-        lengths = self._batches[0].lengths[self._step :] if self._lane.micro is None else None
-        self._read = train.stream(_indices(self._index[self._step :], lengths))
+        self._lay_out()
         self._failure: str | None = None
         self._scoring: Scoring | None = None
         self._gradient.zero_()
@@ -133,6 +119,21 @@ class Block:
             if slot.partial is not None:
                 self._joining[row], slot.partial = slot.partial, None
         self._join()
+
+    def _lay_out(self) -> None:
+        """Lay out the stretch of this epoch that the coming step is in."""
+        gradient = self._gradient
+        low, high = stretch_of(self._step, len(gradient), self._batches[0].micro)
+        high = min(high, self._steps)
+        found = lay_out(low, high, self._batches, self._orders, len(gradient), self._lane.weights)
+        self._index, self._active = found.index.to(gradient.device), found.active.to(gradient.device)
+        self._present = found.present.to(gradient)
+        if self._updates is None or (low, high) != (self._low, self._high):
+            self._updates = self._make_updates(low, high)
+        self._low, self._high = low, high
+        self._updates.begin(self._coming(found.ends, found.sizes))
+        lengths = self._batches[0].lengths[self._step : high] if self._lane.micro is None else None
+        self._read = self._train.stream(_indices(self._index[self._step - low :], lengths))
 
     def _join(self) -> None:
         """Rows that start at this step take up what they had; what a row computed before is not its own."""
@@ -153,21 +154,12 @@ class Block:
         seconds = self._seconds_before[row] + self._seconds / len(self.slots)
         return Partial(step, self._gradient[row], tuple(sums), seconds)
 
-    def _weigh(self, batches: Batches, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What each sample of an epoch counts (S, m), 0 where it only fills, and the sum (S,) over each batch."""
-        weights = self._lane.weights
-        if weights is None:
-            return batches.present, batches.samples
-        own = weights[index] * batches.present  # (S, m)
-        batch = batches.ends.cumsum(0) - batches.ends.long()  # (S,) the number of each step's batch
-        sums = torch.zeros(batches.steps, dtype=torch.float64).index_add_(0, batch, own.double().sum(1))
-        return own, sums[batch]
-
     def _coming(self, ends: Tensor, sizes: Tensor) -> Coming:
-        """The updates of this epoch, from where batches end (S, K) and what they count (S, K)."""
+        """The updates of this stretch, from where batches end (S, K) and what they count (S, K)."""
         slots = self.slots
-        numbers = torch.tensor([slot.updates for slot in slots]) + ends.cumsum(0)  # (S, K)
-        epoch = ends.sum(0)
+        before = [slot.updates + int(b.ends[: self._low].sum()) for slot, b in zip(slots, self._batches, strict=True)]
+        numbers = torch.tensor(before) + ends.cumsum(0)  # (S, K)
+        epoch = torch.tensor([int(batches.ends.sum()) for batches in self._batches])
         totals = torch.tensor([slot.run.epochs for slot in slots]) * epoch
         scales = [slot.plateau.scale for slot in slots]
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
@@ -177,10 +169,11 @@ class Block:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
         began = time.monotonic()
         now = began
-        steps = len(self._index)
         try:
             with limited(self._seconds_left()):
-                while self._step < steps:
+                while self._step < self._steps:
+                    if self._step == self._high:
+                        self._lay_out()
                     self._micro_step(self._step)
                     self._step += 1
                     if self._joining:
@@ -191,7 +184,7 @@ class Block:
         except (Exception, SystemExit, Overdue) as error:
             self._failure, now = self._reason(error), time.monotonic()
         self._seconds += now - began
-        return self._step >= steps or self._failure is not None
+        return self._step >= self._steps or self._failure is not None
 
     def _seconds_left(self) -> float | None:
         """How long these rows may still take; what is computed at once counts for each by its share."""
@@ -211,7 +204,8 @@ class Block:
         return found if len(self.slots) == 1 else f"{found}, as {len(self.slots)} trials were computed at once"
 
     def _micro_step(self, step: int) -> None:
-        index, present = self._index[step], self._present[step]  # (B, m)
+        place = step - self._low
+        index, present = self._index[place], self._present[place]  # (B, m)
         if self._lane.micro is None:
             present = present[0, : self._batches[0].lengths[step]]
         read = next(self._read)
@@ -220,11 +214,12 @@ class Block:
         with self._randomness(step):
             losses, counts = self._way.add_gradient(read, present)
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
-        self._loss += torch.where(self._active[step], losses, 0.0)
+        self._loss += torch.where(self._active[place], losses, 0.0)
         if counts is not None:
             self._count += counts
             self._counted += counts
-        self._updates.apply(step, self._norm, self._count if counts is not None else None)
+        assert self._updates is not None
+        self._updates.apply(place, self._norm, self._count if counts is not None else None)
 
     def _randomness(self, step: int) -> AbstractContextManager[None]:
         """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""

@@ -1,0 +1,103 @@
+"""A stretch of an epoch: some micro-steps of a block laid out, which samples each row reads and what they count.
+
+An epoch is laid out a stretch at a time, so that what is laid out takes no more memory where there are more samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunecli.data import Split
+from tunecli.engine.batches import Batches, epoch_order
+
+LAID_OUT = 1 << 20
+"""So many samples a stretch names at most, over all rows: 8 MiB."""
+
+LEAST_STEPS = 64
+
+Order = Callable[[int, int], Tensor]
+"""The samples at the places from one number to another of a run's order of one epoch."""
+
+
+def order_of(train: Split, seed: int) -> Order:
+    """The order in which a run reads the samples in one epoch."""
+    whole = epoch_order(seed, len(train))
+    return lambda low, high: whole[low:high]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Micro-steps from `low` on, S of them, of a block of B rows whose first K train.
+
+    `index` (S, B, m) are the samples, `present` (S, B, m) what each counts, 0 where it only fills; `active` (S, B) says
+    which rows train. `ends` (S, K) counts the batches that are complete and `sizes` (S, K) what such a batch counts.
+    """
+
+    low: int
+    index: Tensor
+    present: Tensor
+    active: Tensor
+    ends: Tensor
+    sizes: Tensor
+
+    @property
+    def high(self) -> int:
+        return self.low + len(self.index)
+
+
+def stretch_of(step: int, rows: int, micro: int) -> tuple[int, int]:
+    """From where to where the stretch goes that a micro-step of `rows` rows is in, if the epoch is that long.
+
+    A power of two: what is computed by vectors (a schedule's factors) is then cut where whole vectors end, and has the
+    same bits in stretches of any length.
+    """
+    steps = max(LEAST_STEPS, 1 << max(LAID_OUT // (rows * micro), 1).bit_length() - 1)
+    low = step // steps * steps
+    return low, low + steps
+
+
+def lay_out(
+    low: int, high: int, batches: Sequence[Batches], orders: Sequence[Order], rows: int, weights: Tensor | None
+) -> Stretch:
+    """The micro-steps from `low` to `high` of K runs in a block of so many `rows`; `weights` (N,) of the samples."""
+    steps, micro = high - low, batches[0].micro
+    index = torch.zeros(steps, rows, micro, dtype=torch.int64)
+    present = torch.zeros(steps, rows, micro)
+    active = torch.zeros(steps, rows, dtype=torch.bool)
+    ends = torch.zeros(steps, len(batches), dtype=torch.int64)
+    sizes = torch.zeros(steps, len(batches), dtype=torch.float64)
+    for row, (own, order) in enumerate(zip(batches, orders, strict=True)):
+        taken = min(high, own.steps) - low
+        if taken <= 0:
+            continue
+        index[:taken, row], present[:taken, row] = _read(own, order, low, low + taken)
+        active[:taken, row] = True
+        ends[:taken, row] = own.ends[low : low + taken]
+        sizes[:taken, row] = own.samples[low : low + taken]
+        if weights is not None:
+            sizes[:taken, row] = _weight_sums(own, order, low, low + taken, weights)
+            present[:taken, row] *= weights[index[:taken, row]]
+    return Stretch(low, index, present, active, ends, sizes)
+
+
+def _read(batches: Batches, order: Order, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The samples of some micro-steps (S, m), and 1 where they are real."""
+    places, real = batches.places(low, high)
+    first = int(places[0, 0])
+    return order(first, int(places[-1, -1]) + 1)[places - first], real
+
+
+def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: Tensor) -> Tensor:
+    """(S,) for each micro-step what its batch weighs, where that batch ends by `high`."""
+    ended = batches.ends[:low].nonzero()
+    begin = int(ended[-1]) + 1 if len(ended) else 0  # of the batch that is open at `low`
+    index, real = _read(batches, order, begin, high)
+    ends = batches.ends[begin:high]
+    batch = ends.cumsum(0) - ends.long()  # (S,) the number of each step's batch
+    sums = torch.zeros(high - begin, dtype=torch.float64)
+    sums.index_add_(0, batch, (weights[index] * real).double().sum(1))
+    return sums[batch][low - begin :]

@@ -1,11 +1,13 @@
-"""kill -9 of a whole search, then the same search again, until it is done: the search that never was killed."""
+"""kill -9 of a whole search or fine-tuning, then the same again until it is done: as if it never had been killed."""
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,139 +16,28 @@ import pytest
 
 from tests.conftest import Question
 from tests.faults.conftest import Report
+from tunecli.engine.block import Block
+from tunecli.finetune import Finetuned, Request, finetune
 from tunecli.search import search
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import State
 
-KILLER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-# Loaded once, for all the processes to come.
-import alembic.command, optuna, safetensors.torch, scipy.stats, sqlalchemy, sqlalchemy.orm, sympy
-from tunecli import checkpoint, data, engine, files, models, sampler, snapshots
-from tunecli.data import bundled, prepare
-from tunecli.engine import task
-from tunecli.engine.block import Block
-from tunecli.search import loop, search
-from tunecli.search.ledger import Ledger
-from tunecli.store import Store, is_unfinished, read, writer
-from tunecli.study import read_study
-
-writer.GROUP_SECONDS = 0.01  # so that even a study as short as this is committed often
-
-def die():
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-def before(owner, name, left):
-    # The call after `left` others is not lived to see.
-    real = getattr(owner, name)
-    def call(*arguments, **keys):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            die()
-        return real(*arguments, **keys)
-    setattr(owner, name, call)
-
-def after(owner, name, left):
-    real = getattr(owner, name)
-    def call(*arguments, **keys):
-        nonlocal left
-        found = real(*arguments, **keys)
-        left -= 1
-        if left < 0:
-            die()
-        return found
-    setattr(owner, name, call)
-
-def within(event, left):
-    def count(*anything):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            die()
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, event, count)
-
-def keep_often():
-    snapshots.EVERY_SECONDS, snapshots.LARGEST_SHARE = 0.0, 1e9
-
-def in_snapshot(left):
-    keep_often()
-    before(checkpoint, "write_new", 3 * left + 1)
-
-POINTS = {
-    "ask": lambda left: before(Ledger, "start", left),
-    "train": lambda left: before(Block, "_micro_step", 7 * left),
-    "evaluate": lambda left: before(Block, "measure", left),
-    "before commit": lambda left: before(Store, "flush", left),
-    "inside commit": lambda left: within("before_cursor_execute", 9 * left + 20),
-    "at commit": lambda left: within("commit", left),
-    "after commit": lambda left: after(Store, "flush", left),
-    "checkpoint": lambda left: before(checkpoint, "write_new", left),
-    "snapshot": in_snapshot,
-}
-
-def begin(folder, point=None, left=0):
-    shown, show = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(shown)
-        os.setpgid(0, 0)
-        if point is not None:
-            POINTS[point](left)
-        else:
-            keep_often()
-        for _ in search(read_study(folder / "question.toml"), folder / "tiny"):
-            os.write(show, b".")
-        os._exit(0)
-    os.close(show)
-    while os.getpgid(child) != child:
-        time.sleep(0.001)
-    return child, shown
-
-def attempt(folder, point, left, events, seconds):
-    # It ends at a point, or some time after so many events; without either, when it is done.
-    child, shown = begin(folder, point, left)
-    while events != 0 and os.read(shown, 1):
-        events -= 1
-    if point is None and events == 0:
-        time.sleep(seconds)
-        os.killpg(child, signal.SIGKILL)
-    os.close(shown)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def acknowledged(folder):
-    path = folder / "tiny" / "study.db"
-    if is_unfinished(path):
-        return {}
-    return {trial.number: trial for trial in read(path).trials if trial.state.ended}
-
-for line in sys.stdin:
-    task = json.loads(line)
-    folder, known, statuses = Path(task["folder"]), {}, []
-    for kill in task["kills"]:
-        statuses.append(attempt(folder, **kill))
-        now = acknowledged(folder)
-        assert known.items() <= now.items(), "an ended trial is lost"
-        known = now
-    statuses.append(attempt(folder, None, 0, -1, 0.0))
-    print(json.dumps({"folder": task["folder"], "statuses": statuses}), flush=True)
-"""
-
+ROOT = Path(__file__).parents[2]
 SHORT = (("tpe", 3), ("grid", 3), ("random", 8))
 FULL = (*SHORT, ("qmc", 3), ("random", 3))
-POINTS = (
-    "ask",
-    "train",
-    "evaluate",
-    "before commit",
-    "inside commit",
-    "at commit",
-    "after commit",
-    "checkpoint",
-    "snapshot",
-)
+POINTS: dict[str, Callable[[int], int]] = {
+    "ask": lambda often: often,
+    "train": lambda often: 7 * often,
+    "evaluate": lambda often: often,
+    "before commit": lambda often: often,
+    "inside commit": lambda often: 9 * often + 20,
+    "at commit": lambda often: often,
+    "after commit": lambda often: often,
+    "checkpoint": lambda often: often,
+    "snapshot": lambda often: 3 * often + 1,
+}
+"""How often a point of killer.py is passed before one of the first six kills there, so that they are spread out."""
 GRID = {
     "optimizer": ["sgd", "adam"],
     "learning_rate": [1e-3, 1e-2, 1e-1],
@@ -185,14 +76,32 @@ def answer(folder: Path) -> list[Any]:
     return [trials, dict(record.kept), sorted(own.name for own in (folder / "checkpoints").iterdir())]
 
 
-def kill(tasks: list[dict[str, Any]]) -> list[list[Any]]:
-    """How each attempt of each task ended."""
-    lines = "".join(json.dumps(task) + "\n" for task in tasks)
-    done = subprocess.run([sys.executable, "-c", KILLER], input=lines, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [own["folder"] for own in found] == [task["folder"] for task in tasks]
-    return [own["statuses"] for own in found]
+Kill = Callable[[list[dict[str, Any]]], list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def kill(full: bool) -> Iterator[Kill]:
+    """How each run of each task ended (killer.py); in a full run two are at work at once."""
+    program = [sys.executable, "-m", "tests.faults.killer"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    killers = [subprocess.Popen(program, text=True, cwd=ROOT, **pipes) for _ in range(2 if full else 1)]  # type: ignore[call-overload]
+
+    def work(tasks: list[dict[str, Any]]) -> list[list[int]]:
+        found: dict[str, list[int]] = {}
+        for start in range(0, len(tasks), len(killers)):
+            own = list(zip(killers, tasks[start:], strict=False))
+            for killer, task in own:
+                killer.stdin.write(json.dumps(task) + "\n")
+                killer.stdin.flush()
+            for killer, task in own:
+                line = killer.stdout.readline()
+                assert line, f"{task}: see what the killer printed"
+                found[task["folder"]] = json.loads(line)["statuses"]
+        return [found[task["folder"]] for task in tasks]
+
+    yield work
+    for killer in killers:
+        killer.communicate()
 
 
 Never = dict[tuple[str, int], tuple[Study, list[Any]]]
@@ -216,7 +125,7 @@ def make_folder(place: Path, study: Study) -> Path:
     return place
 
 
-def at_point(point: str, left: int) -> dict[str, Any]:
+def at_point(point: str | None, left: int) -> dict[str, Any]:
     return {"point": point, "left": left, "events": -1, "seconds": 0.0}
 
 
@@ -225,7 +134,7 @@ def at_moment(events: int, seconds: float) -> dict[str, Any]:
 
 
 def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
-    never: Never, tmp_path: Path, full: bool, report: Report
+    never: Never, kill: Kill, tmp_path: Path, full: bool, report: Report
 ) -> None:
     chosen = FULL * 40 if full else SHORT
     tasks, moments = [], random.Random(0)
@@ -234,7 +143,7 @@ def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
         # The first kill comes at any time, maybe while the study is being made; the others once it is under way.
         kills = [at_moment(0, moments.uniform(0.0, 0.5))]
         kills += [at_moment(moments.randint(1, 6), moments.uniform(0.0, 0.05)) for _ in range(3)]
-        tasks.append({"folder": str(folder), "kills": kills})
+        tasks.append({"folder": str(folder), "command": "search", "kills": kills})
     ends = kill(tasks)
     counted = Counter(status for statuses in ends for status in statuses)
     assert set(counted) <= {0, -signal.SIGKILL}, counted
@@ -249,17 +158,17 @@ def test_a_search_that_is_killed_at_any_moment_is_the_search_that_never_was(
 
 
 def test_a_search_that_is_killed_at_a_named_point_is_the_search_that_never_was(
-    never: Never, tmp_path: Path, full: bool, report: Report
+    never: Never, kill: Kill, tmp_path: Path, full: bool, report: Report
 ) -> None:
     study, expected = never["tpe", 3]
     moments = random.Random(1)
-    points = POINTS if full else ("train", "inside commit", "checkpoint", "snapshot")
+    points = tuple(POINTS) if full else ("train", "inside commit", "checkpoint", "snapshot")
     rounds = list(product(points, range(10 if full else 1)))
     tasks = []
     for point, place in rounds:
         folder = make_folder(tmp_path / f"{point}-{place}", study)
-        kills = [at_point(point, moments.randint(0, 5)) for _ in range(2 if full else 1)]
-        tasks.append({"folder": str(folder), "kills": kills})
+        kills = [at_point(point, POINTS[point](moments.randint(0, 5))) for _ in range(2 if full else 1)]
+        tasks.append({"folder": str(folder), "command": "search", "kills": kills})
     killed: Counter[str] = Counter()
     for (point, _), statuses in zip(rounds, kill(tasks), strict=True):
         assert statuses[0] == -signal.SIGKILL, (point, statuses)
@@ -269,3 +178,42 @@ def test_a_search_that_is_killed_at_a_named_point_is_the_search_that_never_was(
     told = ", ".join(f"{point} {killed[point]}" for point in points)
     report("kill -9 at a named point, then the same search", f"{same} of {len(rounds)} identical; kills: {told}")
     assert same == len(rounds)
+
+
+def test_fine_tuning_that_is_killed_at_any_step_comes_to_the_same_weights(
+    kill: Kill, question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, searched = digits(question, "random", 3), tmp_path / "searched"
+    list(search(study, searched / "tiny"))
+    shutil.copytree(searched, tmp_path / "never")
+    steps, real = [0], Block._micro_step
+
+    def counted(block: Block, step: int) -> None:
+        steps[0] += 1
+        real(block, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "_micro_step", counted)
+        *_, never = finetune(tmp_path / "never" / "tiny", Request(epochs=3))
+    assert isinstance(never, Finetuned)
+
+    def weights(checkpoint: Path) -> bytes:
+        return (checkpoint / "weights.safetensors").read_bytes()
+
+    moments, often = random.Random(2), 50 if full else 2
+    tasks = []
+    for number in range(often):
+        folder = shutil.copytree(searched, tmp_path / str(number))
+        kills = [at_point("train", moments.randrange(steps[0]))]
+        tasks.append({"folder": str(folder), "command": "finetune", "kills": kills})
+    ends = kill(tasks)
+    same = sum(
+        weights(Path((tmp_path / str(number) / "result").read_text())) == weights(never.checkpoint)
+        for number in range(often)
+    )
+    report(
+        "kill -9 of a fine-tuning at any step of its trainings, then the same again",
+        f"{same} of {often} came to the weights of the one that never was killed, bitwise",
+    )
+    assert ends == [[-signal.SIGKILL, 0]] * often
+    assert same == often

@@ -1,8 +1,8 @@
 """A process that searches and fine-tunes in children which it kills: python -m tests.faults.killer
 
-It loads torch and Optuna once, for all the processes to come. Each line of stdin is a task: the same command in the
-same folder again and again, killed at each of its `kills` and then run to its end. A line of stdout says how each run
-ended.
+It has searched once before, so that its children have loaded all there is to load. Each line of stdin is a task: the
+same command in the same folder again and again, killed at each of its `kills` and then run to its end. A line of
+stdout says how each run ended.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ import json
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Loaded here, so that no child has to.
-import alembic.command  # noqa: F401
-import optuna  # noqa: F401
-import safetensors.torch  # noqa: F401
-import scipy.stats  # noqa: F401
-import sqlalchemy.orm
+import sqlalchemy
+import torch
 
-from tunecli import checkpoint, models, sampler, snapshots  # noqa: F401
-from tunecli.data import bundled, prepare  # noqa: F401
-from tunecli.engine import task as _task  # noqa: F401
+from tunecli import checkpoint, snapshots
 from tunecli.engine.block import Block
 from tunecli.finetune import Finetuned, Request, finetune, training
 from tunecli.search import loop, search
 from tunecli.search.ledger import Ledger
 from tunecli.store import Store, is_unfinished, read, writer
-from tunecli.study import read_study
+from tunecli.study import make_study, read_study
 from tunecli.trial import Trial
 
 writer.GROUP_SECONDS = 0.01  # so that even a study as short as these is committed often
@@ -131,6 +127,21 @@ def run(folder: Path, command: str, point: str | None, left: int, events: int, s
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def warm_up() -> None:
+    """Search once, on one thread: a pool of torch's would be missing in the children."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        document = {
+            "name": "warm",
+            "data": {"source": "digits"},
+            "model": {"source": "mlp", "hidden": [8]},
+            "train": {"epochs": 1, "metric": "accuracy"},
+            "search": {"trials": 12, "window": 2, "pruner": "none"},
+        }
+        for _ in search(make_study(document, Path(folder), "warm", where="a test"), Path(folder) / "warm"):
+            pass
+
+
 def acknowledged(folder: Path) -> dict[int, Trial]:
     path = folder / "tiny" / "study.db"
     if is_unfinished(path):
@@ -139,6 +150,8 @@ def acknowledged(folder: Path) -> dict[int, Trial]:
 
 
 def main() -> None:
+    warm_up()
+    assert threading.active_count() == 1, threading.enumerate()
     for line in sys.stdin:
         task = json.loads(line)
         folder = Path(task["folder"])

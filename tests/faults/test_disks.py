@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,151 +14,46 @@ import pytest
 from tests.conftest import Question
 from tests.faults.conftest import Report
 
-DRIVER = """
-import json, os, random, resource, subprocess, sys, traceback
-from pathlib import Path
-# Loaded once, for all the commands to come.
-import alembic.command, optuna, safetensors.torch, sqlalchemy.orm
-from tunecli import data, engine, models, sampler
-from tunecli.data import bundled, prepare
-from tunecli.engine import task
-from tunecli.cli import main
-from tunecli.errors import InputError
-from tunecli.search import loop
-from tunecli.store import read, writer
+ROOT = Path(__file__).parents[2]
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
-writer.GROUP_SECONDS = 0.0  # so that even a study as short as this is committed often
-base = Path(sys.argv[1])
-home, filler = base / "studies", base / "filler"
-
-def mount(*options):
-    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(base)], check=True)
-
-def typed(*arguments, most_bytes=None, stdout=None):
-    shown, show = os.pipe()  # no file, whose size may be limited
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(stdout or os.devnull, os.O_WRONLY), 1)
-        os.dup2(show, 2)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-        sys.argv = ["tunecli", *arguments, "--home", str(home)]
-        code = 99
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(code)
-    os.close(show)
-    with open(shown) as errors:
-        text = errors.read()
-    return {"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "err": text}
-
-def answer():
-    record = read(home / "tiny" / "study.db")
-    trials = [[t.number, t.state, dict(t.hparams), t.value, [m.metric for m in t.curve]] for t in record.trials]
-    kept = sorted(path.name for path in (home / "tiny" / "checkpoints").iterdir())
-    return json.loads(json.dumps([trials, kept, record.kept]))
-
-def begin(question):
-    (base / "question.toml").write_text(question)
-
-def search(**keys):
-    return typed("search", str(base / "question.toml"), **keys)
-
-def say(**found):
-    print(json.dumps(found), flush=True)
-"""
-
-FULL = """
-mount("size=64m")
-question = sys.stdin.read()
-begin(question)
-say(**search())
-expected = answer()
-for seed in map(int, sys.argv[2:]):
-    subprocess.run(["umount", str(base)], check=True)
-    mount("size=1m")
-    begin(question)
-    moments = random.Random(seed)
-    free = moments.randrange(0, 400) * 1024
-    space = os.statvfs(base)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(space.f_bavail * space.f_bsize - free, 1))
-    first = search()
-    report = typed("report", "tiny")
-    filler.unlink()
-    again = search()
-    say(first=first, report=report, again=again, same=answer() == expected, free=free)
-"""
-
-GROWING = """
-question = sys.stdin.read()
-mount("size=64m")
-begin(question)
-say(**search())
-expected = answer()
-for seed in map(int, sys.argv[2:]):
-    subprocess.run(["umount", str(base)], check=True)
-    mount("size=64m")
-    begin(question)
-    most = random.Random(seed).choice([0, 1, 300, 1500, 4096, 100_000, 130_000, 160_000, 180_000, 200_000])
-    first = search(most_bytes=most)
-    report = typed("report", "tiny")
-    say(first=first, report=report, again=search(), same=answer() == expected, most=most)
-"""
-
-READ_ONLY = """
-question = sys.stdin.read()
-mount("size=64m")
-begin(question)
-def remount(how):
-    subprocess.run(["mount", "-o", "remount," + how, str(base)], check=True)
-remount("ro")
-say(new=search())
-remount("rw")
-say(**search())
-expected = answer()
-import shutil
-shutil.rmtree(home)
-stopped = typed("search", str(base / "question.toml"), "--timeout", "0.02s")
-remount("ro")
-half, report, listed = search(), typed("report", "tiny"), typed("ls")
-remount("rw")
-say(stopped=stopped, half=half, report=report, ls=listed, again=search(), same=answer() == expected)
-told = typed("report", "tiny", stdout="/dev/full")
-say(full=told, json=typed("report", "tiny", "--format", "json", stdout="/dev/full"))
-"""
+Drive = Callable[[str, int], list[dict[str, Any]]]
 
 
-def drive(script: str, question: Question, folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What a script says, in a namespace of its own, whose mounts go with it."""
-    folder.mkdir()
-    program = [sys.executable, "-c", DRIVER + script, str(folder), *arguments]
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", *program],
-        input=question(trials=6, keep=2).toml().replace(f'base = "{Path().resolve()}"\n', ""),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "500"},
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needs_mounts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    place = tmp_path_factory.mktemp("mounts")
-    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(place)]
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where disks are mounted, in the driver's own namespace."""
+    folder = tmp_path_factory.mktemp("disk")
     try:
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no file system can be mounted here")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drive(question: Question, disk: Path) -> Iterator[Drive]:
+    """What came of a fault in each of some rounds (disks.py)."""
+    asked = question(trials=6, keep=2).toml().replace(f'base = "{Path().resolve()}"\n', "")
+    driver = subprocess.Popen(
+        [*UNSHARE, sys.executable, "-m", "tests.faults.disks", str(disk)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "500"},
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    stdin, stdout = driver.stdin, driver.stdout
+
+    def work(fault: str, rounds: int) -> list[dict[str, Any]]:
+        stdin.write(json.dumps([fault, asked, rounds]) + "\n")
+        stdin.flush()
+        return [json.loads(line) for line in iter(stdout.readline, "\n")]
+
+    yield work
+    driver.communicate()
 
 
 def names(end: dict[str, Any], folder: Path) -> str:
@@ -172,18 +68,17 @@ def names(end: dict[str, Any], folder: Path) -> str:
     )
 
 
-@pytest.mark.parametrize(("fault", "script"), [("a full disk", FULL), ("a limit on the size of files", GROWING)])
+@pytest.mark.parametrize(("fault", "which"), [("a full disk", "full"), ("a limit on the size of files", "growing")])
 def test_what_cannot_be_written_is_named_and_the_search_goes_on_where_it_was(
-    question: Question, tmp_path: Path, full: bool, report: Report, fault: str, script: str
+    drive: Drive, disk: Path, full: bool, report: Report, fault: str, which: str
 ) -> None:
     rounds = 100 if full else 2
-    uninterrupted, *found = drive(script, question, tmp_path / "disk", *map(str, range(rounds)))
-    assert uninterrupted["code"] == 0, uninterrupted
+    found = drive(which, rounds)
     assert len(found) == rounds
     named: Counter[str] = Counter()
     for own in found:
         if own["first"]["code"] != 0:
-            named[names(own["first"], tmp_path / "disk")] += 1
+            named[names(own["first"], disk)] += 1
         assert own["again"]["code"] == 0, own
         assert own["same"], own
         # Whatever had been written can be read; where there is no study yet, that is said.
@@ -198,17 +93,16 @@ def test_what_cannot_be_written_is_named_and_the_search_goes_on_where_it_was(
     )
 
 
-def test_a_read_only_disk_is_named_and_reports_read_it(question: Question, tmp_path: Path, report: Report) -> None:
-    new, whole, half, output = drive(READ_ONLY, question, tmp_path / "disk")
-    names(new["new"], tmp_path / "disk")
-    assert whole["code"] == 0
-    assert half["stopped"]["code"] in (0, 4), half
-    names(half["half"], tmp_path / "disk")
-    assert half["report"]["code"] == 0, half
-    assert half["ls"]["code"] == 0, half
-    assert half["again"]["code"] == 0, half
-    assert half["same"]
-    for own in output.values():
+def test_a_read_only_disk_is_named_and_reports_read_it(drive: Drive, disk: Path, report: Report) -> None:
+    (found,) = drive("read-only", 1)
+    names(found["new"], disk)
+    assert found["stopped"]["code"] in (0, 4), found
+    names(found["half"], disk)
+    assert found["report"]["code"] == 0, found
+    assert found["ls"]["code"] == 0, found
+    assert found["again"]["code"] == 0, found
+    assert found["same"]
+    for own in found["outputs"]:
         assert own["code"] == 5, own
         assert "error: cannot write the output: No space left on device" in own["err"], own
     report("a read-only disk, new study and half a one", "both named, exit 5; read as before, and gone on with")

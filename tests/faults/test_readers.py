@@ -53,10 +53,37 @@ while not (folder / "enough").exists():
 print(len(seen))
 """
 
+DASHBOARD = """
+import json, sys
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+import optuna
+from optuna_dashboard import wsgi
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+folder, seen = Path(sys.argv[1]), set()
+def get(app, path):
+    request, statuses = {"PATH_INFO": path, "QUERY_STRING": "after=0"}, []
+    setup_testing_defaults(request)
+    text = b"".join(app(request, lambda status, *_: statuses.append(status)))
+    assert statuses == ["200 OK"], (statuses, text)
+    return json.loads(text)
+print("ready", flush=True)
+while not (folder / "enough").exists():
+    app = wsgi(f"sqlite:///{folder}/study.db")  # a new one each time: one shows for seconds what it read before
+    (study,) = get(app, "/api/studies")["study_summaries"]
+    trials = get(app, f"/api/studies/{study['study_id']}")["trials"]
+    for trial in trials:
+        curve = [own["value"] for own in trial["intermediate_values"]]
+        assert trial["state"] != "Complete" or trial["values"][0] >= max(curve)
+    seen.add(sum(len(trial["intermediate_values"]) for trial in trials))
+print(len(seen))
+"""
+
 
 def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("optuna_dashboard", reason="the dashboard is one of the readers")
     study, folder = question(trials=300 if full else 60, window=4), tmp_path / "tiny"
     monkeypatch.setattr(writer, "GROUP_SECONDS", 0.0)  # every tick is a commit
     commits = [0]
@@ -72,7 +99,7 @@ def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     arguments = [str(folder), "4"]
     readers = [
         subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for script in (REPORT, REPORT, OPTUNA)
+        for script in (REPORT, DASHBOARD, OPTUNA)
     ]
     try:
         for reader in readers:
@@ -91,7 +118,7 @@ def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     assert len(found) == study.search.trials
     assert all(trial.state in (State.COMPLETE, State.PRUNED) for trial in found)
     report(
-        "two reports and Optuna's load_study in a loop during a search",
-        f"0 of {commits[0]} commits failed, no half tick among {seen[0]} and {seen[1]} states that the reports saw; "
-        f"Optuna saw {seen[2]}",
+        "a report, Optuna's dashboard and its load_study in a loop during a search",
+        f"0 of {commits[0]} commits failed; no half tick among {seen[0]} states that the report saw, no trial that "
+        f"contradicts itself among {seen[1]} of the dashboard's and {seen[2]} of Optuna's",
     )

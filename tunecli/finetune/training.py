@@ -235,7 +235,8 @@ def _train(
 
 def _load_data(study: Study, record: Record, manifest: Mapping[str, Any], request: Request) -> Data:
     if request.data is None:
-        data = load_data(study)
+        # As it was searched, whatever the memory here: where it was read from its file, study.toml says so.
+        data = load_data(study.with_stream(bool(study.data.stream)))
         if data.fingerprint() != record.data_hash:
             raise InputError(
                 f"{data.name} holds other samples than when the study was searched",

@@ -5,6 +5,7 @@ torch and Optuna are loaded after the study's lock is held: a search that cannot
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -85,6 +86,8 @@ def search(
         record, changed = open_record(study, folder)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
+            if isinstance(study, Study):
+                study = study.with_stream(_streamed(record))
         else:
             study = study.with_window(study.window)
         trials = record.trials if record is not None else ()
@@ -193,10 +196,17 @@ def open_record(study: Question, folder: Path) -> tuple[Record | None, tuple[str
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
         changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
+    if isinstance(study, Study) and study.data.stream not in (None, _streamed(record)):
+        changes["data.stream"] = f"data.stream: {json.dumps(_streamed(record))} -> {json.dumps(study.data.stream)}"
     refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
         raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
+
+
+def _streamed(record: Record) -> bool:
+    """Whether the data of a study were read from their files so far."""
+    return bool(record.document["data"].get("stream"))
 
 
 def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:

@@ -53,11 +53,13 @@ class Loop:
         place: Place,
         queue: Iterable[Hparams],
     ) -> None:
+        self.data = load_data(study)
+        if self.data.streamed:
+            study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self.workers = min(place.workers or 1, study.window)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
-        self.data = load_data(study)
         self.task = _of_earlier(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         fingerprint = self.data.fingerprint()

@@ -1,6 +1,6 @@
 """What a person sees while a command runs, on stderr: a bar in a terminal, a line every few seconds in a pipe."""
 
-from tunecli.live.finetune import finetune_json, print_finetuned, say_interrupted, show_finetune
+from tunecli.live.finetune import finetune_json, print_finetuned, say_done_already, say_interrupted, show_finetune
 from tunecli.live.search import opening, say_next, say_stopped, show
 from tunecli.live.terminal import Interrupt, progress_console
 
@@ -10,6 +10,7 @@ __all__ = [
     "opening",
     "print_finetuned",
     "progress_console",
+    "say_done_already",
     "say_interrupted",
     "say_next",
     "say_stopped",

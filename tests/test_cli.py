@@ -22,7 +22,8 @@ import torch
 from tunecli import live
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
-from tunecli.live.search import _LineView as LineView
+from tunecli.live.progress import LineView
+from tunecli.search import Progress
 from tunecli.store import hold, read
 from tunecli.trial import State
 
@@ -537,6 +538,27 @@ def test_a_signal_stops_a_search_at_once_and_it_goes_on(
     assert "to go on:\n  tunecli search flowers.toml --format json\n" in done.err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("tick", "said"), [(1, "epoch 1"), (3, "epoch 3")])
+def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
+    tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick: int, said: str
+) -> None:
+    write_flowers(tmp_path)
+    command = ("search", "flowers.toml", "--window", "4", "--pruner", "none", "--set", "train.epochs=9", "--verbose")
+
+    def stops(view: LineView, progress: Progress) -> None:
+        if progress.tick == tick:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LineView, "update", stops)
+        first = tunecli(*command)
+    assert first.code == 75
+    assert "plan   by the written rule, as so short a study does not repay measuring:\n       4 trials in" in first.err
+    again = tunecli(*command)
+    assert f"0 of 6 done, 6 to go, 4 of them go on from {said}\n" in again.err
+    assert "plan   as the study was begun\n" in again.err
 
 
 @pytest.mark.parametrize("command", [("search", "tiny", "--trials", "11"), ("finetune", "tiny", "--best")])

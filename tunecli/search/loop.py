@@ -181,6 +181,7 @@ class Loop:
             timings=self.timings,
             looped_because=self.looped_because,
             done=self.ledger.done,
+            in_flight=[trial.fidelity for trial in self.ledger.in_flight],
             workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"

@@ -101,7 +101,8 @@ class ProgramLoop:
             self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
-        yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done)
+        flight = [trial.fidelity for trial in self.ledger.in_flight]
+        yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done, flight)
         how = "done"
         self.ledger.hope_again(self.study.search.max_failures)
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds

@@ -119,6 +119,16 @@ def mlp(hidden: int = 33, activation: str = "tanh", features: int = FEATURES, ou
     )
 
 
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(6, 2, 11, dropout=0.1), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.layer(x.view(len(x), -1, 6)).mean(1))
+        return found
+
+
 def mish() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 33), nn.Mish(), nn.Linear(33, CLASSES))
 
@@ -635,6 +645,18 @@ def test_a_run_is_bitwise_the_same_in_any_slot(plan: str, slot: int, activation:
     alone = outcomes(LocalEngine(task, PLANS[plan]), [make_run(100, **same)])
     crowd = [make_run(trial, **same) for trial in range(100 - slot, 100 - slot + rows)]
     assert outcomes(LocalEngine(task, PLANS[plan]), crowd)[100] == alone[100]
+
+
+@pytest.mark.parametrize("model", ["transformer", "silu"])
+def test_how_many_rows_are_computed_at_once_changes_no_bit(model: str) -> None:
+    """Blocks have one height, as low as their slots allow: 9 trials fall into blocks of 2, 4, 6 or 10 rows."""
+    task = make_task(Transformer if model == "transformer" else mlp(37, "silu"))
+    runs = [make_run(trial) for trial in range(9)]
+    by_two, by_six, at_once = (
+        outcomes(LocalEngine(task, replace(BLOCKS_OF_32, block_rows=rows)), runs, ticks=1) for rows in (2, 8, 16)
+    )
+    assert by_six == by_two
+    assert at_once == by_two
 
 
 @settings(max_examples=10, deadline=None)

@@ -45,7 +45,7 @@ def test_a_wide_model_or_one_trial_at_a_time_is_computed_one_after_another() -> 
     assert choose_plan(10**6, window=32).way == "looped"
     assert str(choose_plan(1000, window=1)) == "trials one after another, 1 thread"
     assert choose_plan(1000, window=2).way == "rules"
-    assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=2, threads=1)
+    assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=8, threads=1)
 
 
 def test_each_core_can_have_a_block_of_its_own() -> None:

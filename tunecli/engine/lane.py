@@ -1,7 +1,7 @@
 """A lane: the slots of one model shape and one micro-batch length, their rows kept in matrices (K, P).
 
-At each tick the occupied rows are compacted into blocks of a fixed number of rows and sorted by batch size, so that the
-rows whose batches end together lie side by side: an update works on slices and never on a mask.
+At each tick the occupied rows are compacted into blocks of one height and sorted by batch size, so that the rows whose
+batches end together lie side by side: an update works on slices and never on a mask.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tunecli.data import Split
 from tunecli.engine.block import Block
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
+from tunecli.engine.plan import block_height
 from tunecli.engine.rowwise import Recorded
 from tunecli.engine.rules import RULES, Rule
 from tunecli.engine.schedule import Plateau, warmup_updates
@@ -166,10 +167,10 @@ class Lane:
         return list(self._blocks)
 
     def _compact(self) -> None:
-        """Move the occupied rows to the front, in order, into blocks of `block_rows`; empty rows are zero."""
+        """Move the occupied rows to the front, in order, into as few blocks of one height; empty rows are zero."""
         self._slots.sort(key=lambda slot: slot.order)
-        blocks = -(-len(self._slots) // self.block_rows)
-        rows = blocks * self.block_rows
+        height = block_height(len(self._slots), self.block_rows)
+        rows = -(-len(self._slots) // height) * height
         like = next((slot.rows["weights"] for slot in self._slots if slot.rows), self.state.weights)
         names = ["weights", "first", "second", "best"]
         names += ["average"] if any(slot.averages for slot in self._slots) else []
@@ -194,6 +195,5 @@ class Lane:
         self.best = new["best"]
         self.gradient = kept.zero_() if kept.shape == self.best.shape else torch.zeros_like(self.best)
         self._blocks = [
-            Block(self, self._slots[low : low + self.block_rows], slice(low, low + self.block_rows))
-            for low in range(0, rows, self.block_rows)
+            Block(self, self._slots[low : low + height], slice(low, low + height)) for low in range(0, rows, height)
         ]

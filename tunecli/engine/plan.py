@@ -1,4 +1,4 @@
-"""The plan: everything about how a study is computed that can change the last bits of a result.
+"""The plan: how a study is computed. All that can change the last bits of a result is in it, but for the device.
 
 It is chosen once, by the rule below or by measuring (`calibration`), stored with the study and kept on resume.
 """
@@ -16,7 +16,8 @@ NARROW_WEIGHTS = 65_536
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
-    `cap`: largest micro-batch (None: whole batches); `block_rows`: rows computed at once; `threads`: of the process."""
+    `cap`: largest micro-batch (None: whole batches); `block_rows`: at most so many rows are computed at once, which
+    from two on changes the speed alone; `threads`: of the process."""
 
     way: str
     cap: int | None
@@ -30,7 +31,7 @@ class Plan:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.block_rows == 1:
             return f"trials one after another, {threads}"
-        return f"{self.block_rows} trials at once, micro-batches of up to {self.cap}, {threads}"
+        return f"up to {self.block_rows} trials at once, micro-batches of up to {self.cap}, {threads}"
 
 
 LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)
@@ -41,38 +42,37 @@ def choose_plan(weights: int, window: int, smallest_batch: int = 16, blocks: int
     is to fall into so many `blocks` at least: one a core where a study is long enough for all of them.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
-    holds every trial beats several that are partly full, hence a cap as low as the smallest batch: at a window of 32
-    and the default batch sizes, a cap of 32 costs a third more and one of 64 half as much again. Blocks of 16 rows cost
-    about a tenth more than blocks of 32, and two of them can share the cores. Below eight trials calls into torch
-    cost more than lanes do: blocks of two with a cap of 64 take 0.4 to 0.85 of the time of one trial after another,
-    with a cap of 16 up to twice that time, at batches of 256; a trial alone gains a seventh to a half at small batches
-    by what is recorded of its model, and reads batches whole. One thread: two gain a sixth on an idle machine, and lose
-    tenfold where another process wants the second core.
+    holds every trial beats several low ones, hence a cap as low as the smallest batch: at the default batch sizes, a
+    cap of 64 costs two fifths more than one of 16 at a window of 8, a seventh more at 16 and the same at 64. Blocks of
+    16 rows cost about a tenth more than blocks of 32, and two of them can share the cores. Below eight trials a cap of
+    64 takes 0.4 to 0.85 of the time of one trial after another, one of 16 up to twice that time, at batches of 256; a
+    trial alone gains a seventh to a half at small batches by what is recorded of its model, and reads batches whole.
+    One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants the second core.
     """
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=os.cpu_count() or 1)
     if window == 1:
         return Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
     if window < 8:
-        return Plan("rules", cap=CAPS[-1], block_rows=2, threads=1)
+        return Plan("rules", cap=CAPS[-1], block_rows=8, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
-    return Plan("rules", cap=cap, block_rows=_heights(window, blocks)[-1], threads=1)
+    return Plan("rules", cap=cap, block_rows=_most_rows(window, blocks)[-1], threads=1)
 
 
-def reason(weights: int, window: int) -> str:
-    """Why the written rule takes the plan that it takes, in a few words."""
-    if weights > NARROW_WEIGHTS:
-        return f"with more than {NARROW_WEIGHTS:,} weights, a trial alone keeps the cores at work"
-    if window == 1:
-        return "a trial alone has no step to share, and reads its batches whole"
-    if window < 8:
-        return f"{window} trials in flight gain by blocks of two, and by larger micro-batches"
-    return f"up to {NARROW_WEIGHTS:,} weights, trials that share a step share most of its cost"
-
-
-def _heights(window: int, blocks: int) -> list[int]:
-    """How many rows a block can have, of 8 to 32, that a window may fall into so many of them."""
+def _most_rows(window: int, blocks: int) -> list[int]:
+    """How many rows a block may have, of 8 to 32, that a window falls into so many of them."""
     return [8, *(rows for rows in (16, 32) if rows < 2 * window and -(-window // rows) >= blocks)]
+
+
+def block_height(slots: int, most: int) -> int:
+    """How many rows each block has where so many slots fall into as few of `most` rows as can be.
+
+    An even number, for a row's bits not to depend on it: micro-batches are whole sixteens, so no tensor ends within
+    two vectors of 16 floats, after which torch computes exp and tanh one by one, and otherwise; and a product of a
+    single row goes another way too. `most` is 1 where every row is computed alone.
+    """
+    height = -(-slots // max(1, -(-slots // most)))
+    return 1 if most == 1 else max(2, height + height % 2)
 
 
 CAPS = (16, 32, 64)
@@ -89,6 +89,6 @@ def rivals(written: Plan, window: int, largest_batch: int, blocks: int, *, loope
     """
     one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, os.cpu_count() or 1})]
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
-    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _heights(window, blocks)]
+    at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _most_rows(window, blocks)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
     return [written, *(plan for plan in found if plan != written)]

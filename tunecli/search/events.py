@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 class Opened:
     """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none.
 
-    `in_flight` is how many ticks are recorded of each trial that an interruption left in flight; `timings` are those
-    that the plan was chosen by, if any.
+    `timings` are those that the plan was chosen by, if any.
     """
 
     study: Study
@@ -36,7 +35,6 @@ class Opened:
     timings: Sequence[Timing]
     looped_because: str | None
     done: int
-    in_flight: Sequence[int] = ()
     workers: int = 0
 
 
@@ -48,7 +46,6 @@ class OpenedProgram:
     folder: Path
     metric: str
     done: int
-    in_flight: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

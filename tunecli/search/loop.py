@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of, resolve_device
-from tunecli.engine.calibration import Timing, best
-from tunecli.engine.own import load_optimizer
-from tunecli.engine.task import Task, make_task
+from tunecli.engine import Engine, Plan, Processes, engine_of, resolve_device
+from tunecli.engine.task import make_task
 from tunecli.errors import StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
@@ -23,19 +21,18 @@ from tunecli.sampler import make_proposer
 from tunecli.search import Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
+from tunecli.search.fit import fit, with_earlier_optimizers
 from tunecli.search.flight import STOP_SECONDS, Flight
 from tunecli.search.forecast import REPAYS_SECONDS, Forecast
 from tunecli.search.ledger import Ledger, failed
-from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
-from tunecli.source import is_function
-from tunecli.space import Choice, Range, settings_of
+from tunecli.space import settings_of
 from tunecli.stopping import reason_to_stop
 from tunecli.store import Earlier, Record, Store
 from tunecli.study import Study, load_data
 from tunecli.study.program import cores
-from tunecli.trial import Hparams, Measurement, Run, State, Trial, Value
+from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
 PAUSE_SECONDS = 0.1
 """How long the engine works before the loop looks at signals and lets its events be shown."""
@@ -53,19 +50,18 @@ class Loop:
         place: Place,
         queue: Iterable[Hparams],
     ) -> None:
-        self.data = load_data(study)
-        if self.data.streamed:
-            study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self.workers = min(place.workers or 1, study.window)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
-        self.task = _of_earlier(make_task(study, self.data), study, record)
+        self.data = load_data(study)
+        self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         fingerprint = self.data.fingerprint()
         if record is not None and record.data_hash != fingerprint:
             raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
-        self._make_engine(Plan(**record.plan) if record is not None else None)
+        self.fitted = fit(study, self.task, self.device, Plan(**record.plan) if record is not None else None)
+        self.engine: Engine = self.fitted.engine
         if record is None:
             # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
             begin(
@@ -73,7 +69,7 @@ class Loop:
                 folder,
                 metric=self.task.metric.name,
                 direction=self.direction,
-                plan=self.plan.as_dict(),
+                plan=self.fitted.plan.as_dict(),
                 data_hash=fingerprint,
                 torch=torch.__version__,
                 device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
@@ -105,32 +101,9 @@ class Loop:
             self.ledger.enqueue(given)
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
 
-    def _make_engine(self, stored: Plan | None) -> None:
-        """The engine, and what the first model of the space that works says about it; raises where none works."""
-        self.timings: Sequence[Timing] = ()
-        faults: list[TunecliError] = []
-        for hparams in _examples(self.study):
-            run = self._run(0, hparams)
-            try:
-                module = self.task.build(run)
-                self.weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
-                self.plan = stored or written_plan(self.study, self.task, self.weights)
-                here = LocalEngine(self.task, self.plan, self.device)
-                traits = here.traits(run)
-                self.looped_because = traits.looped_because
-                if stored is None and repays_measuring(self.study, self.task, run):
-                    self.timings = measure_plans(self.study, self.task, run, traits, self.device)
-                    self.plan = best(self.timings)
-                    here = LocalEngine(self.task, self.plan, self.device)
-                self.engine: Engine = here
-                return
-            except TunecliError as error:
-                faults.append(error)
-        raise faults[0]
-
     def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
         """Have so many worker processes train, those that this one trains already as soon as they are there."""
-        make = engine_of(self.study, self.data, self.task, self.plan, self.device)
+        make = engine_of(self.study, self.data, self.task, self.fitted.plan, self.device)
         moving = [self._run(trial.number, trial.hparams) for trial in training]
         self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
         self.flight.engine = self.engine
@@ -140,9 +113,10 @@ class Loop:
 
         One a core, or for as many cores as a process has threads; and none without a block of its own to work off.
         """
-        rows = 1 if self.looped_because else self.plan.block_rows
+        plan = self.fitted.plan
+        rows = 1 if self.fitted.looped_because else plan.block_rows
         blocks = -(-self.study.window // rows)
-        workers = min(cores() // self.plan.threads, blocks)
+        workers = min(cores() // plan.threads, blocks)
         if self.forecast is None or workers < 2 or self.device != "cpu":
             return
         left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
@@ -162,7 +136,7 @@ class Loop:
         told = {name: document[name] for name in ("model", "train")}
         # How many processes read changes no bit, and may change from one search to the next.
         told["data"] = {key: value for key, value in document["data"].items() if key != "workers"}
-        return {**told, "samples": data, "plan": self.plan.as_dict(), "code": code_of(document, self.study.base)}
+        return {**told, "samples": data, "plan": self.fitted.plan.as_dict(), "code": code_of(document, self.study.base)}
 
     def close(self) -> None:
         self.engine.close()
@@ -173,15 +147,14 @@ class Loop:
             study=self.study,
             folder=self.folder,
             data=self.data,
-            weights=self.weights,
+            weights=self.fitted.weights,
             metric=self.task.metric.name,
             direction=self.direction,
             device=self.device,
-            plan=self.plan,
-            timings=self.timings,
-            looped_because=self.looped_because,
+            plan=self.fitted.plan,
+            timings=self.fitted.timings,
+            looped_because=self.fitted.looped_because,
             done=self.ledger.done,
-            in_flight=[trial.fidelity for trial in self.ledger.in_flight],
             workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"
@@ -355,25 +328,3 @@ class Loop:
 
     def _run(self, number: int, hparams: Hparams) -> Run:
         return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)
-
-
-def _of_earlier(task: Task, study: Study, record: Record | None) -> Task:
-    """The task with the user's own optimizers of trials in flight, which today's space need not name any more."""
-    flight = [trial for trial in record.trials if trial.state is State.RUNNING] if record is not None else []
-    own = {str(trial.hparams["optimizer"]) for trial in flight if is_function(str(trial.hparams["optimizer"]))}
-    missing = {source: load_optimizer(source, study.base) for source in sorted(own - task.optimizers.keys())}
-    return replace(task, optimizers={**task.optimizers, **missing}) if missing else task
-
-
-def _examples(study: Study) -> Iterator[Hparams]:
-    """Points of the space, always the same, by which the model is tried before the first trial.
-
-    The first has the first value of every choice; the others are there because a model may refuse that one alone.
-    """
-    choices = [d.range.values for d in study.space.dimensions if isinstance(d.range, Choice)]
-    for place in range(max((len(values) for values in choices), default=1)):
-
-        def ask(name: str, range_: Range, place: int = place) -> Value:
-            return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
-
-        yield study.space.suggest(ask)

@@ -1,0 +1,81 @@
+"""Does the model fit the data, and how is it computed? Tried before a study begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from tunecli.engine import LocalEngine, Plan
+from tunecli.engine.calibration import Timing, best
+from tunecli.engine.own import load_optimizer
+from tunecli.engine.task import Task
+from tunecli.errors import TunecliError
+from tunecli.search.planning import measure_plans, repays_measuring, written_plan
+from tunecli.source import is_function
+from tunecli.space import Choice, Range
+from tunecli.store import Record
+from tunecli.study import Study
+from tunecli.trial import Hparams, Run, State, Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """An engine for a study, empty yet. `weights` are those that its first model trains, `timings` those of the plans
+    that were measured, and `looped_because` says why its trials are computed one after another, None if they are not.
+    """
+
+    engine: LocalEngine
+    plan: Plan
+    timings: Sequence[Timing]
+    weights: int
+    looped_because: str | None
+
+
+def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
+    """Try the model by the first point of the space that works; raises the first point's error where none does.
+
+    A study that is gone on with keeps the plan that is `stored` with it.
+    """
+    faults: list[TunecliError] = []
+    for hparams in _examples(study):
+        run = Run(0, study.seed, hparams, study.train.epochs, study.train.settings)
+        try:
+            return _fit_by(run, study, task, device, stored)
+        except TunecliError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
+    weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
+    plan = stored or written_plan(study, task, weights)
+    engine = LocalEngine(task, plan, device)
+    traits = engine.traits(run)
+    timings: Sequence[Timing] = ()
+    if stored is None and repays_measuring(study, task, run):
+        timings = measure_plans(study, task, run, traits, device)
+        plan = best(timings)
+        engine = LocalEngine(task, plan, device)
+    return Fitted(engine, plan, timings, weights, traits.looped_because)
+
+
+def with_earlier_optimizers(task: Task, study: Study, record: Record | None) -> Task:
+    """The task with the user's own optimizers of trials in flight, which today's space need not name any more."""
+    flight = [trial for trial in record.trials if trial.state is State.RUNNING] if record is not None else []
+    own = {str(trial.hparams["optimizer"]) for trial in flight if is_function(str(trial.hparams["optimizer"]))}
+    missing = {source: load_optimizer(source, study.base) for source in sorted(own - task.optimizers.keys())}
+    return replace(task, optimizers={**task.optimizers, **missing}) if missing else task
+
+
+def _examples(study: Study) -> Iterator[Hparams]:
+    """Points of the space, always the same, by which the model is tried before the first trial.
+
+    The first has the first value of every choice; the others are there because a model may refuse that one alone.
+    """
+    choices = [d.range.values for d in study.space.dimensions if isinstance(d.range, Choice)]
+    for place in range(max((len(values) for values in choices), default=1)):
+
+        def ask(name: str, range_: Range, place: int = place) -> Value:
+            return range_.values[place % len(range_.values)] if isinstance(range_, Choice) else range_.low
+
+        yield study.space.suggest(ask)

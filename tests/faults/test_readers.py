@@ -84,7 +84,7 @@ def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna_dashboard", reason="the dashboard is one of the readers")
-    study, folder = question(trials=300 if full else 60, window=4), tmp_path / "tiny"
+    study, folder = question(trials=300 if full else 24, window=4), tmp_path / "tiny"
     monkeypatch.setattr(writer, "GROUP_SECONDS", 0.0)  # every tick is a commit
     commits = [0]
     flush = Store.flush

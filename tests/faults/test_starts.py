@@ -25,7 +25,7 @@ finally:
 def test_one_process_wins_a_new_study_and_the_others_leave_at_once(
     question: Question, tmp_path: Path, full: bool, report: Report
 ) -> None:
-    rounds, processes = (20, 32) if full else (1, 8)
+    rounds, processes = (20, 32) if full else (1, 4)
     (tmp_path / "question.toml").write_text(question(trials=100_000).toml())
     for number in range(rounds):
         home = tmp_path / f"home-{number}"

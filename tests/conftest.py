@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tunecli.cli import main
+from tunecli.live.terminal import SIGNALS
 from tunecli.search import search
 from tunecli.study import Study, make_study
 
@@ -95,7 +97,18 @@ Command = Callable[..., Done]
 
 
 @pytest.fixture
-def tunecli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def _own_signals() -> Iterator[None]:
+    """A command that has ended leaves its process deaf to signals; pytest goes on."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def tunecli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], _own_signals: None
+) -> Command:
     """Type a command in an empty folder, 80 columns wide."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

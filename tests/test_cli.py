@@ -22,7 +22,8 @@ import torch
 from tunecli import live
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
-from tunecli.live.search import _LineView as LineView
+from tunecli.live.progress import LineView
+from tunecli.search import Progress
 from tunecli.store import hold, read
 from tunecli.trial import State
 
@@ -112,6 +113,11 @@ def test_from_an_empty_folder_to_a_model_of_ones_own(tunecli: Command, tmp_path:
         assert words in done.out
     assert "fine-tuning: epoch 1 of 1" in done.err
     again = tunecli("finetune", "flowers", "--best")
+    assert again.out + "state dict: model.pth\n" == done.out
+    assert again.err.endswith(
+        "done already, nothing is trained; to train it anew:\n  tunecli finetune flowers --best --fresh\n"
+    )
+    again = tunecli("finetune", "flowers", "--best", "--fresh")
     assert "(test, 2nd reading)" in again.out
 
     # The weights are the user's, without tunecli.
@@ -526,14 +532,47 @@ def test_a_signal_stops_a_search_at_once_and_it_goes_on(
 ) -> None:
     write_flowers(tmp_path)
     monkeypatch.setattr(LineView, "update", lambda *ignored: signal.raise_signal(number))
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     done = tunecli("search", "flowers.toml", "--format", "json", "--fresh")
     assert done.code == code
     assert done.out == ""
     assert "to go on:\n  tunecli search flowers.toml --format json\n" in done.err
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("tick", "said"), [(1, "epoch 1"), (3, "epoch 3")])
+def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
+    tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick: int, said: str
+) -> None:
+    write_flowers(tmp_path)
+    command = ("search", "flowers.toml", "--window", "4", "--pruner", "none", "--set", "train.epochs=9", "--verbose")
+
+    def stops(view: LineView, progress: Progress) -> None:
+        if progress.tick == tick:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LineView, "update", stops)
+        first = tunecli(*command)
+    assert first.code == 75
+    assert "plan   by the written rule, as so short a study does not repay measuring:\n       4 trials in" in first.err
+    again = tunecli(*command)
+    assert f"0 of 6 done, 6 to go, 4 of them go on from {said}\n" in again.err
+    assert "plan   as the study was begun\n" in again.err
+
+
+@pytest.mark.parametrize("command", [("search", "tiny", "--trials", "11"), ("finetune", "tiny", "--best")])
+def test_a_signal_after_the_last_line_changes_no_exit_code(home: Path, command: tuple[str, ...]) -> None:
+    with process(*command, cwd=home.parent) as running:
+        assert running.stderr is not None
+        assert running.stdout is not None
+        last = running.stderr if command[0] == "search" else running.stdout
+        for line in last:
+            if "tunecli finetune tiny --best" in line or line.startswith("checkpoint: "):
+                break
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=60)
+    assert running.returncode == 0
 
 
 def test_a_signal_stops_fine_tuning_before_anything_is_written(

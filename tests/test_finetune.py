@@ -22,9 +22,9 @@ from torch.nn import functional
 from tunecli import checkpoint, models
 from tunecli.engine.batches import epoch_order
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial, StorageError, TunecliError, UsageError
-from tunecli.finetune import Epoch, Finetuned, Notice, Request, finetune
+from tunecli.finetune import Epoch, Finetuned, Notice, Request, finetune, training
 from tunecli.search import search
-from tunecli.store import hold, read
+from tunecli.store import Store, hold, read
 from tunecli.study import Study, load_data, read_study
 from tunecli.trial import Run, State, best_trial, derive_seed
 
@@ -174,7 +174,7 @@ def test_both_budgets_are_told(folder: Path, batch_size: int | str, an_epoch: in
 
 
 def test_two_runs_give_bitwise_the_same_weights_and_each_a_folder_of_its_own(folder: Path) -> None:
-    first, second = (train_on(folder, epochs=3) for _ in range(2))
+    first, second = (train_on(folder, epochs=3, fresh=True) for _ in range(2))
     assert first.checkpoint != second.checkpoint
     ours, theirs = (checkpoint.load(own.checkpoint)[0] for own in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -202,6 +202,118 @@ def test_where_the_metric_fell_the_starting_checkpoint_stays_in_use(folder: Path
     assert result.updates_before == 0
 
 
+# The same again
+
+
+def events_of(folder: Path, **request: Any) -> tuple[Finetuned, list[tuple[str, int]], list[str]]:
+    """What came of it, the epochs that were trained, and the notices."""
+    *others, last = list(finetune(folder, Request(**request)))
+    assert isinstance(last, Finetuned)
+    epochs = [(own.of, own.epoch) for own in others if isinstance(own, Epoch)]
+    return last, epochs, [own.text for own in others if isinstance(own, Notice)]
+
+
+def test_the_same_asked_again_is_done_and_trains_and_reads_nothing(folder: Path, tmp_path: Path) -> None:
+    first = train_on(folder)
+    longer = train_on(folder, epochs=3)
+    again, epochs, notices = events_of(folder, save=tmp_path / "m.pth")
+    assert again == replace(first, earlier=True, saved=tmp_path / "m.pth")
+    assert (epochs, notices) == ([], [])
+    assert len(read(folder / "study.db").readings) == 2
+    saved, kept = torch.load(tmp_path / "m.pth", weights_only=True), checkpoint.load(first.checkpoint)[0]
+    assert saved.keys() == kept.keys()
+    assert all(torch.equal(saved[name], kept[name]) for name in kept)
+    # By another name, and of a study that was copied, it is the same; the folder told is the copy's.
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert train_on(copy, trial=first.trial, epochs=1).checkpoint == copy / "finetuned" / first.checkpoint.name
+    assert train_on(folder, epochs=3) == replace(longer, earlier=True)
+    anew, epochs, _ = events_of(folder, fresh=True)
+    assert replace(anew, reading=1, checkpoint=first.checkpoint) == first
+    assert epochs == [("fine-tuning", 1), ("from scratch", 1)]
+    # Of equal ones the latest is shown.
+    assert train_on(folder) == replace(anew, earlier=True)
+
+
+def other_trial(folder: Path) -> dict[str, Any]:
+    record = read(folder / "study.db")
+    best = best_trial(list(record.trials), record.direction)
+    return {"trial": next(number for number in record.kept if best is not None and number != best.number)}
+
+
+def other_start(folder: Path) -> dict[str, Any]:
+    return {"checkpoint": folder / "finetuned" / "1" / "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "other", [{"epochs": 2}, {"hparams": {"l1": 0}}, {"layers": ("head",)}, other_trial, other_start]
+)
+def test_whatever_else_is_asked_for_is_trained(folder: Path, other: Any) -> None:
+    train_on(folder)
+    found = train_on(folder, **(other(folder) if callable(other) else other))
+    assert (found.earlier, found.checkpoint.name) == (False, "2")
+
+
+def test_other_code_of_the_users_is_another_training(normed: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(normed.parent, tmp_path / "moved")
+    text = (place / "own" / "study.toml").read_text().replace(str(normed.parent), str(place))
+    (place / "own" / "study.toml").write_text(text)
+    assert [train_on(place / "own").earlier for _ in range(2)] == [False, True]
+    with (place / "own.py").open("a") as file:
+        file.write("# changed\n")
+    assert not train_on(place / "own").earlier
+
+
+def test_a_training_anew_that_was_stopped_goes_on_without_being_asked_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PAUSE_SECONDS", -1.0)
+    first = train_on(folder, epochs=3)
+    calls = iter(range(100))
+    list(finetune(folder, Request(epochs=3, fresh=True), lambda: next(calls) >= 20))
+    second, epochs, _ = events_of(folder, epochs=3)
+    assert replace(second, reading=1, checkpoint=first.checkpoint) == first
+    assert epochs[0] not in (("fine-tuning", 1), ("from scratch", 1))
+    assert train_on(folder, epochs=3) == replace(second, earlier=True)
+    # Asked for anew once more, it begins anew.
+    calls = iter(range(100))
+    list(finetune(folder, Request(epochs=3, fresh=True), lambda: next(calls) >= 20))
+    assert events_of(folder, epochs=3, fresh=True)[1][0] == ("fine-tuning", 1)
+    assert not (folder / "snapshots").exists()
+
+
+@pytest.mark.parametrize("where", ["read_split", "flush"])
+def test_a_kill_after_the_checkpoint_loses_no_reading_and_counts_none_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def dies(*given: Any) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, where, dies)
+        with pytest.raises(Crash):
+            train_on(folder)
+    assert [path.name for path in (folder / "finetuned").iterdir()] == ["1"]
+    found, epochs, _ = events_of(folder)
+    assert (found.reading, found.checkpoint.name, epochs) == (1, "1", [])
+    (reading,) = read(folder / "study.db").readings
+    assert (reading.trial, reading.values["after"]) == (found.trial, found.after)
+    assert not (folder / "snapshots").exists()
+    assert train_on(folder) == found
+
+
+def test_a_damaged_result_is_trained_anew(folder: Path) -> None:
+    first = train_on(folder)
+    with (first.checkpoint / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    found, epochs, (notice,) = events_of(folder)
+    assert "damaged" in notice
+    assert (found.earlier, found.after, found.checkpoint.name, len(epochs)) == (False, first.after, "2", 2)
+
+
 # Readings of the test split
 
 
@@ -209,8 +321,9 @@ def test_each_reading_of_the_test_split_is_counted_and_dated(folder: Path, tmp_p
     began = datetime.now(UTC).replace(tzinfo=None)
     assert read(folder / "study.db").readings == ()
     other = {"data": f"{other_flowers(tmp_path)}:load"}
-    results = [train_on(folder), train_on(folder), train_on(folder, **other), train_on(folder)]
-    results += [train_on(folder, **other), train_on(folder, trial=min(read(folder / "study.db").kept))]
+    again = {"fresh": True}
+    results = [train_on(folder), train_on(folder, **again), train_on(folder, **other), train_on(folder, **again)]
+    results += [train_on(folder, **other, **again), train_on(folder, trial=min(read(folder / "study.db").kept))]
     assert [own.reading for own in results] == [1, 2, 1, 3, 2, 4]
     readings = read(folder / "study.db").readings
     assert [own.values["after"] for own in readings] == [own.after for own in results]

@@ -20,7 +20,7 @@ from tunecli import checkpoint
 from tunecli import data as data_room
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
 from tunecli.points import shown
-from tunecli.search import Changed, Differed, Ended, Event, Opened, Progress, search, set_aside
+from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, Progress, search, set_aside
 from tunecli.search import loop as search_room
 from tunecli.space import build_space
 from tunecli.store import Store, hold, read, writer
@@ -894,6 +894,43 @@ def test_optuna_shows_what_waits_and_what_it_enqueues_in_a_study_at_rest_is_trie
     theirs = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="tiny")
     assert [trial.params for trial in theirs.trials][2]["momentum"] == 0.5
     assert all(trial.datetime_start is not None for trial in theirs.trials)
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "tpe", "grid"])
+def test_what_waits_and_lies_outside_todays_space_is_left_out_and_said(
+    question: Question, tmp_path: Path, sampler: str
+) -> None:
+    """Narrowed since, or enqueued by Optuna, which knows no space."""
+    finite = {"optimizer": "sgd", "momentum": 0.5, "l1": 0, "l2": 0, "batch_size": [16, 32]}
+    rates = [0.01, 0.1, 0.9] if sampler == "grid" else {"low": 0.01, "high": 0.9}
+    study = question(sampler=sampler, trials=3, window=1, train={"epochs": 1}, space={**finite, "learning_rate": rates})
+    given = {"learning_rate": 0.9, "batch_size": 32}
+    ending(study, tmp_path, timeout_seconds=0, tries=[given])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    theirs = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="tiny")
+    theirs.enqueue_trial({"learning_rate": 77.0, "batch_size": 16, "lr": 3})
+    assert trials(tmp_path)[-2].given == given
+    narrow = rates[:-1] if isinstance(rates, list) else {**rates, "high": 0.1}
+    study = question(
+        sampler=sampler, trials=3, window=1, train={"epochs": 1}, space={**finite, "learning_rate": narrow}
+    )
+    rule = "learning_rate is one of 0.01, 0.1" if sampler == "grid" else "learning_rate is 0.01 to 0.1"
+    last = len(trials(tmp_path)) - 1
+    said = [
+        f"learning_rate 0.9, given for trial {last - 1}, is left out: {rule} in this study",
+        f"learning_rate 77.0, given for trial {last}, is left out: {rule} in this study",
+        f"lr 3, given for trial {last}, is left out: this study has no such hyperparameter",
+    ]
+    whole = shutil.copytree(tmp_path, tmp_path / "whole")
+    assert [event.text for event in run(study, whole) if isinstance(event, Noticed)] == said
+    found = trials(whole)
+    assert {trial.hparams["batch_size"] for trial in found[last - 1 : last + 1]} == {16, 32}
+    assert all(0.01 <= float(trial.hparams["learning_rate"]) <= 0.1 for trial in found)  # type: ignore[arg-type]
+    # Stopped before they start and gone on with, they are the same trials.
+    part = shutil.copytree(tmp_path, tmp_path / "part", ignore=shutil.ignore_patterns("whole"))
+    run(study, part, timeout_seconds=0)
+    run(study, part)
+    assert hparams_of(trials(part)) == hparams_of(found)
 
 
 @pytest.mark.parametrize("sampler", ["grid", "brute_force"])

@@ -61,6 +61,8 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
             return _begun(home / argument, overrides, replaced)
         if argument in data.BUNDLED:
             return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
+    if path.is_dir():
+        return study_of_table(path, overrides, replaced)
     names = {
         *bundled_names(),
         *data.BUNDLED,
@@ -109,8 +111,8 @@ def find_folder(argument: str | None, home: Path) -> Path:
     name = read_question(path).name if path.suffix == ".toml" else argument
     if is_function(argument) or path.suffix == ".py":
         name = table_name(source_file(argument, Path.cwd()) if is_function(argument) else path)
-    if path.suffix.lower() in data.TABLE_SUFFIXES:
-        name = table_name(path)
+    if path.suffix.lower() in data.TABLE_SUFFIXES or (path.is_dir() and not NAME.fullmatch(argument)):
+        name = table_name(path.absolute())
     plain = table_name(Path(f"{name}.csv"))
     if path.name == name and (home / plain / "study.db").exists():
         name = plain  # a table's name as it was before it became a study's

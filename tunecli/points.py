@@ -156,19 +156,19 @@ def _fitting(dimension: Dimension, value: Value) -> Value | None:
 
 
 def _misfit(name: str, value: Any, misfits: list[Dimension], space: Space, always: bool) -> SpaceError:
-    range_, where = misfits[0].range, misfits[0].when
-    if isinstance(range_, Choice):
-        rule = f"one of {', '.join(map(str, range_.values))}"
-    elif isinstance(range_, Range):
-        rule = f"{range_.low:g} to {range_.high:g}"
-    else:
-        rule = f"fixed at {range_}"
+    rule, where = _rule(misfits[0].range), misfits[0].when
     hint = "begin another study for another range"
     if where is None or (always and all(own is misfits[0] for own in misfits)):
         return SpaceError(f"{name} is {rule} in this study, got {value}", hint=hint)
     if not always:
         hint = f"name the {where.hparam} as well: {where.hparam}=...,{name}={value}"
     return SpaceError(f"{name} is {rule} where {_said(where, space)}, got {value}", hint=hint)
+
+
+def _rule(range_: Range | Value) -> str:
+    if isinstance(range_, Choice):
+        return f"one of {', '.join(map(str, range_.values))}"
+    return f"{range_.low:g} to {range_.high:g}" if isinstance(range_, Range) else f"fixed at {range_}"
 
 
 def _said(where: When, space: Space) -> str:
@@ -212,6 +212,17 @@ def decode_given(space: Space, labels: Mapping[str, Any]) -> dict[str, Value]:
         value = own[0] if own else _fitting(dimension, label)
         if value is not None:
             found[dimension.hparam] = value
+    return found
+
+
+def no_values(space: Space, given: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the values, by a hparam's name or Optuna's, that no trial of the space can have: name -> why not."""
+    found: dict[str, str] = {}
+    for name, value in given.items():
+        own = [d for d in space.dimensions if name in (d.hparam, d.name)]
+        if not any(_fitting(d, value) is not None for d in own) and not decode_given(space, {name: value}):
+            rules = " or ".join(dict.fromkeys(_rule(d.range) for d in own))
+            found[name] = f"{name} is {rules} in this study" if own else "this study has no such hyperparameter"
     return found
 
 

@@ -40,7 +40,7 @@ class Predicted:
 
     A row has a value for each of `columns`: the prediction, which is a label, then the probability of each class; of a
     regression, the prediction alone, in the target's own unit. A model of a user's own loss may give several numbers
-    for a sample, which are `prediction_0`, `prediction_1` and so on.
+    for a sample, which are `prediction_0`, `prediction_1` and so on. That of a picture begins with the file's name.
     """
 
     model: str
@@ -73,10 +73,13 @@ def predict(
     first = next(outputs, None)
     return Predicted(
         model=chosen.words,
-        columns=_columns(manifest["classes"], 1 if first is None else first.shape[1]),
+        columns=(
+            *(("file",) if found.names else ()),
+            *_columns(manifest["classes"], 1 if first is None else first.shape[1]),
+        ),
         samples=found.rows,
         notices=(*chosen.notices, *found.notices),
-        rows=_rows(outputs if first is None else chain((first,), outputs), manifest),
+        rows=_named(found.names, _rows(outputs if first is None else chain((first,), outputs), manifest)),
     )
 
 
@@ -193,6 +196,11 @@ def _columns(classes: Sequence[str], outputs: int) -> tuple[str, ...]:
     if classes:
         return ("prediction", *(f"probability_{label}" for label in classes))
     return ("prediction",) if outputs == 1 else tuple(f"prediction_{number}" for number in range(outputs))
+
+
+def _named(names: Sequence[str], rows: Iterator[tuple[str | float, ...]]) -> Iterator[tuple[str | float, ...]]:
+    """Each row with its name before it, where they have names."""
+    return ((name, *row) for name, row in zip(names, rows, strict=True)) if names else rows
 
 
 def _rows(parts: Iterable[Tensor], manifest: Mapping[str, Any]) -> Iterator[tuple[str | float, ...]]:

@@ -159,7 +159,7 @@ def measure(trials: int, sampler: str, folder: Path) -> dict[str, Any]:
     clock.time(ledger.Ledger, "start", "record")
     clock.time(shelf.Shelf, "put", "checkpoint")
     clock.time(Store, "flush", "commit")
-    clock.time(live.search._BarView, "update", "view")
+    clock.time(live.progress.BarView, "update", "view")
     with Path(os.devnull).open("w") as nowhere:
         began = time.perf_counter()
         live.show(search(study, folder / "outside"), Console(file=nowhere, force_terminal=True, width=80))

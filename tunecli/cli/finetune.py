@@ -39,11 +39,16 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change an hparam (learning_rate=0.01) or a data.KEY."),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Train anew what was done, or interrupted, before.")
+    ] = False,
     output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
 ) -> None:
     """Train the best checkpoint on: on the same task, or with --data on a new one.
 
     The metric on the test split is printed before and after, and beside it what the same model reaches from scratch.
+
+    The same command again goes on where it was interrupted, or shows what it came to.
     """
     from tunecli import live
     from tunecli.finetune import Request
@@ -68,18 +73,21 @@ def finetune(
         save=save,
         hparams=hparams,
         device=device,
+        fresh=fresh,
     )
     console = live.progress_console()
     with live.Interrupt().listening() as interrupt:
         found = epochs_of(find_folder(study, home), request, interrupt)
         result = live.show_finetune(found, console)
-    if result is None:
-        live.say_interrupted(typed_command(), console)
-        raise typer.Exit(interrupt.exit_code)
-    if output is TextOrJson.JSON:
-        print(live.finetune_json(result))
-    else:
-        live.print_finetuned(result, output_console())
+        if result is None:
+            live.say_interrupted(typed_command(), console)
+            raise typer.Exit(interrupt.exit_code)
+        if output is TextOrJson.JSON:
+            print(live.finetune_json(result))
+        else:
+            live.print_finetuned(result, output_console())
+        if result.earlier:
+            live.say_done_already(f"{typed_command()} --fresh", console)
 
 
 def _split_settings(settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -43,18 +43,20 @@ def _study_of(source: str, target: str | None) -> Study:
     """The study of these data with everything else left to its default, its paths relative to this folder."""
     from tunecli.data import BUNDLED, check_source
     from tunecli.source import is_function
-    from tunecli.study import make_study, table_name
+    from tunecli.study import default_document, make_study, table_name
 
     file, colon, function = source.rpartition(":") if is_function(source) else (source, "", "")
-    if Path(file).suffix and not Path(file).is_file():
+    if Path(file).suffix and not Path(file).exists():
         raise DataError(f"no such file: {file}", hint="give the path of a table, or of a file of your own functions")
     check_source(source, Path.cwd())
     if target is not None and (colon or source in BUNDLED):
         raise UsageError(f"--target names a column of a table, {source} is none", hint="leave it out")
     if source not in BUNDLED:
         source = Path(os.path.relpath(file)).as_posix() + colon + function
-    document = {"data": {"source": source}}
-    return make_study(document, Path.cwd(), table_name(Path(file)), (), {"data.target": target}, where=source)
+    document = default_document(source, Path(file))
+    return make_study(
+        document, Path.cwd(), table_name(Path(file).absolute()), (), {"data.target": target}, where=source
+    )
 
 
 def _refuse_existing(path: Path) -> None:

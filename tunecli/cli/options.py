@@ -22,7 +22,8 @@ StudyArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="STUDY",
-        help="A study file, a name, a table (.csv, .tsv, .parquet, .npz), or script.py:objective. Default: the latest.",
+        help="A study file, a name, a table (.csv, .tsv, .parquet, .npz), a folder of pictures, or "
+        "script.py:objective. Default: the latest.",
     ),
 ]
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]

@@ -101,16 +101,16 @@ def search(
             stop=interrupt,
         )
         ended = live.show(found, console, verbose=verbose)
-    summary = read_summary(folder)
-    if ended.how == "stopped":
-        live.say_stopped(ended, typed_command(), console)
-        raise typer.Exit(interrupt.exit_code)
-    _print_result(summary, output)
-    if ended.how == "hopeless":
-        raise _hopeless(summary, question.search.max_failures, f"tunecli report {question.name}{home_option(home)}")
-    live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
-    if summary.best is None and ended.how == "done":
-        raise _nothing_to_show(summary, f"tunecli report {question.name}{home_option(home)}")
+        if ended.how == "stopped":
+            live.say_stopped(ended, typed_command(), console)
+            raise typer.Exit(interrupt.exit_code)
+        summary, report = read_summary(folder), f"tunecli report {question.name}{home_option(home)}"
+        _print_result(summary, output)
+        if ended.how == "hopeless":
+            raise _hopeless(summary, question.search.max_failures, report)
+        live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
+        if summary.best is None and ended.how == "done":
+            raise _nothing_to_show(summary, report)
 
 
 def _points(tries: list[str], question: Question) -> list[dict[str, Value]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUNDLED",
     "COLUMN_SUFFIXES",
+    "PICTURE_SUFFIXES",
     "TABLE_SUFFIXES",
     "Data",
     "Features",
@@ -31,6 +32,8 @@ __all__ = [
     "Split",
     "check_source",
     "each",
+    "holds_arrays",
+    "holds_pictures",
     "load",
     "tensors",
     "weigh",
@@ -47,6 +50,9 @@ COLUMN_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 TABLE_SUFFIXES = (*COLUMN_SUFFIXES, ".npz")
 """Files that are data themselves: those of columns, and NumPy's arrays."""
+
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,12 +84,17 @@ class Data:
         return self.train.features
 
     @property
+    def streamed(self) -> bool:
+        """Whether the inputs stay in their files, and are read in another order."""
+        return isinstance(self.train, Samples) and self.train.chunked is not None
+
+    @property
     def target_mean(self) -> float:
         """What was taken off a regression target before it was divided by `target_scale`."""
         return float(self.preprocessing.get("target", {}).get("mean", 0.0))
 
     def fingerprint(self) -> str:
-        """A hash of all samples, in order, split by split; of a Dataset, of its length and some of its items."""
+        """A hash of all samples, in order, split by split; of a Dataset, or inputs in a file, of some of them."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.validation, self.test):
             for leaf in part.leaves():
@@ -101,17 +112,44 @@ def categories(preprocessing: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(len(own["levels"]) + 1 for own in preprocessing["columns"] if own["kind"] == "code")
 
 
+def holds_arrays(folder: Path) -> bool:
+    """Whether it is a folder of NumPy's arrays, each in a .npy file."""
+    return any(folder.glob("*.npy"))
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether it is a folder of class folders with pictures in them, or of parts of such."""
+    found = (path for pattern in ("*/*", "*/*/*", "**/*") for path in folder.glob(pattern) if path.parent != folder)
+    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in found)
+
+
 def check_source(source: str, base: Path) -> None:
     """Raises DataError where `source` names neither bundled data nor a table or a function whose file is there."""
     if source in BUNDLED:
         return
     path = source_file(source, base) if is_function(source) else (base / source).expanduser()
+    if path.is_dir() and not is_function(source):
+        if not holds_arrays(path) and not holds_pictures(path):
+            raise DataError(
+                f"{path} holds neither folders of pictures nor .npy files",
+                hint=f"a folder a class: {path.name}/cat/1.jpg, {path.name}/dog/1.jpg; or inputs.npy and targets.npy",
+            )
+        return
     if is_function(source) or path.suffix.lower() in TABLE_SUFFIXES:
         if not path.is_file():
             raise DataError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
         return
-    kinds = f'a {" or ".join(TABLE_SUFFIXES)} file, "file.py:function" or bundled data'
+    kinds = f'a {" or ".join(TABLE_SUFFIXES)} file, a folder of pictures, "file.py:function" or bundled data'
     raise DataError(f"unknown data source {source!r}", hint=f"give {kinds}; {did_you_mean(source, BUNDLED)}")
+
+
+def picture_size(keys: Mapping[str, Any]) -> Sequence[int] | None:
+    """`data.size`, the height and width that pictures are made; None where it is not given. Raises DataError."""
+    size = keys.get("size")
+    whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if size is not None and not whole:
+        raise DataError(f"data.size must be [height, width] in pixels, got {size!r}", hint="size = [64, 64]")
+    return size
 
 
 def load(
@@ -131,32 +169,41 @@ def load(
     cache: bool = False,
     scale_bytes: bool = False,
     workers: int | None = None,
+    stream: bool | None = None,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
-    `keys` go to a user's function. Of a table, `target` names the column to predict, `features` those to use (None:
-    all others) and `weight` the one that says how much a row counts in training. `task` overrules what is inferred from
-    the targets. `fitted` is an earlier `preprocessing`, used instead of learning one from this training split. `embed`
-    says that the model embeds columns of codes (`Data.categories`). `targets` of a user's function are "one" a sample,
-    "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be read each epoch. `scale_bytes` says
-    that the model cannot read bytes, as those of a user's function are left to it. `workers` processes read the items
-    of Datasets ahead; None: as many as their DataLoader says, or none.
+    `keys` go to a user's function; pictures have one, `size`. Of a table, `target` names the column to predict,
+    `features` those to use (None: all others) and `weight` the one that says how much a row counts in training. `task`
+    overrules what is inferred from the targets. `fitted` is an earlier `preprocessing`, used instead of learning one
+    from this training split. `embed` says that the model embeds columns of codes (`Data.categories`). `targets` of a
+    user's function are "one" a sample, "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be
+    read each epoch. `scale_bytes` says that the model cannot read bytes, as those of a user's function are left to it.
+    `workers` processes read the items of Datasets ahead; None: as many as their DataLoader says, or none. `stream` says
+    whether inputs stay in their files; None: where they are large, `mapped.streams`.
     Raises DataError, or SourceError from the user's function.
     """
     from tunecli.data import bundled, npz, prepare, read, table, user
 
     check_source(source, base)
-    wishes = prepare.Wishes(split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes, workers)
+    wishes = prepare.Wishes(
+        split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes, workers, stream
+    )
+    path = (base / source).expanduser()
     raw: Raw
     if is_function(source):
         raw = user.read(source, keys, base, wishes)
     elif source in BUNDLED:
         raw = bundled.read(source)
-    elif source.lower().endswith(COLUMN_SUFFIXES):
+    elif path.suffix.lower() in COLUMN_SUFFIXES:
         levelled = table.written((fitted or {}).get("columns", ()))
-        raw = read.read((base / source).expanduser(), target, weight, levelled)
+        raw = read.read(path, target, weight, levelled)
+    elif path.is_dir() and not holds_arrays(path):
+        from tunecli.data import images
+
+        raw = images.read(path, picture_size(keys), fitted or {}, stream)
     else:
-        raw = npz.read((base / source).expanduser(), target)
+        raw = npz.read(path, target, stream)
     return prepare.prepare(raw, wishes)
 
 

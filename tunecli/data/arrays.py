@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,22 +12,35 @@ import torch
 from torch import Tensor
 
 from tunecli.data import Data, Samples, each, held, tensors
+from tunecli.data.mapped import Mapped, Stored, as_tensor, streams
+from tunecli.data.order import Chunked
 from tunecli.data.raw import Arrays
 from tunecli.data.samples import Inputs
 from tunecli.data.scaling import BYTES, KEPT_RAW, Scaling, learn
 from tunecli.data.split import PARTS, split_indices
 from tunecli.data.targets import infer_own_task, own_classes, own_numbers, unit
 from tunecli.errors import DataError
+from tunecli.trial import derive_seed
 
 Array = np.ndarray[Any, Any]
 
 
-def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None, *, any_targets: bool) -> Data:
+def prepare(
+    raw: Arrays, split: Sequence[float], seed: int, task: str | None, *, any_targets: bool, stream: bool | None = None
+) -> Data:
     """Samples as they are, split where they do not come in three parts. Raises DataError.
 
     With `any_targets` they may be (N, ...), and are left as they are where they are no task's: the task is "own" then.
+    Inputs that are memory-mapped stay in their files as `stream` says, or where they are large (`mapped.streams`).
     """
-    pairs = [(each(as_inputs, inputs), _targets(targets, any_targets)) for inputs, targets in raw.parts]
+    mapped = streams(stream, in_files(raw.parts))
+    if stream and not in_files(raw.parts):
+        raise DataError(
+            f"data.stream = true needs inputs that are memory-mapped, those of {raw.name} are not",
+            hint='return np.load("inputs.npy", mmap_mode="r"), or leave data.stream out',
+        )
+    read = partial(as_inputs, mapped=mapped)
+    pairs = [(each(read, inputs), _targets(targets, any_targets)) for inputs, targets in raw.parts]
     every = [targets for _, targets in pairs]
     for name, targets in zip(("train", "test") if len(every) == 2 else PARTS, every, strict=False):
         if len(targets) == 0:
@@ -36,7 +50,7 @@ def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None, *,
     task, encoded, labels = _encode_any(every, task) if any_targets else _encode(every, task)
     weights = [None] * len(pairs) if raw.weights is None else [torch.from_numpy(own).float() for own in raw.weights]
     samples = [
-        Samples(inputs, targets, own, raw.target_at)
+        Samples(inputs, targets, own, raw.target_at, chunked=_chunked(inputs, raw.name, seed) if mapped else None)
         for (inputs, _), targets, own in zip(pairs, encoded, weights, strict=True)
     ]
     if len(samples) < len(PARTS):
@@ -44,13 +58,15 @@ def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None, *,
         shares = split if not tested else split[:2]
         codes = whole.targets.flatten().numpy() if labels else None
         parts, notices = split_indices(len(whole), shares, seed, codes, labels)
-        samples = [*(whole.take(torch.from_numpy(part)) for part in parts), *tested]
+        samples = [*(whole.part(torch.from_numpy(part)) for part in parts), *tested]
     for name, part in zip(PARTS, samples, strict=True):
         if part.features != samples[0].features:
             raise DataError(
                 f"{raw.name}: samples for {name} have shape {part.features}, for training {samples[0].features}",
                 hint="all three parts go through one model",
             )
+        if mapped and _kinds(part.inputs) != _kinds(samples[0].inputs):
+            raise DataError(f"{raw.name}: the parts hold numbers of different types", hint="save them all as one type")
         check_finite(part.inputs, raw.name, name)
     train, validation, test = samples
     return Data(
@@ -63,6 +79,27 @@ def prepare(raw: Arrays, split: Sequence[float], seed: int, task: str | None, *,
         preprocessing={"kind": "none"},
         notices=(*raw.notices, *notices),
     )
+
+
+def in_files(parts: Sequence[tuple[Any, Any]]) -> int:
+    """The bytes of inputs that are memory-mapped; 0 where some are not."""
+    found: list[int] = []
+    for inputs, _ in parts:
+        leaves = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
+        stored = [Stored.of(own) if isinstance(own, np.ndarray) else None for own in leaves]
+        found += [0 if own is None else own.size for own in stored]
+    return sum(found) if all(found) else 0
+
+
+def _chunked(inputs: Inputs, name: str, seed: int) -> Chunked:
+    leaves = [cast(Mapped, part) for _, part in tensors(inputs)]
+    if len({len(part) for part in leaves}) > 1:
+        raise DataError(f"{name}: its inputs have different lengths", hint="each sample has one of each input")
+    return Chunked.of(len(leaves[0]), sum(part.sample_bytes for part in leaves), derive_seed(seed, 0, "pieces"))
+
+
+def _kinds(inputs: Inputs) -> list[torch.dtype]:
+    return [part.dtype for _, part in tensors(inputs)]
 
 
 def _encode(every: Sequence[Tensor | Array], task: str | None) -> tuple[str, list[Tensor], tuple[str, ...]]:
@@ -93,12 +130,21 @@ def _encode_any(every: Sequence[Tensor | Array], task: str | None) -> tuple[str,
 def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
     """Raises DataError where inputs hold what no model can read."""
     for _, part in tensors(inputs):
-        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-            count = int((~torch.isfinite(part)).flatten(1).any(1).sum())
+        if not part.is_floating_point():
+            continue
+        chunks = part.chunks() if isinstance(part, Mapped) else (part,)
+        count = sum(_not_finite(own) for own in chunks)
+        if count:
             raise DataError(
                 f"{source} returned a NaN or an infinity in the inputs of {count} samples for {purpose}",
                 hint="fill them in or drop these samples",
             )
+
+
+def _not_finite(part: Tensor) -> int:
+    """How many samples hold a NaN or an infinity."""
+    finite = torch.isfinite(part)
+    return 0 if bool(finite.all()) else int((~finite).flatten(1).any(1).sum())
 
 
 def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
@@ -111,7 +157,7 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
     parts = [held(part, "standardizing") for part in (data.train, data.validation, data.test)]
     learned = learn(cast(Tensor, parts[0].inputs), fitted)
     scaling = Scaling.of(learned)
-    raw = all(cast(Tensor, part.inputs).dtype in KEPT_RAW for part in parts)
+    raw = data.streamed or all(cast(Tensor, part.inputs).dtype in KEPT_RAW for part in parts)
     target: dict[str, Any] = {"name": "targets", "mean": 0.0, "scale": 1.0}
     if data.task == "regression":
         target["mean"], target["scale"] = unit("targets", parts[0].targets.double().numpy(), fitted)
@@ -138,19 +184,20 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
 def scale_bytes(data: Data) -> Data:
     """Pictures of bytes with their 0 to 255 made 0 to 1 when samples are taken; other inputs as they are."""
     parts = [held(part, "scaling") for part in (data.train, data.validation, data.test)]
-    if not all(isinstance(part.inputs, Tensor) and part.inputs.dtype == torch.uint8 for part in parts):
+    if any(isinstance(part.inputs, tuple | dict) or _kinds(part.inputs) != [torch.uint8] for part in parts):
         return data
     train, validation, test = (replace(part, scaling=Scaling.of(BYTES)) for part in parts)
     return replace(data, train=train, validation=validation, test=test, preprocessing={"kind": "bytes"})
 
 
-def as_inputs(values: Tensor | Array) -> Tensor:
-    """As they are, except that float64 from NumPy becomes torch's default float32, as in every training script."""
+def as_inputs(values: Tensor | Array, mapped: bool = False) -> Tensor:
+    """As they are, or, where they are to stay in their file, what stands in their place until samples are taken."""
     if isinstance(values, Tensor):
         return values.detach()
     if values.dtype.kind not in "iufb":
         raise DataError(f"inputs must be numbers, got {values.dtype}", hint="turn text and dates into numbers first")
-    return _tensor(values)
+    stored = Stored.of(values) if mapped else None
+    return as_tensor(values) if stored is None else cast(Tensor, Mapped([(stored, None)]))
 
 
 def _targets(values: Tensor | Array, any_shape: bool) -> Tensor | Array:
@@ -162,10 +209,4 @@ def _targets(values: Tensor | Array, any_shape: bool) -> Tensor | Array:
         )
     if isinstance(values, Tensor):
         return values.detach().cpu()
-    return _tensor(values) if values.dtype.kind in "iuf" else values
-
-
-def _tensor(values: Array) -> Tensor:
-    # torch reads neither foreign byte order nor the read-only arrays that pandas hands out.
-    tensor = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
-    return tensor.to(torch.get_default_dtype()) if values.dtype.kind == "f" else tensor
+    return as_tensor(values) if values.dtype.kind in "iuf" else values

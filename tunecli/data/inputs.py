@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from tunecli.data import COLUMN_SUFFIXES, TABLE_SUFFIXES, arrays, npz, table, user
+from tunecli.data import COLUMN_SUFFIXES, PICTURE_SUFFIXES, TABLE_SUFFIXES, arrays, holds_arrays, npz, table, user
 from tunecli.data.read import read_frame
 from tunecli.data.samples import Features, Inputs, Samples, each, tensors
 from tunecli.data.scaling import BYTES, Scaling
@@ -26,12 +27,14 @@ class NewInputs:
     """Samples without targets. `batch(low, high)` prepares some of the `rows`, in order: (high - low, *feature), or a
     tuple or a dict of such.
 
-    `notices` say what was found on the way and how it was helped: columns missing, values never seen in training.
+    `names` are those of the files where each row is one. `notices` say what was found on the way and how it was helped:
+    columns missing, values never seen in training.
     """
 
     rows: int
     batch: Callable[[int, int], Inputs]
     notices: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
@@ -43,31 +46,39 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
     suffix = path.suffix.lower()
     if is_function(source):
         given = _FUNCTION
+    elif suffix in PICTURE_SUFFIXES or (path.is_dir() and not holds_arrays(path)):
+        given = _PICTURES
+    elif path.is_dir():
+        given = _ARRAYS
     elif suffix in TABLE_SUFFIXES:
         given = _TABLE if suffix in COLUMN_SUFFIXES else _ARRAYS
     else:
         raise DataError(
             f"cannot predict {source!r}: it is neither a table nor a function",
-            hint=f"give {_TABLE}, {_ARRAYS} or {_FUNCTION}: tunecli predict STUDY FILE",
+            hint=f"give {_TABLE}, {_ARRAYS}, {_PICTURES} or {_FUNCTION}: tunecli predict STUDY FILE",
         )
-    if given is not _FUNCTION and not path.is_file():
+    if given is not _FUNCTION and not path.exists():
         raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
-    expected = {"table": _TABLE, "array": _ARRAYS}.get(preprocessing["kind"], _FUNCTION)
+    expected = {"table": _TABLE, "array": _ARRAYS, "pictures": _PICTURES}.get(preprocessing["kind"], _FUNCTION)
     if given is not expected:
         raise DataError(
             f"the model takes {expected}, and {source} is none", hint=f"give {expected} like the one it was trained on"
         )
+    if given is _PICTURES:
+        return _of_pictures(path, preprocessing)
     return _of_table(path, preprocessing) if given is _TABLE else _of_arrays(source, base, preprocessing, features)
 
 
 _TABLE = f"a table ({', '.join(COLUMN_SUFFIXES)})"
 _ARRAYS = "arrays (.npz)"
+_PICTURES = "a picture or a folder of them"
 _FUNCTION = "a file.py:function"
 
 
 def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
     raw: Any = user.read_inputs(source, base) if is_function(source) else npz.read_inputs(base / source)
-    inputs = each(arrays.as_inputs, raw)
+    # What is memory-mapped, and so may be larger than memory, stays in its file.
+    inputs = each(partial(arrays.as_inputs, mapped=True), raw)
     arrays.check_finite(inputs, Path(source).name, "prediction")
     found = Samples(inputs, torch.zeros(len(next(iter(tensors(inputs)))[1])))
     if found.features != features:
@@ -85,6 +96,21 @@ def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], featur
     if preprocessing["kind"] != "none":
         found = replace(found, scaling=Scaling.of(BYTES if preprocessing["kind"] == "bytes" else preprocessing))
     return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
+
+
+def _of_pictures(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
+    from tunecli.data import images
+
+    files, notices = images.pictures_in(path)
+    form = images.Form.of(preprocessing)
+    notices += images.check_form(files, form)
+    scaling = Scaling.of(BYTES)
+    names = tuple(str(file.relative_to(path)) if path.is_dir() else file.name for file in files)
+
+    def batch(low: int, high: int) -> Inputs:
+        return scaling(torch.from_numpy(images.decode(files[low:high], form)))
+
+    return NewInputs(len(files), batch, tuple(notices), names)
 
 
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:

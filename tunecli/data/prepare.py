@@ -37,6 +37,7 @@ class Wishes:
     cache: bool = False
     scale_bytes: bool = False
     workers: int | None = None
+    stream: bool | None = None
 
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:
@@ -45,7 +46,11 @@ def prepare(raw: Raw, wishes: Wishes) -> Data:
         return _prepare_table(_choose(raw, wishes.features), wishes)
     if isinstance(raw, Stream):
         return stream.prepare(raw, wishes.split, wishes.seed, wishes.task, wishes.targets)
-    data = arrays.prepare(raw, wishes.split, wishes.seed, wishes.task, any_targets=wishes.targets != "one")
+    any_targets = wishes.targets != "one"
+    data = arrays.prepare(raw, wishes.split, wishes.seed, wishes.task, any_targets=any_targets, stream=wishes.stream)
+    if raw.pictures is not None:
+        data = arrays.scale_bytes(data)
+        return replace(data, preprocessing={"kind": "pictures", **raw.pictures})
     if raw.standardize:
         return arrays.standardize(data, wishes.fitted or {})
     return arrays.scale_bytes(data) if wishes.scale_bytes else data

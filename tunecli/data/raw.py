@@ -41,6 +41,8 @@ class Arrays:
     standardize: bool = False
     target_at: str | int | None = None
     notices: tuple[str, ...] = ()
+    pictures: Mapping[str, Any] | None = None
+    """Of pictures how they were read, for others to be read in the same way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

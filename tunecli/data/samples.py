@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tunecli.errors import DataError, did_you_mean
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tunecli.data.order import Chunked
     from tunecli.data.scaling import Scaling
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
@@ -24,6 +25,9 @@ TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 
 LEAVES = 4096
 """Samples whose bytes a fingerprint takes at once: a copy of all would double the memory."""
+
+SPREAD = 256
+"""Samples of a file that a fingerprint covers."""
 
 Features = tuple[int, ...] | tuple[tuple[int, ...], ...] | dict[str, tuple[int, ...]]
 """The shape of one sample, or a tuple or a dict of the shapes of its inputs."""
@@ -42,6 +46,9 @@ class Samples:
     key of the dict, LAST of a flat tuple, NOWHERE.
 
     Where there is a `scaling`, inputs are raw, the bytes of pictures say, and samples that are taken have float32.
+
+    Samples that stream have their inputs in files: a `Mapped` stands in the place of each tensor, until samples are
+    taken, and `chunked` is the order in which they are read.
     """
 
     inputs: Inputs
@@ -49,6 +56,7 @@ class Samples:
     weights: Tensor | None = None
     target_at: str | int | None = None
     scaling: Scaling | None = None
+    chunked: Chunked | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -75,10 +83,21 @@ class Samples:
         """The same, their inputs as they are kept."""
         return replace(
             self,
-            inputs=each(lambda part: _take(part, index), self.inputs),
-            targets=_take(self.targets, index),
-            weights=None if self.weights is None else _take(self.weights, index),
+            inputs=each(lambda part: rows_of(part, index), self.inputs),
+            targets=rows_of(self.targets, index),
+            weights=None if self.weights is None else rows_of(self.weights, index),
+            chunked=None,
         )
+
+    def part(self, index: Tensor) -> Samples:
+        """Some of the samples, in rising order; those that stream stay in their files."""
+        if self.chunked is None:
+            return self.raw(index)
+        targets = rows_of(self.targets, index)
+        weights = None if self.weights is None else rows_of(self.weights, index)
+        chunked = replace(self.chunked, samples=len(index))
+        inputs = each(lambda part: part.rows(index), self.inputs)  # a Mapped
+        return replace(self, inputs=inputs, targets=targets, weights=weights, chunked=chunked)
 
     def batch(self) -> Any:
         """The samples as the user's own data have them, for a step: a tensor, a tuple or a dict."""
@@ -105,7 +124,9 @@ class Samples:
             scaling = None if tensor is self.targets or tensor is self.weights else self.scaling
             kind = tensor.dtype if scaling is None else "torch.float32"
             yield f"{name}{kind}{tuple(tensor.shape)}".encode()
-            for part in tensor.split(LEAVES):
+            # Of a file a part has to do: to read all of it may take as long as an epoch.
+            mapped = self.chunked is not None and tensor is not self.targets and tensor is not self.weights
+            for part in [_spread(tensor)] if mapped else tensor.split(LEAVES):
                 yield _bytes(part if scaling is None else scaling(part))
 
     def join(self, other: Samples) -> Samples:
@@ -116,8 +137,10 @@ class Samples:
         if self.weights is not None or other.weights is not None:
             both = (torch.ones(len(own)) if own.weights is None else own.weights for own in (self, other))
             weights = torch.cat(list(both))
-        inputs = each(lambda *parts: torch.cat(parts), self.inputs, other.inputs)
-        return replace(self, inputs=inputs, targets=torch.cat([self.targets, other.targets]), weights=weights)
+        chunked = None if self.chunked is None else replace(self.chunked, samples=len(self) + len(other))
+        inputs = each(_joined if chunked is None else _joined_in_files, self.inputs, other.inputs)
+        targets = torch.cat([self.targets, other.targets])
+        return replace(self, inputs=inputs, targets=targets, weights=weights, chunked=chunked)
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -127,7 +150,27 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _take(part: Tensor, index: Tensor | slice) -> Tensor:
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat([first, second])
+
+
+def _joined_in_files(first: Any, second: Any) -> Any:
+    return first.join(second)
+
+
+def _spread(mapped: Any) -> Tensor:
+    """Some rows, evenly spread over all."""
+    import torch
+
+    return cast("Tensor", mapped.take(torch.linspace(0, len(mapped) - 1, SPREAD, dtype=torch.float64).long()))
+
+
+def rows_of(part: Tensor, index: Tensor | slice) -> Tensor:
+    """The rows of an index of any shape, or in a slice, which copies nothing of a tensor."""
+    if not hasattr(part, "index_select"):
+        return part.take(index)  # type: ignore[arg-type]  # a Mapped, as a tensor takes no slice
     if isinstance(index, slice):
         return part[index]
     # Copies whole samples: a third of the time of part[index], which gives the same.

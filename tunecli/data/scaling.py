@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from tunecli.data.samples import rows_of
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -58,10 +61,10 @@ def learn(train: Tensor, fitted: Mapping[str, Any]) -> dict[str, Any]:
     if train.dtype == torch.uint8:
         return dict(BYTES)
     axes = (0,) if train.dim() == 2 else tuple(range(train.dim()))
-    samples = max(1, LEARNED_AT_ONCE // max(1, train[0].numel()))
+    samples = max(1, LEARNED_AT_ONCE // max(1, math.prod(train.shape[1:])))
     count, mean, variance = 0, torch.zeros(()), torch.zeros(())
     for low in range(0, len(train), samples):
-        part = train[low : low + samples].double()
+        part = rows_of(train, slice(low, low + samples)).double()
         own_variance, own_mean = torch.var_mean(part, axes, correction=0)
         # Chan et al. 1983: the moments of two sets together from those of each.
         share = len(part) / (count + len(part))

@@ -88,7 +88,8 @@ class Block:
         batch = batch_length(slot.run.hparams["batch_size"], samples)
         # A norm over the batch cannot be taken of a single sample.
         micro, join = self._lane.micro, self._lane.mixes_samples
-        in_parts = self._lane.task.step is not None or not isinstance(self._lane.train, Samples)
+        train = self._lane.train
+        in_parts = self._lane.task.step is not None or not isinstance(train, Samples) or train.chunked is not None
         if in_parts and not join and batch > EVALUATION_SAMPLES:
             micro = EVALUATION_SAMPLES  # less memory than a whole batch, and the sum is the same
         return epoch_batches(samples, batch, micro, join_lone=join)

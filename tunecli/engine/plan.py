@@ -59,6 +59,17 @@ def choose_plan(weights: int, window: int, smallest_batch: int = 16, blocks: int
     return Plan("rules", cap=cap, block_rows=_most_rows(window, blocks)[-1], threads=1)
 
 
+def reason(weights: int, window: int) -> str:
+    """Why the written rule takes the plan that it takes, in a few words."""
+    if weights > NARROW_WEIGHTS:
+        return f"with more than {NARROW_WEIGHTS:,} weights, a trial alone keeps the cores at work"
+    if window == 1:
+        return "a trial alone has no step to share, and reads its batches whole"
+    if window < 8:
+        return f"{window} trials in flight gain by what a step shares, and by larger micro-batches"
+    return f"up to {NARROW_WEIGHTS:,} weights, trials that share a step share most of its cost"
+
+
 def _most_rows(window: int, blocks: int) -> list[int]:
     """How many rows a block may have, of 8 to 32, that a window falls into so many of them."""
     return [8, *(rows for rows in (16, 32) if rows < 2 * window and -(-window // rows) >= blocks)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunecli.data import Split
+from tunecli.data import Samples, Split
 from tunecli.engine.batches import Batches, epoch_order
 
 LAID_OUT = 1 << 20
@@ -25,6 +25,8 @@ Order = Callable[[int, int], Tensor]
 
 def order_of(train: Split, seed: int) -> Order:
     """The order in which a run reads the samples in one epoch."""
+    if isinstance(train, Samples) and train.chunked is not None:
+        return train.chunked.order(seed)
     whole = epoch_order(seed, len(train))
     return lambda low, high: whole[low:high]
 

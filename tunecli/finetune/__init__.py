@@ -19,6 +19,7 @@ class Request:
 
     `trial` None is the best one. `data` is a new source, with `target` where it is a table and `data_keys` where it is
     a function. `checkpoint` is a file of weights to start from instead of the trial's. `hparams` replace the trial's.
+    `fresh` trains anew what was done already, or was interrupted.
     """
 
     trial: int | None = None
@@ -31,6 +32,7 @@ class Request:
     save: Path | None = None
     hparams: Mapping[str, Any] | None = None
     device: str = "auto"
+    fresh: bool = False
 
     @property
     def new_task(self) -> bool:
@@ -59,7 +61,8 @@ class Finetuned:
     """What came of it: the metric on the test split before, after, and for the same model from scratch.
 
     `start` names the weights begun with, which had seen `updates_before`; `updates` were made by both. `used` says
-    whether it is not worse than before: else the starting checkpoint stays the one in use.
+    whether it is not worse than before: else the starting checkpoint stays the one in use. `earlier` says whether it
+    is the result of an earlier call that asked for the same.
     """
 
     study: str
@@ -83,6 +86,7 @@ class Finetuned:
     used: bool
     checkpoint: Path
     saved: Path | None
+    earlier: bool = False
 
 
 Event = Notice | Epoch | Finetuned
@@ -92,7 +96,10 @@ def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: 
     """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it.
 
     Ends without a Finetuned where `stop()` said so; then nothing is written but snapshots, from which the same call
-    goes on to bitwise the same weights. Raises NoUsableTrial, CheckpointError, InputError, StorageError.
+    goes on to bitwise the same weights (without `fresh`, which begins anew). A call that asks for nothing else than an
+    earlier one, of the same samples, weights and code, trains nothing and gives that one's result.
+
+    Raises NoUsableTrial, CheckpointError, InputError, StorageError.
     """
     with hold(folder):
         # torch is loaded after the lock is held: what cannot begin says so at once.

@@ -57,6 +57,10 @@ def say_interrupted(again: str, console: Console) -> None:
     )
 
 
+def say_done_already(anew: str, console: Console) -> None:
+    console.print(f"this was done already, nothing is trained; to train it anew:\n  {anew}", soft_wrap=True)
+
+
 def print_finetuned(result: Finetuned, console: Console) -> None:
     """What fine-tuning came to, the most important first."""
     name, moved = result.metric, result.after - result.before

@@ -47,16 +47,20 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[Interrupt]:
-        """Catch SIGNALS within this block."""
+        """Catch SIGNALS within this block, which is all that a command does: after it they change nothing any more.
+
+        What follows is Python's own end, and the exit code is that of what was done.
+        """
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self.asked is not None:
                 raise KeyboardInterrupt
             self.asked = number
 
-        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, on_signal)
         try:
             yield self
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from tunecli.data import Data, held
 NAMED = 6
 """How many levels or classes are named before they are only counted."""
 
-_PREPARED = {"array": "standardized", "bytes": "bytes made 0 to 1"}
+_PREPARED = {"array": "standardized", "bytes": "bytes made 0 to 1", "pictures": "bytes made 0 to 1"}
 
 
 def draw_found(data: Data, console: Console) -> None:

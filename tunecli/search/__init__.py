@@ -5,8 +5,9 @@ torch and Optuna are loaded after the study's lock is held: a search that cannot
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, UsageError
 from tunecli.home import remove_unknown_checkpoints
-from tunecli.points import first_point, shown
+from tunecli.points import first_point, no_values, shown
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
@@ -85,11 +86,17 @@ def search(
         record, changed = open_record(study, folder)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
+            if isinstance(study, Study):
+                study = study.with_stream(_streamed(record))
         else:
             study = study.with_window(study.window)
         trials = record.trials if record is not None else ()
         if record is not None and changed:
             yield Changed(changed, study.search.sampler, *_seen(study, record))
+        if record is not None and isinstance(study, Study):
+            record, notices = _refitted(study, record)
+            trials = record.trials
+            yield from map(Noticed, notices)
         queue: list[Hparams] = []
         if isinstance(study, Study):
             queue = _queue(study, trials, tries)
@@ -107,6 +114,23 @@ def search(
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
+
+
+def _refitted(study: Study, record: Record) -> tuple[Record, list[str]]:
+    """The record with what was given by hand for trials that wait, as far as today's space has it; notices of what it
+    has not, which is the sampler's to choose."""
+    trials, notices = list(record.trials), []
+    for trial in record.trials:
+        if trial.state is not State.WAITING:
+            continue
+        asked = {**trial.given, **record.foreign.get(trial.number, {})}
+        misfits = no_values(study.space, asked)
+        notices += [
+            f"{name} {asked[name]}, given for trial {trial.number}, is left out: {why}" for name, why in misfits.items()
+        ]
+        given = {name: value for name, value in trial.given.items() if name not in misfits}
+        trials[trial.number] = replace(trial, hparams=given, given=given)
+    return replace(record, trials=tuple(trials)), notices
 
 
 def _seen(study: Question, record: Record) -> tuple[int, int]:
@@ -193,10 +217,17 @@ def open_record(study: Question, folder: Path) -> tuple[Record | None, tuple[str
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
         changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
+    if isinstance(study, Study) and study.data.stream not in (None, _streamed(record)):
+        changes["data.stream"] = f"data.stream: {json.dumps(_streamed(record))} -> {json.dumps(study.data.stream)}"
     refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
         raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
+
+
+def _streamed(record: Record) -> bool:
+    """Whether the data of a study were read from their files so far."""
+    return bool(record.document["data"].get("stream"))
 
 
 def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Opened:
     """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none.
 
-    `timings` are those that the plan was chosen by, if any.
+    `in_flight` is how many ticks are recorded of each trial that an interruption left in flight; `timings` are those
+    that the plan was chosen by, if any.
     """
 
     study: Study
@@ -35,6 +36,7 @@ class Opened:
     timings: Sequence[Timing]
     looped_because: str | None
     done: int
+    in_flight: Sequence[int] = ()
     workers: int = 0
 
 
@@ -46,6 +48,7 @@ class OpenedProgram:
     folder: Path
     metric: str
     done: int
+    in_flight: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

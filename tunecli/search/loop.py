@@ -50,11 +50,13 @@ class Loop:
         place: Place,
         queue: Iterable[Hparams],
     ) -> None:
+        self.data = load_data(study)
+        if self.data.streamed:
+            study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self.workers = min(place.workers or 1, study.window)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
-        self.data = load_data(study)
         self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         fingerprint = self.data.fingerprint()
@@ -155,6 +157,7 @@ class Loop:
             timings=self.fitted.timings,
             looped_because=self.fitted.looped_because,
             done=self.ledger.done,
+            in_flight=[trial.fidelity for trial in self.ledger.in_flight],
             workers=self.workers if self.workers > 1 else 0,
         )
         how = "done"

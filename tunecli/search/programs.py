@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.alarm import overdue
-from tunecli.errors import InputError, SourceError
 from tunecli.home import write_question
 from tunecli.importance import importance
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram
+from tunecli.search.launch import Launcher, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
 from tunecli.store import Earlier, Record, Store, read
 from tunecli.study import ProgramStudy
-from tunecli.study.program import cores
 from tunecli.suggest import Asked, Suggester
-from tunecli.trial import Measurement, State, Trial, derive_seed
+from tunecli.trial import Measurement, State, Trial
 
 PAUSE_SECONDS = 0.1
 """How long the loop waits for its programs before it looks at signals and lets its events be shown."""
@@ -59,12 +55,9 @@ class ProgramLoop:
         self.study, self.folder = study, folder
         self.metric = study.metric or "value"
         self.runs: dict[int, _Run] = {}
-        self.first: Child | None = None
-        if study.command is not None:
-            _check_program(study.command.program, study.base)
-        elif record is None:
-            # Before anything is written: a script that cannot be loaded is no study.
-            self.first = self._check_objective()
+        self.launcher = Launcher(study, folder)
+        # Before anything is written: a script that cannot be loaded is no study.
+        self.first = self.launcher.check() if record is None or study.command is not None else None
         if record is None:
             begin(study, folder, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         trials = record.trials if record is not None else ()
@@ -101,7 +94,8 @@ class ProgramLoop:
             self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
-        yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done)
+        flight = [trial.fidelity for trial in self.ledger.in_flight]
+        yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done, flight)
         how = "done"
         self.ledger.hope_again(self.study.search.max_failures)
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -147,7 +141,7 @@ class ProgramLoop:
         asked = self.asked.get(number, {})
         if command is None:
             first, self.first = self.first, None
-            child = first or self._start(number, {"objective": self.study.program.objective})
+            child = first or self.launcher.objective(number)
             self.runs[number] = _Run(child, trial, asked, ready=first is not None)
             if first is not None:
                 first.go()
@@ -155,24 +149,8 @@ class ProgramLoop:
         for name, distribution in self.placeholders.items():
             self._suggest(number, asked, name, distribution)
         arguments = command.filled(self.ledger.trials[number].hparams)
-        child = self._start(number, {"arguments": arguments, "metric": self.study.metric})
+        child = self.launcher.program(number, arguments)
         self.runs[number] = _Run(child, trial, asked, ready=True)
-
-    def _start(self, number: int, task: dict[str, Any]) -> Child:
-        seed = derive_seed(self.study.seed, number, "program")
-        return Child(
-            number,
-            {
-                "trial": number,
-                "base": str(self.study.base),
-                "direction": self.study.direction,
-                "seed": seed,
-                **task,
-            },
-            folder=self.study.base,
-            output=self.folder / "logs" / f"trial-{number}.txt",
-            environment=_environment(number, self.study.window),
-        )
 
     def _listen(self) -> Iterator[Event]:
         """Take in what the programs say, for a moment."""
@@ -259,12 +237,12 @@ class ProgramLoop:
     def _hear_end(self, run: _Run, message: dict[str, Any]) -> None:
         how, trial = message["end"], self.ledger.trials[run.stored.number]
         if how == "unloadable":
-            raise _unloadable(message)
+            raise unloadable(message)
         if how == "interrupted":
             self.store.flush()
             raise KeyboardInterrupt
         if how == "failed":
-            trial = failed(trial, _printable(message["reason"]))
+            trial = failed(trial, printable(message["reason"]))
         elif how == "pruned":
             last = run.curve[-1].metric if run.curve and run.curve[-1].failure is None else None
             reason = run.reason_to_prune or "the objective raised TrialPruned"
@@ -278,7 +256,7 @@ class ProgramLoop:
     def _lose(self, run: _Run) -> None:
         """A process has ended without a word."""
         if not run.ready:
-            raise self._lost(run.child)
+            raise self.launcher.lost(run.child)
         self._end(run, failed(self.ledger.trials[run.stored.number], run.child.last_words()))
 
     def _end(self, run: _Run, trial: Trial) -> None:
@@ -288,51 +266,3 @@ class ProgramLoop:
         self.store.note(trial.number, run.attributes)
         self.ledger.end(trial)
         self.suggester.end(trial)
-
-    def _check_objective(self) -> Child:
-        """Load the objective, in the process that will run the first trial. Raises SourceError where it cannot be."""
-        child = self._start(0, {"objective": self.study.program.objective})
-        try:
-            while True:
-                gone = child.gone
-                wait([child], PAUSE_SECONDS)
-                for message in child.messages():
-                    if "ready" in message:
-                        return child
-                    raise _unloadable(message)
-                if gone:
-                    raise self._lost(child)
-        except BaseException:
-            child.kill()
-            shutil.rmtree(self.folder / "logs", ignore_errors=True)
-            raise
-
-    def _lost(self, child: Child) -> SourceError:
-        words = ": ".join(filter(None, [child.last_words(), _printable(child.last_lines())]))
-        return SourceError(
-            f"{self.study.program.objective} cannot be loaded: {words}",
-            hint="it has to load by itself: try it with python",
-        )
-
-
-def _environment(trial: int, window: int) -> dict[str, str]:
-    """What a program finds in its environment beside what the search finds in its own, which stands."""
-    # What it prints is read as it is printed, and its sets of texts have one order in every process.
-    ours = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": str(max(1, cores() // window))}
-    return {name: value for name, value in ours.items() if name not in os.environ} | {"TUNECLI_TRIAL": str(trial)}
-
-
-def _check_program(program: str, base: Path) -> None:
-    found = shutil.which(program if os.sep not in program else str(base / program))
-    if found is None:
-        raise InputError(f"no program {program!r}", hint=f"it is looked for on the PATH, or from {base}")
-
-
-def _unloadable(message: dict[str, Any]) -> SourceError:
-    hint = message["hint"] or "it has to load by itself: try it with python"
-    return SourceError(_printable(message["reason"]), hint=hint)
-
-
-def _printable(text: str) -> str:
-    """A program's own words without what a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)).strip()

@@ -6,8 +6,8 @@ import json
 import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Record:
     oldest first. `kept`: trial -> SHA-256 of its checkpoint.
 
     `asked`: trial -> what it asked for, in order: name -> (Optuna's distribution as JSON, its internal value).
+    `foreign`: trial -> what was enqueued for it by Optuna's names, and that no question so far had a place for.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Record:
     importance: Importance | None
     asked: Mapping[int, Mapping[str, tuple[str, float]]]
     earlier: tuple[Earlier, ...] = ()
+    foreign: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def space(self) -> Space:
@@ -146,7 +148,11 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         return asked.decode({name: internal for name, (_, internal) in params[trial_id].items()})
 
     steps = _steps(connection, found, study_id) if of_program else None
-    given = {} if of_program else _given(connection, found, study_id, spaces, limits)
+    fixed = {} if of_program else _fixed(connection, found, study_id)
+
+    def given(number: int, trial_id: int) -> Hparams:
+        return _given(fixed.get(trial_id, {}), spaces[bisect_right(limits, number) :: -1])
+
     trials, ids = _trials(connection, found, study_id, hparams, given, steps, direction.lower())
     kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
@@ -164,6 +170,11 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         asked={ids[trial_id]: own for trial_id, own in params.items()},
         kept=kept,
         earlier=earlier,
+        foreign={
+            ids[trial_id]: own
+            for trial_id, labels in fixed.items()
+            if (own := {name: labels[name] for name in labels if not _given({name: labels[name]}, spaces)})
+        },
         readings=tuple(
             Reading(row.read_at, row.split, row.purpose, row.trial_number, json.loads(row.values)) for row in readings
         ),
@@ -190,23 +201,23 @@ def _params(
     return params
 
 
-def _given(
-    connection: Connection, found: Mapping[str, Table], study_id: int, spaces: Sequence[Space], limits: Sequence[int]
-) -> dict[int, Hparams]:
-    """Trial id -> what was fixed by hand, through `search --try` or Optuna's `enqueue_trial`, of the space of its time.
-
-    Trials from each of `limits` on were asked in the next of `spaces`.
-    """
+def _fixed(connection: Connection, found: Mapping[str, Table], study_id: int) -> dict[int, Mapping[str, Any]]:
+    """Trial id -> what was fixed by hand, by Optuna's names, through `search --try` or Optuna's `enqueue_trial`."""
     trials, attributes = found["trials"], found["trial_system_attributes"]
     fixed = (
-        select(trials.c.trial_id, trials.c.number, attributes.c.value_json)
+        select(trials.c.trial_id, attributes.c.value_json)
         .join(attributes, attributes.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id, attributes.c.key == FIXED_PARAMS)
     )
-    return {
-        trial_id: decode_given(spaces[bisect_right(limits, number)], json.loads(text))
-        for trial_id, number, text in connection.execute(fixed)
-    }
+    return {trial_id: json.loads(text) for trial_id, text in connection.execute(fixed)}
+
+
+def _given(labels: Mapping[str, Any], spaces: Iterable[Space]) -> Hparams:
+    """The hparams that are meant: by the space of a trial's time, and else by the latest before, in which it waited."""
+    given: Hparams = {}
+    for space in spaces:
+        given = {**decode_given(space, labels), **given}
+    return given
 
 
 def _steps(connection: Connection, found: Mapping[str, Table], study_id: int) -> dict[tuple[int, int], int]:
@@ -228,7 +239,7 @@ def _trials(
     found: Mapping[str, Table],
     study_id: int,
     hparams: Callable[[int, int], Hparams],
-    given: Mapping[int, Hparams],
+    given: Callable[[int, int], Hparams],
     steps: Mapping[tuple[int, int], int] | None,
     direction: str,
 ) -> tuple[list[Trial], dict[int, int]]:
@@ -265,7 +276,7 @@ def _trials(
         if row.number != len(result):
             # Folders are named by it: from a hostile database it could be a text with a path in it.
             raise InputError(f"trial {len(result)} is missing, found {row.number!r}", hint="is it a study's database?")
-        by_hand = given.get(row.trial_id, {})
+        by_hand = given(row.number, row.trial_id)
         if own is None and row.state == "WAITING":
             result.append(Trial(row.number, State.WAITING, by_hand, start_tick=0, given=by_hand))
             continue

@@ -66,6 +66,10 @@ class Study:
         """The same question with its window stated: more trials must not change it."""
         return replace(self, search=self.search.model_copy(update={"window": window}))
 
+    def with_stream(self, stream: bool) -> Study:
+        """The same question with it stated whether its data stream: another machine's memory must not change it."""
+        return replace(self, data=self.data.model_copy(update={"stream": stream}))
+
     def with_trials(self, trials: int) -> Study:
         """The same question of another length."""
         return replace(self, search=self.search.model_copy(update={"trials": trials}))
@@ -146,11 +150,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def study_of_table(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:
-    """The study that a table itself is: everything default, named after the file."""
-    if not path.is_file():
+    """The study that a table or a folder of data itself is: everything default, named after it."""
+    if not path.exists():
         raise DataError(f"no such file: {path}", hint="give the path of a table, a study file or a study's name")
-    document: dict[str, Any] = {"data": {"source": path.name}}
+    path = path.absolute()
+    document = default_document(path.name, path)
     return make_study(document, path.parent.resolve(), table_name(path), overrides, replaced, where=str(path))
+
+
+def default_document(source: str, path: Path) -> dict[str, Any]:
+    """The question that data at a path are themselves: everything is left to its default, for pictures a network of
+    convolutions."""
+    document: dict[str, Any] = {"data": {"source": source}}
+    return document | {"model": {"source": "cnn"}} if data.holds_pictures(path) else document
 
 
 def table_name(path: Path) -> str:
@@ -268,6 +280,7 @@ def load_data(study: Study) -> data.Data:
         targets=targets_of(study),
         cache=section.cache,
         workers=section.workers,
+        stream=section.stream,
         scale_bytes=not is_function(study.model.source),
     )
     class_weight = study.train.class_weight

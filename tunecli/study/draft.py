@@ -41,11 +41,17 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     if "columns" in data.preprocessing and study.data.source not in BUNDLED:
         columns = [own["name"] for own in data.preprocessing["columns"][:2]]
         yield _default("features", columns, "an example: the columns to use, all others left out")
+    if data.preprocessing.get("kind") == "pictures":
+        yield _default("size", data.preprocessing["size"], "height and width that pictures are made")
     yield _default("split", DataSection.model_fields["split"].default, "train : validation : test")
     yield "\n[model]"
     bundled = ", ".join(name for name in models.BUNDLED if name != study.model.source)
     yield _key("source", study.model.source, f'or {bundled}, or your own "file.py:function"')
-    yield _default("hidden", [128], "the widths of its hidden layers")
+    if study.model.source == "cnn":
+        yield _default("channels", [16, 32], "of its convolutions")
+        yield _default("hidden", 64, "the width of its hidden layer")
+    else:
+        yield _default("hidden", [128], "the widths of its hidden layers")
     yield "\n[train]"
     yield _default("epochs", TrainSection.model_fields["epochs"].default)
     metric, loss = DEFAULT_METRIC[data.task], DEFAULT_LOSS[data.task]
@@ -58,7 +64,8 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield _default("optimizer", list(DEFAULT_OPTIMIZERS))
     yield _line("# learning_rate = { low = 1e-4, high = 0.1 }", "an example")
     yield _default("l1", 0, "an example: a plain value fixes it")
-    yield _default("model.hidden", [[64], [128], [64, 64]], "an example")
+    widths = [[8], [16, 32], [16, 32, 64]] if study.model.source == "cnn" else [[64], [128], [64, 64]]
+    yield _default("model.channels" if study.model.source == "cnn" else "model.hidden", widths, "an example")
     yield "\n[search]"
     for name in ("trials", "sampler", "pruner"):
         yield _default(name, SearchSection.model_fields[name].default)

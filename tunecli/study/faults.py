@@ -206,8 +206,14 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
     except TunecliError as error:
         faults.append(f"data.source: {error.message}\n{error.hint or ''}")
     if file.data.keys and not is_function(file.data.source):
-        known = list(DataSection.model_fields)
-        faults += [f"unknown key {key!r} in [data]\n{did_you_mean(key, known)}" for key in file.data.keys]
+        pictures = data.holds_pictures((base / file.data.source).expanduser())
+        known = [*DataSection.model_fields, *(["size"] if pictures else [])]
+        strange = [key for key in file.data.keys if key not in known]
+        faults += [f"unknown key {key!r} in [data]\n{did_you_mean(key, known)}" for key in strange]
+        try:
+            data.picture_size(file.data.keys if pictures else {})
+        except TunecliError as error:
+            faults.append(f"{error.message}\n{error.hint}")
     source = file.model.source
     searched = file.space.get("model", {})
     if is_function(source):

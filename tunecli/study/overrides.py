@@ -32,6 +32,7 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
     """Where a question is another than the one that a study was asked before: a line for each key."""
     free = {
         "base",
+        "data.stream",
         "data.workers",
         "search.trials",
         "search.keep",

@@ -37,6 +37,7 @@ class DataSection(_Open):
     split: Annotated[list[Share], Field(min_length=3, max_length=3)] = [8, 1, 1]
     task: Literal["classification", "regression"] | None = None
     cache: bool = False
+    stream: bool | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     features: list[str] | None = None
     weight: str | None = None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import Question
@@ -53,7 +54,8 @@ def test_one_process_wins_a_new_study_and_the_others_leave_at_once(
 ) -> None:
     rounds, processes = (20, 32) if full else (1, 8)
     (tmp_path / "question.toml").write_text(question(trials=100_000).toml())
-    for number in range(rounds):
+
+    def begin(number: int) -> None:
         home = tmp_path / f"home-{number}"
         folder, database = tmp_path / str(number), home / "tiny" / "study.db"
         folder.mkdir()
@@ -70,6 +72,9 @@ def test_one_process_wins_a_new_study_and_the_others_leave_at_once(
             assert "is held by another tunecli" in errors
             assert (folder / f"out-{own}").read_text() == "False\n", "torch was loaded"
         assert all(trial.state is not State.FAILED for trial in read(database).trials)
+
+    with ThreadPoolExecutor(2) as side_by_side:
+        list(side_by_side.map(begin, range(rounds)))
     report(
         f"{processes} processes start on one new study at once, {rounds} rounds",
         f"one wins, {processes - 1} leave with exit 5 before torch is loaded, no traceback",

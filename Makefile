@@ -1,6 +1,7 @@
 # make search   set up, search the bundled digits study, report it
 # make test     the test suite          make check   format, lint, types, floors
 # make coverage the same with the share of lines that it runs, which takes half as long again
+# make laws     what is tried on random examples, on twenty times as many
 # make faults   kills and fuzzes, all of them: writes tests/faults/RESULTS.md
 # make bench    the quick benchmarks: they never fail, and write tests/benchmarks/RESULTS.md
 #               bench-whole, against plain Optuna, and bench-quality, of what is found, take half an hour each,
@@ -10,7 +11,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/.ready
 
-.PHONY: search test coverage check format faults bench bench-whole bench-quality bench-peers bench-tables clean
+.PHONY: search test coverage laws check format faults bench bench-whole bench-quality bench-peers bench-tables clean
 
 search: $(READY)
 	$(BIN)/tunecli search digits
@@ -21,6 +22,9 @@ test: $(READY)
 
 coverage: $(READY)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+laws: $(READY)
+	EXAMPLES=20 $(BIN)/pytest --numprocesses 2 --dist worksteal -m hypothesis
 
 check: $(READY)
 	$(BIN)/ruff format --check .

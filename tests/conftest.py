@@ -1,6 +1,7 @@
 """What several rooms' tests need: tiny questions to search, and commands typed."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tunecli.cli import main
 from tunecli.live.terminal import SIGNALS
@@ -18,6 +20,11 @@ from tunecli.search import search
 from tunecli.study import Study, make_study
 
 Question = Callable[..., Study]
+
+
+def examples(count: int) -> settings:
+    """On how many random examples a law is tried; `make laws` tries each on many times as many."""
+    return settings(max_examples=count * int(os.environ.get("EXAMPLES", "1")), deadline=None)
 
 
 @pytest.fixture(scope="session", autouse=True)

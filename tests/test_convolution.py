@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.conftest import examples
 from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
@@ -81,7 +82,7 @@ def convolutions(draw: st.DrawFn, channels: int, outputs: int) -> nn.Module:
     return nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, bias=draw(st.booleans()))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(12)
 @given(data=st.data(), height=st.integers(9, 11), width=st.integers(9, 11), ties=st.booleans())
 def test_a_chain_of_convolutions_has_the_gradient_of_plain_autograd(
     data: st.DataObject, height: int, width: int, ties: bool

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tests.conftest import examples
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, stretch, worker
 from tunecli.engine.batches import batch_length, epoch_order
@@ -656,7 +657,7 @@ def test_how_many_rows_are_computed_at_once_changes_no_bit(model: str) -> None:
     assert at_once == by_two
 
 
-@settings(max_examples=10, deadline=None)
+@examples(6)
 @given(
     plan=st.sampled_from([own for own in PLANS.values() if own.way != "looped"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -1198,7 +1199,7 @@ RECIPES: list[dict[str, Any]] = [
 ]
 
 
-@settings(max_examples=12, deadline=None)
+@examples(8)
 @given(
     plan=st.sampled_from(list(PLANS.values())),
     model=st.sampled_from([mlp(), dropout, batch_norm, frozen_same, Tied]),

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.conftest import examples
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine, Plan, Task
 from tunecli.engine.gradients import Layout
@@ -103,7 +104,7 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
         torch.testing.assert_close(found_outputs[row].reshape(5, -1), given, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(12)
 @given(data=st.data(), loss=st.sampled_from(sorted(LOSSES)), rows=st.integers(1, 3), m=st.integers(5, 17))
 def test_a_chain_has_the_gradient_of_plain_autograd(data: st.DataObject, loss: str, rows: int, m: int) -> None:
     own = LOSSES[loss]
@@ -176,7 +177,7 @@ class Graph(nn.Module):
 STEPS = ["residual", "added", "joined", "again", "dropped", "attended", "attended_fast", "pooled"]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(12)
 @given(
     steps=st.lists(st.sampled_from(STEPS), max_size=4),
     draws=st.booleans(),

@@ -9,9 +9,10 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tunecli.points import all_points, key, shown
 from tunecli.sampler import Proposer, make_proposer, says
 from tunecli.space import EXHAUSTIVE, SAMPLERS, Space, build_space
@@ -438,7 +439,7 @@ def test_gp_does_better_than_random() -> None:
 
 
 @sampling
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(rate=st.floats(1e-3, 1e-1), size=st.sampled_from([16, 256]), prefix=st.integers(0, 12))
 def test_what_is_given_stays_and_the_rest_is_sampled(sampler: str, rate: float, size: int, prefix: int) -> None:
     space = build_space({})

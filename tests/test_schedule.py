@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as theirs
 
+from tests.conftest import examples
 from tunecli.engine.schedule import Plateau, rate_factors, warmup_updates
 from tunecli.space import SCHEDULES, settings_of
 from tunecli.stopping import reason_to_stop
@@ -72,7 +73,7 @@ recipes = st.fixed_dictionaries(
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(own=recipes, epochs=st.integers(3, 12), length=st.integers(5, 20))
 def test_a_schedule_equals_torchs(own: dict[str, Value], epochs: int, length: int) -> None:
     total = epochs * length
@@ -101,7 +102,7 @@ def test_the_shortest_runs_have_a_rate(schedule: str, total: int) -> None:
         assert all(0 <= factor <= 1 for factor in found)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(own=st.lists(recipes, min_size=2, max_size=5), seed=st.integers(0, 1000))
 def test_a_runs_rates_do_not_depend_on_its_neighbours(own: list[dict[str, Value]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +118,7 @@ def test_a_runs_rates_do_not_depend_on_its_neighbours(own: list[dict[str, Value]
     assert all(torch.equal(together[:, [place]], factors([place])) for place in range(len(own)))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(
     metrics=st.lists(st.sampled_from([0.1, 0.5, 0.50001, 0.7, 0.9, -0.3]), min_size=1, max_size=30),
     patience=st.integers(0, 3),

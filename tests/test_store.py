@@ -22,11 +22,12 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from tests.conftest import examples
 from tunecli.errors import InputError, StorageError
 from tunecli.space import Choice, Float, Range, build_space, distribution_json
 from tunecli.store import Store, create_study, hold, is_deleted, is_unfinished, overview, read, versions
@@ -185,7 +186,7 @@ def searches(draw: st.DrawFn) -> list[Trial]:
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@examples(10)
 @given(searches(), st.booleans())
 def test_trials_come_back_as_they_were_and_optuna_reads_the_same(
     empty: Path, tmp_path_factory: pytest.TempPathFactory, trials: list[Trial], at_once: bool

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.samplers._tpe import parzen_estimator
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator, _ParzenEstimatorParameters
 from optuna.samplers._tpe.sampler import default_weights
 from scipy import stats
 
+from tests.conftest import examples
 from tests.test_sampler import FINITE, SPACES, go_on
 from tunecli.sampler import Proposer
 from tunecli.sampler.independent import Random
@@ -118,7 +119,7 @@ def internal_values(range_: Range, count: int, random: np.random.RandomState) ->
     return np.round(values) if isinstance(range_, Int) else values
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(
     names=st.lists(st.sampled_from(sorted(RANGES)), min_size=1, max_size=5, unique=True),
     count=st.sampled_from([0, 1, 2, 3, 24, 25, 26, 98, 99, 100, 180]),
@@ -157,7 +158,7 @@ def compare(names: list[str], count: int, seed: int) -> None:
     np.testing.assert_allclose(densities, theirs.log_pdf(samples), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60)
 @given(
     st.floats(0, 1, exclude_max=True),
     st.floats(0, 1),

@@ -52,6 +52,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.first --write
 	$(BIN)/python -m tests.benchmarks.persistence --write
 	$(BIN)/python -m tests.benchmarks.proposals --write
+	$(BIN)/python -m tests.benchmarks.streaming --write
 
 bench-whole: $(READY)
 	$(BIN)/python -m tests.benchmarks.whole --write

@@ -114,6 +114,7 @@ def test_samples_in_a_file_are_those_in_memory(tmp_path: Path, dtype: str) -> No
     path = write(tmp_path, dtype=dtype)
     held, streamed = load(path), load(path, stream=True)
     assert (held.streamed, streamed.streamed) == (False, True)
+    assert streamed.notices == ("t: inputs of 0 MiB stay in their file, read in chunks that each trial shuffles",)
     assert json.loads(json.dumps(held.preprocessing)) == json.loads(json.dumps(streamed.preprocessing))
     index = torch.tensor([[3, 1], [0, 40]])
     for name in ("train", "validation", "test"):

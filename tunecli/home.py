@@ -61,7 +61,7 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
             return _begun(home / argument, overrides, replaced)
         if argument in data.BUNDLED:
             return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
-    if path.is_dir():
+    if path.is_dir() or path.suffix.lower() == ".npy":
         return study_of_table(path, overrides, replaced)
     names = {
         *bundled_names(),

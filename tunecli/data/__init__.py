@@ -139,6 +139,11 @@ def check_source(source: str, base: Path) -> None:
         if not path.is_file():
             raise DataError(f"no such file: {path}", hint=f"paths in a study file are relative to it, here {base}")
         return
+    if path.suffix.lower() == ".npy":
+        raise DataError(
+            f"{source} is a single array",
+            hint="a folder with inputs.npy and targets.npy is data: tunecli search FOLDER",
+        )
     kinds = f'a {" or ".join(TABLE_SUFFIXES)} file, a folder of pictures, "file.py:function" or bundled data'
     raise DataError(f"unknown data source {source!r}", hint=f"give {kinds}; {did_you_mean(source, BUNDLED)}")
 

@@ -46,7 +46,7 @@ def prepare(
         if len(targets) == 0:
             where = f" for {name}" if len(every) > 1 else ""
             raise DataError(f"{raw.name} returned no samples{where}", hint="each part needs at least one sample")
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...] = (_stays(raw),) if mapped else ()
     task, encoded, labels = _encode_any(every, task) if any_targets else _encode(every, task)
     weights = [None] * len(pairs) if raw.weights is None else [torch.from_numpy(own).float() for own in raw.weights]
     samples = [
@@ -57,7 +57,8 @@ def prepare(
         whole, *tested = samples
         shares = split if not tested else split[:2]
         codes = whole.targets.flatten().numpy() if labels else None
-        parts, notices = split_indices(len(whole), shares, seed, codes, labels)
+        parts, told = split_indices(len(whole), shares, seed, codes, labels)
+        notices += told
         samples = [*(whole.part(torch.from_numpy(part)) for part in parts), *tested]
     for name, part in zip(PARTS, samples, strict=True):
         if part.features != samples[0].features:
@@ -89,6 +90,12 @@ def in_files(parts: Sequence[tuple[Any, Any]]) -> int:
         stored = [Stored.of(own) if isinstance(own, np.ndarray) else None for own in leaves]
         found += [0 if own is None else own.size for own in stored]
     return sum(found) if all(found) else 0
+
+
+def _stays(raw: Arrays) -> str:
+    size = in_files(raw.parts) / 2**20
+    told = f"{size:,.0f} MiB" if size < 1024 else f"{size / 1024:,.1f} GiB"
+    return f"{raw.name}: inputs of {told} stay in their file, read in chunks that each trial shuffles"
 
 
 def _chunked(inputs: Inputs, name: str, seed: int) -> Chunked:

@@ -136,7 +136,7 @@ def _trained(folder: Path, limited: str, size: int) -> list[str]:
     command = [sys.executable, "-c", CHILD, str(folder), limited]
     said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode:
-        return [f"died with code {said.returncode}"]
+        return [f"died with code {said.returncode}: {said.stderr.strip()[-80:]}"]
     found = json.loads(said.stdout)
     taken = ROWS * found["samples"]
     memory = [f"{found['before']:.0f}", f"{found['peak']:.0f}", f"{found['read'] / size:.2f}", f"{found['load']:.1f}"]
@@ -219,8 +219,8 @@ def main() -> None:
         if given.fashion.is_dir():
             parts.append(quality(Path(scratch), given.fashion))
     how = f"""
-    {ROWS} runs of one block. The file has {given.gib:g} GiB, in samples of {3 * SIDE * SIDE} bytes; `file read` is what came from the disk in a
-    tick, in times of its size: training and validation each go through it once.
+    {ROWS} runs in one block. The file has {given.gib:g} GiB, in samples of {3 * SIDE * SIDE} bytes; `file read` is what
+    came from the disk in a tick, in times of its size: training and validation each go through it once.
     """
     results.show("Streaming: data larger than memory", how, *parts, write=given.write)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,9 @@ from torch import Tensor
 
 SHARE = 0.25
 """Of the memory: inputs that take more of it stay in their file, unless data.stream says otherwise."""
+
+PIECE, RECENT = 1 << 18, 1 << 10
+"""Bytes that are asked for where a few of them are wanted, and how many such pieces are taken to be in memory still."""
 
 AT_ONCE = 1 << 24
 """Bytes that are read at once where a file is gone through: 16 MiB."""
@@ -68,6 +72,37 @@ class Stored:
         return np.memmap(self.path, self.dtype, "c", self.offset, self.shape)
 
 
+class _Scattered:
+    """An array in a file of which rows are read here and there: from the disk come the pieces they lie in, whole.
+
+    By itself the system reads ahead as the device is set up, some megabytes for each row: with memory for little more
+    than the pieces in use that was sixty times the file.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        skipped = stored.offset % mmap.ALLOCATIONGRANULARITY
+        with stored.path.open("rb") as file:
+            length, begin = stored.size + skipped, stored.offset - skipped
+            self._map = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+        self._map.madvise(mmap.MADV_RANDOM)
+        self._array: Array = np.ndarray(stored.shape, stored.dtype, self._map, skipped)
+        self._skipped, self._row = skipped, stored.size // stored.shape[0]
+        self._recent: dict[int, None] = {}
+
+    def take(self, places: Array) -> Array:
+        begins = self._skipped + places * self._row
+        wanted = {*(begins // PIECE).tolist(), *((begins + self._row - 1) // PIECE).tolist()}
+        for piece in sorted(wanted - self._recent.keys()):
+            self._ask(piece)
+        return np.take(self._array, places, axis=0)
+
+    def _ask(self, piece: int) -> None:
+        self._map.madvise(mmap.MADV_WILLNEED, piece * PIECE, min(PIECE, len(self._map) - piece * PIECE))
+        self._recent[piece] = None
+        if len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
+
+
 class Mapped:
     """Rows of arrays in files, (N, *feature), in the place of a tensor of them: they are read when they are taken.
 
@@ -77,6 +112,7 @@ class Mapped:
     def __init__(self, parts: Sequence[tuple[Stored, Array | None]], device: torch.device | None = None) -> None:
         self._parts, self._device = tuple(parts), device
         self._arrays = [stored.open() for stored, _ in parts]
+        self._scattered = [_Scattered(stored) if stored.size else None for stored, _ in parts]
         lengths = [len(a) if rows is None else len(rows) for a, (_, rows) in zip(self._arrays, parts, strict=True)]
         self._ends = np.cumsum(lengths)
 
@@ -109,23 +145,27 @@ class Mapped:
 
     def take(self, index: Tensor | slice) -> Tensor:
         """The rows of an index of any shape, (..., *feature), read now."""
+        in_order = isinstance(index, slice)
         if isinstance(index, slice):
             index = torch.arange(*index.indices(len(self)))
         places = index.flatten().cpu().numpy()
         if len(self._parts) == 1:
-            found = self._read(0, places)
+            found = self._read(0, places, in_order)
         else:
             part_of = np.searchsorted(self._ends, places, side="right")
             found = np.empty((len(places), *self.shape[1:]), self._arrays[0].dtype)
             for part in np.unique(part_of).tolist():
                 begin = int(self._ends[part - 1]) if part else 0
-                found[part_of == part] = self._read(part, places[part_of == part] - begin)
+                found[part_of == part] = self._read(part, places[part_of == part] - begin, in_order)
         taken = as_tensor(found).view(*index.shape, *self.shape[1:])
         return taken if self._device is None else taken.to(self._device)
 
-    def _read(self, part: int, places: Array) -> Array:
-        rows = self._parts[part][1]
-        return np.asarray(np.take(self._arrays[part], places if rows is None else rows[places], axis=0))
+    def _read(self, part: int, places: Array, in_order: bool) -> Array:
+        rows, scattered = self._parts[part][1], self._scattered[part]
+        wanted = places if rows is None else rows[places]
+        if in_order or scattered is None:
+            return np.asarray(np.take(self._arrays[part], wanted, axis=0))
+        return scattered.take(wanted)
 
     def rows(self, index: Tensor | slice) -> Mapped:
         """Some of the rows, still in their files."""

@@ -67,9 +67,11 @@ def get(app, path):
     text = b"".join(app(request, lambda status, *_: statuses.append(status)))
     assert statuses == ["200 OK"], (statuses, text)
     return json.loads(text)
+url = f"sqlite:///{folder}/study.db"
+get(wsgi(url), "/api/studies")
 print("ready", flush=True)
 while not (folder / "enough").exists():
-    app = wsgi(f"sqlite:///{folder}/study.db")  # a new one each time: one shows for seconds what it read before
+    app = wsgi(url)  # a new one each time: one shows for seconds what it read before
     (study,) = get(app, "/api/studies")["study_summaries"]
     trials = get(app, f"/api/studies/{study['study_id']}")["trials"]
     for trial in trials:
@@ -84,7 +86,7 @@ def test_readers_never_stop_a_commit_and_never_see_half_a_tick(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna_dashboard", reason="the dashboard is one of the readers")
-    study, folder = question(trials=300 if full else 24, window=4), tmp_path / "tiny"
+    study, folder = question(trials=300 if full else 60, window=4), tmp_path / "tiny"
     monkeypatch.setattr(writer, "GROUP_SECONDS", 0.0)  # every tick is a commit
     commits = [0]
     flush = Store.flush

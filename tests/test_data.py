@@ -388,6 +388,7 @@ GOOD = csv(40, lambda i: f"{i % 11},{i % 3},{i % 2}")
         (GOOD.replace("a,b", "age,b"), {"target": "agee"}, "no column 'agee'", "did you mean 'age'"),
         (GOOD, {"target": None}, "which column of t.csv", "--target"),
         (GOOD.replace(",", ";"), {}, "one column only, 'a;b;y'", "commas"),
+        ("a;y\n" + "1,5;0\n2,5;1\n" * 20, {}, "one column only, 'a;y'", "points in decimals"),
         (
             csv(40, lambda i: f"{i},1,{'' if i in (7, 9) else i % 2}"),
             {},

@@ -347,3 +347,8 @@ def test_a_search_without_hope_ends_well_but_for_its_code(tunecli: Command, tmp_
     assert " left" not in done.err[: done.err.index("error: ")].splitlines()[-1]
     assert "tunecli report own --home h tells more" in done.err
     assert "--set search.max_failures=4" in done.err
+
+
+def test_a_file_without_its_function_is_told_how_to_name_one(refused: Callable[..., str], tmp_path: Path) -> None:
+    write_study(tmp_path, study=STUDY.replace("own.py:make", "own.py"))
+    assert "own.py:FUNCTION" in refused(3, "search", "own.toml")

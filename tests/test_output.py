@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Command, Done
-from tunecli.output import csv_line, visible
+from tunecli.output import broken, csv_line, visible
 from tunecli.report.console import VisibleConsole
 
 ROOT = Path(__file__).parent.parent
@@ -188,3 +189,31 @@ def test_a_terminal_that_knows_only_ascii_gets_question_marks(home: Path) -> Non
     done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"???" in done.stdout  # the learning curves
+
+
+@given(st.text(alphabet="ab /-\n", max_size=200), st.integers(20, 60))
+def test_a_message_is_broken_between_words_and_what_is_set_in_stays_whole(text: str, width: int) -> None:
+    lines = broken(text, width).splitlines()
+    assert all(len(line) <= width or line.startswith(" ") or " " not in line for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
+    command = "  tunecli search " + "--set key=value " * 9 + "x"
+    assert broken(f"to go on:\n{command}", width) == f"to go on:\n{command}"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_an_error_in_a_terminal_has_whole_words_and_in_a_pipe_whole_lines(tmp_path: Path, columns: int) -> None:
+    name = "a-rather-long-name-of-a-study-that-nobody-has/" * 2 + "and of more words than fit into a line.toml"
+    command = [sys.executable, "-m", "tunecli", "search", name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    piped = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert piped.returncode == 3
+    assert len(piped.stderr.splitlines()) == 2
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    done = subprocess.run(command, stderr=theirs, env=environment, cwd=tmp_path, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
+    os.close(ours)
+    assert done.returncode == 3
+    assert " ".join(shown.split()) == " ".join(piped.stderr.split())
+    assert all(len(line) <= columns or " " not in line.strip() for line in shown.splitlines())

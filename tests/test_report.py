@@ -192,8 +192,8 @@ tiny  accuracy on validation, higher is better
 7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of
 training in 9 ticks
 
-Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3; 2 trials tie,
-the lowest number goes first
+Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3
+  2 trials tie, the lowest number goes first
   optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999,
   batch_size full, l1 1e-08
 
@@ -229,7 +229,8 @@ WIDE = """
 tiny  accuracy on validation, higher is better
 7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of training in 9 ticks
 
-Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3; 2 trials tie, the lowest number goes first
+Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3
+  2 trials tie, the lowest number goes first
   optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999, batch_size full, l1 1e-08
 
 Top 3 of 3 complete trials

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -30,6 +31,18 @@ def visible(text: str) -> str:
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     """Print to stdout, or to `file`, what may hold anything."""
     print(visible(text), file=file or sys.stdout, end=end)
+
+
+def broken(text: str, width: int) -> str:
+    """The text broken between words into lines of at most `width` columns, set in after the first. Lines that are set
+    in already, a command to copy or a list, stay whole, and so does a word that is longer."""
+    lines = [
+        line
+        if line.startswith(" ")
+        else textwrap.fill(line, max(width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 def csv_line(cells: Iterable[object]) -> str:

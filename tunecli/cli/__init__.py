@@ -17,7 +17,7 @@ from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
 from tunecli.errors import StorageError, TunecliError, UsageError
-from tunecli.output import say
+from tunecli.output import broken, say
 
 app = typer.Typer(
     name="tunecli",
@@ -75,9 +75,9 @@ def _complain(error: TunecliError, debug: bool) -> int:
         import traceback
 
         say("".join(traceback.format_exception(error)), sys.stderr, end="")
-    say(f"error: {error.message}", sys.stderr)
-    if error.hint:
-        say(f"hint: {error.hint}", sys.stderr)
+    for line in (f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])):
+        # A pipe or a log has each on a line of its own; a person reads whole words.
+        say(broken(line, os.get_terminal_size(2).columns or 80) if os.isatty(2) else line, sys.stderr)
     return error.exit_code
 
 

@@ -36,7 +36,7 @@ def init(
     data = load_data(study)
     _write(path, draft(study, data, path.name))
     draw_found(data, output_console())
-    live.progress_console().print(f"wrote {path}\nnext:\n  tunecli search {path}", soft_wrap=True)
+    live.progress_console().say(f"wrote {path}\nnext:\n  tunecli search {path}")
 
 
 def _study_of(source: str, target: str | None) -> Study:

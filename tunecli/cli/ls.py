@@ -38,7 +38,7 @@ def ls(
         draw_studies(found, datetime.now(UTC), output_console())
     else:
         console = live.progress_console()
-        console.print(f"no study in {home} yet; tunecli search{home_option(home)} begins one", soft_wrap=True)
+        console.say(f"no study in {home} yet; tunecli search{home_option(home)} begins one")
 
 
 def _of_folder(folder: Path) -> Listed:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from tunecli.report.console import VisibleConsole
     from tunecli.report.summary import Summary
     from tunecli.store import Record
 
@@ -52,7 +51,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
-def output_console() -> Console:
+def output_console() -> VisibleConsole:
     from tunecli.report.console import VisibleConsole
 
     return VisibleConsole()

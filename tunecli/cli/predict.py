@@ -45,14 +45,14 @@ def predict(
     assert source is not None
     predicted = predictions_of(find_folder(study, home), source, trial=trial, device=device)
     console = live.progress_console()
-    console.print(f"predicting with {predicted.model}", soft_wrap=True)
+    console.say(f"predicting with {predicted.model}")
     for notice in predicted.notices:
-        console.print(f"note: {notice}", soft_wrap=True)
+        console.say(f"note: {notice}")
     if output is None:
         sys.stdout.writelines(as_csv(predicted))
     else:
         _write(output, as_csv(predicted))
-        console.print(f"wrote {predicted.samples:,} predictions to {output}", soft_wrap=True)
+        console.say(f"wrote {predicted.samples:,} predictions to {output}")
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ def search(
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
     if fresh and (aside := set_aside(folder)):
-        console.print(f"the earlier study is now {aside}", soft_wrap=True)
+        console.say(f"the earlier study is now {aside}")
     with live.Interrupt().listening() as interrupt:
         found = events(
             question,

@@ -125,6 +125,7 @@ def _read_text(path: Path, separator: str, separators: str, text: Collection[str
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, index_col=False)
+            _refuse_other_separator(path, header.iloc[0], separator, separators)
             # Rows longer than the header would else make the first column an index and shift all others.
             kinds = {name: str for name in header.iloc[0].dropna() if name.strip() in text}
             frame = pd.read_csv(path, sep=separator, index_col=False, low_memory=False, dtype=kinds)
@@ -140,15 +141,19 @@ def _read_text(path: Path, separator: str, separators: str, text: Collection[str
         raise DataError(f"{path} cannot be read: {said}", hint=as_header) from error
     names = [str(name).strip() for name in header.iloc[0].dropna()]
     _refuse_doubles(path, names)
-    if len(names) == 1 and any(mark in names[0] for mark in ",;\t|" if mark != separator):
-        raise DataError(
-            f"{path.name} has one column only, {names[0]!r}",
-            hint=f"a {path.suffix} file separates its columns by {separators}",
-        )
     short = _short_line(path, separator, len(frame.columns)) if frame.iloc[:, -1].isna().any() else None
     if short is not None:
         raise DataError(f"{path} cannot be read: fewer fields than in the header in line {short}", hint=as_header)
     return frame
+
+
+def _refuse_other_separator(path: Path, header: pd.Series[Any], separator: str, separators: str) -> None:
+    """A header that is one name with another separator in it: said before its rows are, which may hold anything."""
+    if len(header) == 1 and any(mark in str(header[0]) for mark in ",;\t|" if mark != separator):
+        raise DataError(
+            f"{path.name} has one column only, {str(header[0]).strip()!r}",
+            hint=f"a {path.suffix} file separates its columns by {separators}; save it so, with points in decimals",
+        )
 
 
 def _short_line(path: Path, separator: str, fields: int) -> int | None:

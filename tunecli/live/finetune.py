@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -17,11 +16,12 @@ from rich.text import Text
 
 from tunecli.finetune import Event, Finetuned, Notice
 from tunecli.live.terminal import LINE_SECONDS
+from tunecli.report.console import VisibleConsole
 from tunecli.report.formats import strict_json
 from tunecli.report.summary import wrap
 
 
-def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None:
+def show_finetune(events: Iterable[Event], console: VisibleConsole) -> Finetuned | None:
     """Show fine-tuning until it ends; None where a signal ended it."""
     shown = 0.0
     bar = Bar(
@@ -38,7 +38,7 @@ def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None
             if isinstance(event, Finetuned):
                 return event
             if isinstance(event, Notice):
-                console.print(f"note: {event.text}", soft_wrap=True)
+                console.say(f"note: {event.text}")
                 continue
             text = f"epoch {event.epoch} of {event.epochs}, training loss {event.train_loss:.4f}"
             if console.is_terminal:
@@ -47,27 +47,28 @@ def show_finetune(events: Iterable[Event], console: Console) -> Finetuned | None
                 bar.update(tasks[event.of], completed=event.epoch, status=text)
             elif event.epoch == event.epochs or time.monotonic() - shown >= LINE_SECONDS:
                 shown = time.monotonic()
-                console.print(f"{event.of}: {text}", soft_wrap=True)
+                console.say(f"{event.of}: {text}")
     return None
 
 
-def say_interrupted(again: str, console: Console) -> None:
-    console.print(
-        f"stopped: no checkpoint was written, the test split was not read\nto go on:\n  {again}", soft_wrap=True
-    )
+def say_interrupted(again: str, console: VisibleConsole) -> None:
+    console.say(f"stopped: no checkpoint was written, the test split was not read\nto go on:\n  {again}")
 
 
-def say_done_already(anew: str, console: Console) -> None:
-    console.print(f"this was done already, nothing is trained; to train it anew:\n  {anew}", soft_wrap=True)
+def say_done_already(anew: str, console: VisibleConsole) -> None:
+    console.say(f"this was done already, nothing is trained; to train it anew:\n  {anew}")
 
 
-def print_finetuned(result: Finetuned, console: Console) -> None:
+def print_finetuned(result: Finetuned, console: VisibleConsole) -> None:
     """What fine-tuning came to, the most important first."""
     name, moved = result.metric, result.after - result.before
     change = f"{'rose' if moved > 0 else 'fell'} by {abs(moved):.4f}" if moved else "stayed the same"
     kept = "" if result.used else ": the starting checkpoint stays the one in use"
     style = "yellow" if not result.used else "bold green" if moved else "bold"
-    console.print(Text(f"{name} {change} on the test split of {result.data}{kept}", style=style), soft_wrap=True)
+    console.print(
+        Text(f"{name} {change} on the test split of {result.data}{kept}", style=style),
+        soft_wrap=not console.is_terminal,
+    )
     console.print(f"  (test, {ordinal(result.reading)} reading)")
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("")
@@ -89,9 +90,9 @@ def print_finetuned(result: Finetuned, console: Console) -> None:
     ]
     console.print(wrap(items, console.width).replace("\n", "\n  "), soft_wrap=True)
     unused = "" if result.used else " (not in use)"
-    console.print(f"checkpoint: {result.checkpoint}{unused}", soft_wrap=True)
+    console.say(f"checkpoint: {result.checkpoint}{unused}")
     if result.saved is not None:
-        console.print(f"state dict: {result.saved}", soft_wrap=True)
+        console.say(f"state dict: {result.saved}")
 
 
 def finetune_json(result: Finetuned) -> str:

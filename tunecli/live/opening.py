@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from tunecli.data import Features
+from tunecli.output import broken
 from tunecli.report.summary import short, wrap
 from tunecli.sampler import says
 from tunecli.search import Changed, Opened, OpenedProgram
@@ -24,7 +25,7 @@ def opening(event: Opened | OpenedProgram, width: int) -> Text:
         paragraphs.append(("", [f"{event.done} of {total} done", f"{total - event.done} to go", *_going_on(event)]))
     text = Text()
     for label, items in paragraphs:
-        lines = wrap(items, width - 7).splitlines()
+        lines = broken(wrap(items, width - 7), width - 7).splitlines()
         text.append(f"{label:<7}", style="bold")
         text.append("\n       ".join(lines) + "\n")
     text.right_crop(1)
@@ -100,7 +101,7 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
         (
             "search",
             [
-                f"{study.search.trials} trials of up to {study.train.epochs} epochs",
+                f"{study.search.trials} trials of up to {_count(study.train.epochs, 'epoch')}",
                 f"{study.window} in flight",
                 _pruner(study),
                 f"{event.metric} on validation is {event.direction}d",
@@ -111,6 +112,10 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
         ("device", [event.device, *_computed(event)]),
         *([("", f"({looped})".split(", "))] if looped else []),
     ]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _computed(event: Opened) -> list[str]:

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from tunecli.live.terminal import LINE_SECONDS
+from tunecli.output import broken
 from tunecli.report.tables import duration
 from tunecli.search import Ended, Opened, OpenedProgram, Progress
 from tunecli.trial import State
@@ -62,7 +63,7 @@ class BarView:
         self._live.start()
 
     def note(self, text: str) -> None:
-        self._live.console.print(text)
+        self._live.console.print(broken(text, self._console.width), soft_wrap=True)
 
     def update(self, progress: Progress) -> None:
         self._show(progress, _left(progress))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tunecli.live.opening import change, explain, opening
 from tunecli.live.progress import BarView, LineView, ended_of
+from tunecli.report.console import VisibleConsole
 from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress
 from tunecli.study import ProgramStudy, Question
 from tunecli.trial import State
@@ -42,35 +43,32 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
     raise AssertionError("a search ends with Ended")
 
 
-def say_stopped(ended: Ended, again: str, console: Console) -> None:
+def say_stopped(ended: Ended, again: str, console: VisibleConsole) -> None:
     """A signal stopped the search: what is safe, and how to go on."""
     progress = ended.progress
     running = progress.counts[State.RUNNING]
     flight = f", {running} in flight" if running else ""
-    console.print(
-        f"stopped: {ended_of(progress)} of {progress.total} trials done{flight}; all is recorded", soft_wrap=True
-    )
-    console.print(f"to go on:\n  {again}", soft_wrap=True)
+    console.say(f"stopped: {ended_of(progress)} of {progress.total} trials done{flight}; all is recorded")
+    console.say(f"to go on:\n  {again}")
 
 
 def say_next(
-    ended: Ended, study: Question, home: str, again: str, console: Console, exhausted: int | None = None
+    ended: Ended, study: Question, home: str, again: str, console: VisibleConsole, exhausted: int | None = None
 ) -> None:
     """What to type after a search; `exhausted` is how many points its space has, where all were tried."""
     if exhausted is not None:
-        console.print(f"all {exhausted:,} points of the space were tried", soft_wrap=True)
+        console.say(f"all {exhausted:,} points of the space were tried")
     elif ended.how == "timeout":
-        console.print(
-            f"the time is up: {ended_of(ended.progress)} of {ended.progress.total} trials done; to go on:\n  {again}",
-            soft_wrap=True,
+        console.say(
+            f"the time is up: {ended_of(ended.progress)} of {ended.progress.total} trials done; to go on:\n  {again}"
         )
     elif ended.progress.ended_now == 0:
-        console.print(f"all {ended.progress.total} trials were done already; --trials N asks for more", soft_wrap=True)
+        console.say(f"all {ended.progress.total} trials were done already; --trials N asks for more")
     failed = ended.progress.counts[State.FAILED]
     if failed and ended.progress.best is not None:
         trials = "1 trial" if failed == 1 else f"{failed} trials"
-        console.print(f"{trials} failed: tunecli report {study.name}{home} says why", soft_wrap=True)
+        console.say(f"{trials} failed: tunecli report {study.name}{home} says why")
     if ended.progress.best is not None:
         # A program keeps its weights itself.
         finetune = "" if isinstance(study, ProgramStudy) else f"\n  tunecli finetune {study.name} --best{home}"
-        console.print(f"next:\n  tunecli report {study.name}{home}{finetune}", soft_wrap=True)
+        console.say(f"next:\n  tunecli report {study.name}{home}{finetune}")

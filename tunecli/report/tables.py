@@ -13,6 +13,9 @@ from tunecli.report.summary import Summary, curve_bars, failures, short, short_h
 from tunecli.trial import State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
+LEAST_OTHERS = 16
+"""Columns that other hparams take at least; a narrower terminal does without them."""
+
 _COLOURS = {State.COMPLETE: "green", State.PRUNED: "yellow", State.FAILED: "red", State.RUNNING: "cyan"}
 
 
@@ -90,7 +93,7 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
         f", {summary.metric} {best.value:.4f}{_after(summary, best)}",
     )
     if summary.ties > 1:
-        text.append(f"; {summary.ties} trials tie, the lowest number goes first")
+        text.append(f"\n  {summary.ties} trials tie, the lowest number goes first")
     for line in wrap(short_hparams(best.hparams), width - 2).splitlines():
         text.append(f"\n  {line}")
     if summary.command is not None:
@@ -133,13 +136,15 @@ def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
     ]
     for head in heads:
         table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
-    table.add_column("other hparams", overflow="fold", ratio=1)
-    # What the other columns leave, two spaces before each column but the first: wrapped here, by hparam, not by word.
+    # What these columns leave, two spaces before each column but the first: wrapped here, by hparam, not by word.
     left = width - sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True))
+    if left >= LEAST_OTHERS:
+        table.add_column("other hparams", overflow="fold", ratio=1)
     for trial, cells in zip(shown, rows, strict=True):
         style = "green" if summary.best is not None and trial.value == summary.best.value else ""
         others = wrap(short_hparams(trial.hparams, leave_out=main), left)
-        table.add_row(cells[0], Text(cells[1], style=style), *map(Text, cells[2:]), Text(others, style="dim"))
+        last = [Text(others, style="dim")] if left >= LEAST_OTHERS else []
+        table.add_row(cells[0], Text(cells[1], style=style), *map(Text, cells[2:]), *last)
     return table
 
 

@@ -219,7 +219,7 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
     if is_function(source):
         faults += _file_faults("model.source", source, base)
     elif source not in models.BUNDLED:
-        nearest = did_you_mean(source, models.BUNDLED)
+        nearest = f"{source}:FUNCTION" if source.endswith(".py") else did_you_mean(source, models.BUNDLED)
         faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{nearest}')
     else:
         known = sorted(models.BUNDLED[source])

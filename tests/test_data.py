@@ -460,7 +460,7 @@ def test_any_small_file_is_either_data_or_one_data_error(tmp_path_factory: pytes
         ("own.py", "unknown data source 'own.py'", '"file.py:function"'),
         ("none.csv", "no such file: .*none.csv", "relative"),
         ("none.py:make", "no such file: .*none.py", "relative"),
-        (".", "unknown data source '.'", ".csv"),
+        (".", "holds neither folders of pictures nor .npy files", "cat/1.jpg"),
     ],
 )
 def test_a_source_that_is_none_is_refused_before_anything_is_read(

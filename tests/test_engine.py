@@ -24,7 +24,8 @@ from tunecli.data import Samples
 from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, stretch, worker
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
-from tunecli.engine.functions import EVALUATION_SAMPLES, Step
+from tunecli.engine.functions import Step
+from tunecli.engine.plan import EVALUATION_SAMPLES
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.update import Updates
 from tunecli.errors import ModelError

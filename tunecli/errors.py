@@ -48,6 +48,15 @@ class ModelError(InputError):
     """A model that cannot be built, or does not fit its data."""
 
 
+class OutOfMemory(ModelError):
+    """What is computed at once does not fit into memory. `of` is the part of a plan whose half may, None where there
+    is none, and `at` how much of it did not."""
+
+    def __init__(self, message: str, *, hint: str | None = None, of: str | None = None, at: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.of, self.at = of, at
+
+
 class CheckpointError(InputError):
     """A checkpoint that is missing, damaged, or of another model."""
 

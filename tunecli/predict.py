@@ -174,7 +174,7 @@ def _outputs(module: nn.Module, found: NewInputs, device: str) -> Iterator[Tenso
 
     from tunecli.data.samples import each
     from tunecli.engine.forward import as_matrix, as_outputs, call
-    from tunecli.engine.functions import EVALUATION_SAMPLES
+    from tunecli.engine.plan import EVALUATION_SAMPLES
 
     for low in range(0, found.rows, EVALUATION_SAMPLES):
         high = min(low + EVALUATION_SAMPLES, found.rows)

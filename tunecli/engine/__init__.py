@@ -43,6 +43,7 @@ class Engine(Protocol):
         """Train until runs have finished their tick or `time.monotonic()` has passed the deadline.
 
         The runs that finished are measured. A tick ends when every run in flight is; the next call begins another.
+        Raises OutOfMemory where a plan that computes less at once may do: all runs can still be taken out then.
         """
 
     def free(self, run: Run) -> None:
@@ -57,8 +58,8 @@ class Engine(Protocol):
     def snapshot(self, run: Run) -> Snapshot | None:
         """A run's whole state as it is now, in the middle of a tick too; None where it cannot be taken out.
 
-        That is so for an optimizer of the user's own whose state is no plain value. What a user's model keeps in
-        attributes of Python is not seen.
+        That is so for an optimizer of the user's own whose state is no plain value, and where memory ran out in the
+        middle of a step. What a user's model keeps in attributes of Python is not seen.
         """
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:

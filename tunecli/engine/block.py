@@ -15,16 +15,17 @@ from torch import Tensor
 from tunecli.alarm import Overdue, limited, overdue
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
-from tunecli.engine.batches import Batches, batch_length, epoch_batches
-from tunecli.engine.functions import EVALUATION_SAMPLES
+from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches
+from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
 from tunecli.engine.gradients import Looped, Shape
+from tunecli.engine.plan import EVALUATION_SAMPLES
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.snapshot import Partial
 from tunecli.engine.stretch import lay_out, order_of, stretch_of
 from tunecli.engine.update import Coming, Trained, Updates
-from tunecli.errors import TunecliError
+from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.metrics import Loss
 from tunecli.source import describe
 from tunecli.trial import Measurement, better
@@ -50,6 +51,10 @@ class Block:
         self._steps = max(batches.steps for batches in self._batches)
         self._updates: Updates | None = None
         self._step = self._low = self._high = 0
+        self._joining: dict[int, Partial] = {}
+        # What a step is about to write: gradients, or what an update changes.
+        self._adding = self._updating = False
+        self._short: OutOfMemory | None = None
 
     @property
     def trials(self) -> tuple[int, ...]:
@@ -114,7 +119,7 @@ class Block:
         self._failure: str | None = None
         self._scoring: Scoring | None = None
         self._gradient.zero_()
-        self._joining: dict[int, Partial] = {}
+        self._joining = {}
         self._seconds_before = [0.0] * len(self.slots)
         for row, slot in enumerate(self.slots):
             if slot.partial is not None:
@@ -170,6 +175,9 @@ class Block:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
         began = time.monotonic()
         now = began
+        if self._short is not None:
+            raise self._short
+        short = None
         try:
             with limited(self._seconds_left()):
                 while self._step < self._steps:
@@ -184,7 +192,11 @@ class Block:
                         break
         except (Exception, SystemExit, Overdue) as error:
             self._failure, now = self._reason(error), time.monotonic()
+            short = out_of_memory(error) if is_out_of_memory(error) else None
         self._seconds += now - began
+        # What the step had computed so far is gone by now.
+        if short is not None and len(self._gradient) > 1 and self._fits_alone(self._step - self._low):
+            self._run_short("block_rows", len(self._gradient), short)
         return self._step >= self._steps or self._failure is not None
 
     def _seconds_left(self) -> float | None:
@@ -200,8 +212,8 @@ class Block:
         if isinstance(error, Overdue):
             return overdue(self._lane.task.trial_seconds)
         found = error.message if isinstance(error, TunecliError) else f"the model raised {describe(error)}"
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            found = f"out of memory: {describe(error)}"
+        if is_out_of_memory(error):
+            return f"{out_of_memory(error)}: a smaller batch_size or model needs less"
         return found if len(self.slots) == 1 else f"{found}, as {len(self.slots)} trials were computed at once"
 
     def _micro_step(self, step: int) -> None:
@@ -212,8 +224,10 @@ class Block:
         read = next(self._read)
         if isinstance(self._way, Rowwise) and self._lane.stochastic:
             self._way.draw_by(sample_keys(self._seeds, index))
+        self._adding = True
         with self._randomness(step):
             losses, counts = self._way.add_gradient(read, present)
+        self._adding, self._updating = False, True
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)
         if counts is not None:
@@ -221,6 +235,43 @@ class Block:
             self._counted += counts
         assert self._updates is not None
         self._updates.apply(place, self._norm, self._count if counts is not None else None)
+        self._updating = False
+
+    def _fits_alone(self, place: int) -> bool:
+        """Whether one of these rows, which are all alike, could be computed without the others."""
+        release_memory()
+        if self._updating or place >= len(self._index):
+            return True  # what it reads and computes was there
+        lane, one = self._lane, slice(0, 1)
+        assert lane.recorded is not None
+        shape = {name: column[one] for name, column in self._loss_shape().items()}
+        try:
+            alone = Rowwise(lane.recorded, self._state.weights[one], torch.zeros_like(self._gradient[one]), shape)
+            if lane.stochastic:
+                alone.draw_by(sample_keys(self._seeds[one], self._index[place, one]))
+            alone.add_gradient(lane.train.take(self._index[place, one]), self._present[place, one])
+        except Exception as error:
+            return not is_out_of_memory(error)
+        return True
+
+    def _run_short(self, of: str, at: int, message: str) -> None:
+        """Give up for want of memory, so that less is computed at once. Raises OutOfMemory, again when asked again."""
+        self._failure = None
+        for row in range(len(self.slots)):
+            if self._adding and not self._is_amid(row):
+                self._gradient[row] = 0.0
+        self._short = OutOfMemory(message, of=of, at=at)
+        raise self._short
+
+    def is_torn(self, slot: Slot) -> bool:
+        """Whether memory ran out while a step wrote into what the run has: its gradient so far, or its weights."""
+        row = self.slots.index(slot)
+        return self._updating or (self._adding and row not in self._joining and self._is_amid(row))
+
+    def _is_amid(self, row: int) -> bool:
+        """Whether a row has read a part of a batch."""
+        batches = self._batches[row]
+        return 0 < self._step < batches.steps and not batches.ends[self._step - 1]
 
     def _randomness(self, step: int) -> AbstractContextManager[None]:
         """What a forward pass draws comes from its run, epoch and step; a user's step may draw from any generator."""
@@ -238,19 +289,26 @@ class Block:
         lane = self._lane
         loss = metric = torch.full_like(self._loss, float("nan"))
         failures: dict[int, str] = {}
+        short, reading = None, True
         if lane.validation is not None and self._failure is None:
             if self._scoring is None:
-                own = self.slots[0].module, len(self.slots), lane.micro is None
+                own = self.slots[0].module, len(self.slots), lane.micro is None, lane.evaluated
                 self._scoring = Scoring(lane.task, self._way, lane.validation, self._scored_by, *own)
             try:
                 with limited(self._seconds_left()), self._averaged():
                     if not self._scoring.read(deadline):
                         self._seconds += time.monotonic() - began
                         return None
+                    reading = lane.task.step is not None
                     loss, metric, failures = self._scoring.score()
             except (Exception, SystemExit, Overdue) as error:
                 self._failure = self._reason(error)
+                short = out_of_memory(error) if is_out_of_memory(error) else None
         self._scoring = None
+        if short is not None and reading and lane.evaluated > (1 if len(self._gradient) == 1 else ROUND):
+            self._run_short("evaluated", lane.evaluated, short)
+        elif short is not None and len(self._gradient) > 1:
+            self._run_short("block_rows", len(self._gradient), short)
         train_loss = self._loss / (lane.whole_weight if lane.task.step is None else self._counted)
         # The one point of a tick where the host waits for the device.
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()

@@ -19,7 +19,7 @@ from tunecli.data import Samples
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
-from tunecli.errors import TunecliError
+from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.files import make_folder, write_new
 from tunecli.trial import Run
 
@@ -95,7 +95,10 @@ class _Candidate:
             return float("inf")
         torch.set_num_threads(self._threads)
         began = time.perf_counter()
-        measured = self._engine.advance(time.monotonic() + limit_seconds * self._samples)
+        try:
+            measured = self._engine.advance(time.monotonic() + limit_seconds * self._samples)
+        except OutOfMemory:
+            return float("inf")
         if len(measured) < self._trials:
             return float("inf")
         return (time.perf_counter() - began) / self._samples

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import re
 
 import torch
 
@@ -26,6 +28,37 @@ def resolve_device(name: str) -> str:
         # Losses are summed in float64, which Apple's GPUs do not have.
         raise UsageError(f"device {name!r} is not supported", hint="auto, cpu, cuda or cuda:1")
     return name
+
+
+_SAY_SO = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+"""Words of torch and of the libraries below it, which have no exception of their own for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on any device, or comes of one that does."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _SAY_SO):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """`out of memory (3.20 GiB at once)`, where an error says how much could not be had."""
+    text = str(error)
+    if (told := re.search(r"allocate ([\d.]+ [KMGT]iB)", text)) is not None:
+        return f"out of memory ({told[1]} at once)"
+    told = re.search(r"allocate (\d+) bytes", text)
+    if told is None:
+        return "out of memory"
+    size = int(told[1]) / 2**20
+    return f"out of memory ({f'{size:,.1f} MiB' if size < 1024 else f'{size / 1024:,.1f} GiB'} at once)"
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more, to a GPU's other users too."""
+    gc.collect()
+    torch.cuda.empty_cache()  # without a GPU, nothing
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -18,17 +18,14 @@ from tunecli.metrics import Loss, Metric
 from tunecli.source import describe, function_name, load_function, source_file
 from tunecli.trial import derive_seed
 
-EVALUATION_SAMPLES = 1024
-"""Samples evaluated at once. A multiple of what a block's micro-batches are filled up to, for the same reason."""
-
 _EVALUATION_SEED = derive_seed(0, 0, "evaluation")
 """A step that draws numbers draws the same ones in every evaluation: trials are compared on equal terms."""
 
 
-def chunks(samples: Split) -> Iterator[Samples]:
-    """The samples in order, as many at once as are evaluated at once."""
-    lows = range(0, len(samples), EVALUATION_SAMPLES)
-    return samples.stream(slice(low, low + EVALUATION_SAMPLES) for low in lows)
+def chunks(samples: Split, length: int) -> Iterator[Samples]:
+    """The samples in order, so many at once."""
+    lows = range(0, len(samples), length)
+    return samples.stream(slice(low, low + length) for low in lows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +53,11 @@ class Step:
             raise SourceError(f"{self.source} returned {_kind(returned[1])} for the count", hint=_STEP_HINT)
         return total, count.detach().reshape(())
 
-    def mean_loss(self, module: nn.Module, samples: Split) -> Tensor:
-        """The loss over all samples, (): the sum of the sums over the sum of the counts, in evaluation mode."""
+    def mean_loss(self, module: nn.Module, samples: Split, length: int) -> Tensor:
+        """The loss over all samples, `length` at once, (): the sum of the sums over the sum of the counts, in
+        evaluation mode."""
         with torch.no_grad(), evaluating(module), seeded(_EVALUATION_SEED):
-            found = [self(module, part.batch()) for part in chunks(samples)]
+            found = [self(module, part.batch()) for part in chunks(samples, length)]
         total, count = (torch.stack([own.double() for own in parts]).sum() for parts in zip(*found, strict=True))
         return total / count
 

@@ -101,9 +101,10 @@ class Lane:
         micro: int | None,
         stochastic: bool,
         mixes_samples: bool,
+        evaluated: int,
         device: torch.device,
     ) -> None:
-        self.task, self.train, self.validation = task, train, validation
+        self.task, self.train, self.validation, self.evaluated = task, train, validation, evaluated
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
@@ -156,6 +157,10 @@ class Lane:
         """Where a run stands in its tick, None at the end of one."""
         return slot.partial or next((block.partial(slot) for block in self._blocks if slot in block.slots), None)
 
+    def is_torn(self, slot: Slot) -> bool:
+        """Whether a step of a run was left half done."""
+        return any(slot in block.slots and block.is_torn(slot) for block in self._blocks)
+
     def begin_tick(self) -> list[Block]:
         """The blocks of occupied rows, each ready to train one tick."""
         if self._changed:
@@ -167,7 +172,10 @@ class Lane:
         return list(self._blocks)
 
     def _compact(self) -> None:
-        """Move the occupied rows to the front, in order, into as few blocks of one height; empty rows are zero."""
+        """Move the occupied rows to the front, in order, into as few blocks of one height; empty rows are zero.
+
+        Where memory runs out on the way, each run has its rows for itself again.
+        """
         self._slots.sort(key=lambda slot: slot.order)
         height = block_height(len(self._slots), self.block_rows)
         rows = -(-len(self._slots) // height) * height
@@ -177,16 +185,24 @@ class Lane:
         old, new, kept = self._matrices(), {}, self.gradient
         empty = kept[:0]
         self._blocks, self.state, self.best = [], State(empty, empty, empty), empty
-        for name in names:
-            # The old matrix goes before the next one comes: both of all would be twice the memory.
-            before = old.pop(name, empty)
-            new[name] = torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device)
+        try:
+            for name in names:
+                # The old matrix goes before the next one comes: both of all would be twice the memory.
+                before = old.get(name, empty)
+                matrix = torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device)
+                for row, slot in enumerate(self._slots):
+                    if slot.rows:
+                        matrix[row] = slot.rows.get(name, 0.0)
+                    elif len(before):
+                        matrix[row] = before[slot.row]
+                new[name] = matrix
+                old.pop(name, None)
+                del before
+        except (RuntimeError, MemoryError):
             for row, slot in enumerate(self._slots):
-                if slot.rows:
-                    new[name][row] = slot.rows.get(name, 0.0)
-                elif len(before):
-                    new[name][row] = before[slot.row]
-            del before
+                moved = {name: own[row] for name, own in new.items()}
+                slot.rows = slot.rows or {**moved, **{name: own[slot.row] for name, own in old.items()}}
+            raise
         for row, slot in enumerate(self._slots):
             slot.row, slot.rows = row, {}
         decay = None if self.task.decay_biases else self.layout.decay_mask(like.device, like.dtype)

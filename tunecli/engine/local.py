@@ -17,7 +17,7 @@ from tunecli.data import Samples
 from tunecli.data.samples import tensors
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
-from tunecli.engine.device import keep_memory
+from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, sample_losses
@@ -27,7 +27,7 @@ from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
-from tunecli.errors import ModelError, TunecliError
+from tunecli.errors import ModelError, OutOfMemory, TunecliError
 from tunecli.source import describe
 from tunecli.space import settings_of
 from tunecli.trial import Measurement, Run, Value
@@ -58,10 +58,28 @@ class LocalEngine:
         self._work: deque[Block] = deque()
         torch.set_num_threads(plan.threads)
         keep_memory()
-        self._train = task.train.to(self._device)
-        self._validation = task.validation.to(self._device) if task.validation is not None else None
+        try:
+            self._train = task.train.to(self._device)
+            self._validation = task.validation.to(self._device) if task.validation is not None else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            samples = len(task.train) + (0 if task.validation is None else len(task.validation))
+            raise OutOfMemory(
+                f"the data do not fit into the memory of {device}: {out_of_memory(error)}, {samples:,} samples",
+                hint="let a data function return a Dataset, which is read batch by batch"
+                + ("" if self._device.type == "cpu" else "; or --device cpu"),
+            ) from error
 
     def start(self, run: Run) -> None:
+        try:
+            self._start(run)
+        except (RuntimeError, MemoryError, TunecliError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"{out_of_memory(error)}: a smaller model needs less") from error
+
+    def _start(self, run: Run) -> None:
         task = self._task.of(run)
         module = task.build(run).to(self._device)
         module.train()
@@ -87,19 +105,23 @@ class LocalEngine:
                 micro=None if looped else micro,
                 stochastic=found.stochastic,
                 mixes_samples=found.mixes_samples,
+                evaluated=self._plan.evaluated,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
 
     def advance(self, deadline: float) -> list[Measurement]:
         if not self._work:
-            self._work.extend(block for lane in self._lanes.values() for block in lane.begin_tick())
+            self._work.extend(self._begin_tick())
         measured: list[Measurement] = []
         while self._work:
             self._announce(self._work[0].trials)
-            if not self._work[0].train(deadline):
-                break
-            found = self._work[0].measure(deadline)
+            try:
+                found = self._work[0].measure(deadline) if self._work[0].train(deadline) else None
+            except OutOfMemory:
+                if not measured:
+                    raise
+                break  # what others have shown is told first
             if found is None:
                 break
             self._work.popleft()
@@ -108,8 +130,25 @@ class LocalEngine:
                 break
         return measured
 
+    def _begin_tick(self) -> list[Block]:
+        try:
+            return [block for lane in self._lanes.values() for block in lane.begin_tick()]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            short = out_of_memory(error)
+        raise OutOfMemory(
+            f"{len(self._slots)} trials in flight do not fit into memory together: {short}",
+            hint="begin anew with fewer at a time: --fresh, and a smaller search.window",
+            of="block_rows" if self._plan.block_rows > 1 else None,
+            at=self._plan.block_rows,
+        )
+
     def close(self) -> None:
-        pass  # what it holds goes with it
+        self._work.clear()
+        self._lanes.clear()
+        self._slots.clear()
+        self._train, self._validation = self._task.train, self._task.validation
 
     def free(self, run: Run) -> None:
         slot = self._slots.pop(run.trial)
@@ -119,7 +158,12 @@ class LocalEngine:
         return self._slots[run.trial].best_weights()
 
     def snapshot(self, run: Run) -> Snapshot | None:
-        return take_snapshot(self._slots[run.trial])
+        try:
+            return take_snapshot(self._slots[run.trial])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:
         self.start(run)

@@ -13,16 +13,28 @@ NARROW_WEIGHTS = 65_536
 """Up to here the cost of a step is mostly the calls into torch, and rows computed together share them."""
 
 
+EVALUATION_SAMPLES = 1024
+"""Samples evaluated at once. A multiple of what a block's micro-batches are filled up to, for the same reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
     `cap`: largest micro-batch (None: whole batches); `block_rows`: at most so many rows are computed at once, which
-    from two on changes the speed alone; `threads`: of the process."""
+    from two on changes the speed alone; `threads`: of the process; `evaluated`: so many samples are evaluated at once.
+    """
 
     way: str
     cap: int | None
     block_rows: int
     threads: int
+    evaluated: int = EVALUATION_SAMPLES
+
+    def halved(self, of: str, at: int) -> Plan:
+        """The plan with half of the `at` rows of a block, or samples `evaluated` at once, that did not fit: the next
+        power of two below."""
+        half = 1 << (at // 2).bit_length() - 1
+        return replace(self, block_rows=half) if of == "block_rows" else replace(self, evaluated=half)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,6 +44,16 @@ class Plan:
         if self.block_rows == 1:
             return f"trials one after another, {threads}"
         return f"up to {self.block_rows} trials at once, micro-batches of up to {self.cap}, {threads}"
+
+
+def lessened(before: Plan, now: Plan) -> list[str]:
+    """What is computed at once now, and what was before."""
+    found = []
+    if now.block_rows != before.block_rows:
+        found.append(f"up to {now.block_rows} trials at once from now on, not {before.block_rows}")
+    if now.evaluated != before.evaluated:
+        found.append(f"{now.evaluated} samples evaluated at once from now on, not {before.evaluated}")
+    return found
 
 
 LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)

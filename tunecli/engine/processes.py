@@ -25,7 +25,7 @@ from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task, make_task
 from tunecli.engine.traits import Traits
 from tunecli.engine.worker import Announce, Lost, Make, Worker, WorkerDied
-from tunecli.errors import ModelError, StorageError, TunecliError
+from tunecli.errors import ModelError, OutOfMemory, StorageError, TunecliError
 from tunecli.study import Study
 from tunecli.trial import Measurement, Run
 
@@ -102,12 +102,17 @@ class Processes:
         try:
             self._workers += (Worker(make) for _ in range(workers))
         except BaseException:
-            self.close()
+            self._end_workers()
             raise
 
     def close(self) -> None:
+        self._end_workers()
+        self._here.close()
+
+    def _end_workers(self) -> None:
         for worker in self._workers:
             worker.kill()
+        self._workers = []
 
     def traits(self, run: Run) -> Traits:
         return self._here.traits(run)
@@ -161,26 +166,34 @@ class Processes:
         if not self._late and not self._busy():
             self._begin_tick()
         while True:
-            if self._pending_here:
-                measured = self._here.advance(deadline)
-                self._pending_here -= len(measured)
-                self._late += measured
-            for worker in tuple(self._workers):
-                try:
-                    self._hear(worker)
-                except WorkerDied:
-                    self._replace(worker)
-                    break  # there may be none left
-                except TunecliError as error:
-                    if not self._waiting:
-                        raise
-                    self._go_on_alone(error.message)
-                    break
+            try:
+                if self._pending_here:
+                    measured = self._here.advance(deadline)
+                    self._pending_here -= len(measured)
+                    self._late += measured
+                self._hear_all()
+            except OutOfMemory:
+                if not self._late:
+                    raise
+                deadline = 0.0  # what others have shown is told first
             left = deadline - time.monotonic()
             if left <= 0 or not self._busy():
                 measured, self._late = self._late, []
                 return measured
             wait([worker.fileno() for worker in self._workers if worker.pending], min(left, POLL_SECONDS))
+
+    def _hear_all(self) -> None:
+        for worker in tuple(self._workers):
+            try:
+                self._hear(worker)
+            except WorkerDied:
+                self._replace(worker)
+                break  # there may be none left
+            except TunecliError as error:
+                if not self._waiting:
+                    raise
+                self._go_on_alone(error.message)
+                break
 
     def _busy(self) -> bool:
         return bool(self._pending_here) or any(worker.pending for worker in self._workers)
@@ -305,8 +318,7 @@ class Processes:
     def _go_on_alone(self, reason: str) -> None:
         """There will be no workers; all runs are still in this process."""
         self._tell(f"worker processes cannot be started, this one goes on alone: {reason}")
-        self.close()
-        self._workers = []
+        self._end_workers()
 
     def _often_died(self, trial: int) -> bool:
         return self._deaths.get(trial, (0, 0))[1] >= MOST_DEATHS

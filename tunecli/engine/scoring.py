@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tunecli.data import Samples, Split, each
 from tunecli.engine.batches import ROUND
-from tunecli.engine.functions import EVALUATION_SAMPLES
+from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.gradients import Looped, Shape
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.task import Task
@@ -23,7 +23,8 @@ Scores = tuple[Tensor, Tensor, dict[int, str]]
 
 @dataclass(slots=True, eq=False)
 class Scoring:
-    """One evaluation of a block's rows on `samples`; `rows` of them are somebody's. `shape` shapes each row's loss.
+    """One evaluation of a block's rows on `samples`, `length` of them at once; `rows` of them are somebody's. `shape`
+    shapes each row's loss.
 
     A row computed `alone` has a `module` of its own, whose samples may depend on each other.
     """
@@ -35,6 +36,7 @@ class Scoring:
     module: nn.Module
     rows: int
     alone: bool
+    length: int
     _outputs: list[Tensor] = field(default_factory=list)
     _targets: list[Tensor] = field(default_factory=list)
 
@@ -42,14 +44,14 @@ class Scoring:
         """Go on with the samples, by one chunk at least; False where the deadline came first."""
         if self.task.step is not None and self.task.metric.function is None:
             return True
-        for low in range(len(self._outputs) * EVALUATION_SAMPLES, len(self.samples), EVALUATION_SAMPLES):
-            chunk = self.samples.take(slice(low, low + EVALUATION_SAMPLES))
+        for low in range(len(self._outputs) * self.length, len(self.samples), self.length):
+            chunk = self.samples.take(slice(low, low + self.length))
             # All chunks have one length, but for a row alone: its model may not bear samples that only fill.
             missing = 0 if self.alone else -len(chunk) % ROUND
             filled = each(lambda own, more=missing: _filled(own, more), chunk.inputs) if missing else chunk.inputs
             self._outputs.append(self.way.outputs(filled, len(chunk) + missing)[:, : len(chunk)])
             self._targets.append(chunk.targets)
-            if time.monotonic() >= deadline and len(self._outputs) * EVALUATION_SAMPLES < len(self.samples):
+            if time.monotonic() >= deadline and len(self._outputs) * self.length < len(self.samples):
                 return False
         return True
 
@@ -57,13 +59,13 @@ class Scoring:
         """The scores, once all samples are read. A metric that raises for one of several rows fails that one."""
         step = self.task.step
         if step is not None:
-            loss = step.mean_loss(self.module, self.samples)[None]
+            loss = step.mean_loss(self.module, self.samples, self.length)[None]
             return loss, loss if self.task.metric.function is None else self.task.metric_of(*self._read()), {}
         outputs, targets = self._read()
         try:
             return *self.task.score(outputs, targets, self.shape), {}
-        except (Exception, SystemExit):
-            if self.rows == 1:
+        except (Exception, SystemExit) as error:
+            if self.rows == 1 or is_out_of_memory(error):
                 raise
         return self._score_each(outputs, targets)
 

@@ -40,7 +40,10 @@ class Partial:
 
 
 def take_snapshot(slot: Slot) -> Snapshot | None:
-    """A copy of all that the run holds, or None where its optimizer holds what is no plain value."""
+    """A copy of all that the run holds, or None where its optimizer holds what is no plain value, or a step was left
+    half done."""
+    if slot.lane.is_torn(slot):
+        return None
     tensors = {f"row.{name}": row for name, row in slot.lane.rows(slot).items()}
     tensors |= {f"best.{name}": buffer for name, buffer in slot.best_state.items()}
     tensors |= {f"own.{name}": own for name, own in _own_tensors(slot).items()}

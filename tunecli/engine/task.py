@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from tunecli import models
 from tunecli.data import Data, Samples, Split
+from tunecli.engine.device import is_out_of_memory, release_memory
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
 from tunecli.engine.functions import Step, chunks, load_loss, load_metric, load_step
 from tunecli.engine.gradients import sample_losses
 from tunecli.engine.own import OwnOptimizer, load_optimizer
-from tunecli.errors import StudyFileError
+from tunecli.engine.plan import EVALUATION_SAMPLES
+from tunecli.errors import StudyFileError, TunecliError
 from tunecli.metrics import DEFAULT_LOSS, DEFAULT_METRIC, LOSSES, METRICS, Loss, Metric, own_direction
 from tunecli.source import function_name, is_function
 from tunecli.space import DEFAULT_SETTINGS
@@ -187,12 +189,24 @@ def outputs_of(study: Study, data: Data, hparams: Hparams = MappingProxyType({})
 
 def evaluate(task: Task, module: nn.Module, samples: Split, settings: Mapping[str, Value] = DEFAULT_SETTINGS) -> float:
     """The task's metric of one model on some samples; a loss is shaped by the settings, its labels are not smoothed."""
+    length = EVALUATION_SAMPLES
+    while True:
+        try:
+            return _evaluate(task, module, samples, settings, length)
+        except (MemoryError, RuntimeError, TunecliError) as error:
+            if length == 1 or not is_out_of_memory(error):
+                raise
+        length //= 2
+        release_memory()
+
+
+def _evaluate(task: Task, module: nn.Module, samples: Split, settings: Mapping[str, Value], length: int) -> float:
     if task.step is not None and task.metric.function is None:
-        return float(task.step.mean_loss(module, samples))
+        return float(task.step.mean_loss(module, samples, length))
     found: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.no_grad(), evaluating(module):
-        for part in chunks(samples):
+        for part in chunks(samples, length):
             found.append(as_outputs(call(module, part.inputs), len(part)))
             targets.append(part.targets)
     outputs, known = torch.cat(found)[None], torch.cat(targets)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tunecli.data import Samples
+from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, filters, sample_losses
@@ -80,7 +81,9 @@ def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool
                 found = losses()
             losses().sum().backward()  # type: ignore[no-untyped-call]  # torch's own
             return _agree(found[None], expected)
-    except Exception:  # whatever a user's forward meets, it works with the usual layout
+    except Exception as error:  # whatever a user's forward meets, it works with the usual layout
+        if is_out_of_memory(error):
+            raise
         return False
     finally:
         module.zero_grad()
@@ -167,6 +170,8 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
     except Unrecordable as error:
         return str(error)
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
+        if is_out_of_memory(error):
+            raise
         return f"vmap cannot follow its forward pass ({type(error).__name__})"
     with torch.no_grad(), evaluating(module):
         given = as_outputs(call(module, samples.inputs), count)

@@ -88,32 +88,31 @@ class Updates:
 
     def begin(self, coming: Coming) -> None:
         """Compute ahead what depends on hparams and on the numbers of the coming updates alone."""
-        dtype, device = self._gradient.dtype, self._gradient.device
+        # On the CPU, whatever the device: a few numbers, of which a GPU takes all at once.
         told = [_told(row) for row in self._rows]
-        columns = {name: _column([own[name] for own in told], device) for name in told[0]}
+        columns = {name: _column([own[name] for own in told]) for name in told[0]}
         # A batch that counts nothing has no gradient, and none is divided by zero.
         share = torch.where(coming.sizes > 0, 1 / coming.sizes.double(), 1.0)
         # The average begins with the weights after the first update, as torch's AveragedModel does.
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
-        moving = torch.stack([share, keep], dim=1)[..., None].to(device, dtype)  # (S, 2, K, 1)
-        self._moving = _Slices(moving)
-        self._l1, self._clip = columns["l1"].to(dtype), columns["clip_norm"].to(dtype)
+        moving = torch.stack([share, keep], dim=1)[..., None]  # (S, 2, K, 1)
+        self._moving = _Slices(moving.to(self._gradient))
+        self._l1, self._clip = columns["l1"].to(self._gradient), columns["clip_norm"].to(self._gradient)
         self._told = told
-        self._rates = (columns["learning_rate"][:, 0].cpu() * coming.rates.double().cpu()).tolist()
+        self._rates = (columns["learning_rate"][:, 0] * coming.rates.double()).tolist()
         self._numbers = coming.numbers.float()
-        self._l2 = [columns["l2"][places].to(dtype) for places in self._places]
+        self._l2 = [columns["l2"][places].to(self._gradient) for places in self._places]
         known = zip(self._rules, self._places, strict=True)
         self._scalars = [self._of_rule(rule, places, columns, coming) for rule, places in known]
 
     def _of_rule(self, rule: Rule, places: list[int], columns: Mapping[str, Tensor], coming: Coming) -> _Slices:
         """What a rule computes of its rows' hparams for each update, (S, n, K', 1); by how much l2 shrinks is first."""
-        device = self._gradient.device
         own = {name: column[places] for name, column in columns.items()}
-        own["learning_rate"] = own["learning_rate"] * coming.rates[:, places].to(device).double()[..., None]
-        scalars = rule.scalars(own, coming.numbers[:, places].to(device).double()[..., None])
+        own["learning_rate"] = own["learning_rate"] * coming.rates[:, places].double()[..., None]
+        scalars = rule.scalars(own, coming.numbers[:, places].double()[..., None])
         shape = own["learning_rate"].shape
         parts = [own["learning_rate"] * own["l2"], *(column.expand(shape) for column in scalars)]
-        return _Slices(torch.stack(parts, dim=1).to(self._gradient.dtype))
+        return _Slices(torch.stack(parts, dim=1).to(self._gradient))
 
     @torch.no_grad()
     def apply(self, step: int, norm: Tensor, count: Tensor | None = None) -> None:
@@ -192,8 +191,8 @@ def _told(row: Trained) -> dict[str, float]:
     return {name: float(row.hparams.get(name, defaults.get(name, 0.0))) for name in ("learning_rate", *defaults)}  # type: ignore[arg-type]
 
 
-def _column(values: list[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+def _column(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
 def _spared(of: Tensor, decay: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ import torch.multiprocessing  # from here on a tensor is sent as the memory that
 from torch import Tensor
 
 from tunecli.engine.snapshot import Snapshot
-from tunecli.errors import DataError, StorageError, TunecliError
+from tunecli.errors import DataError, OutOfMemory, StorageError, TunecliError
 from tunecli.source import describe
 from tunecli.trial import Measurement, Run
 
@@ -141,7 +141,7 @@ class Worker:
         except WorkerDied:
             if not self._measured and self._failed is None:
                 raise
-        if self._failed is not None:
+        if self._failed is not None and not self._measured:
             raise self._failed
         measured, self._measured = self._measured, []
         self.pending -= {own.trial for own in measured}
@@ -283,6 +283,11 @@ def _work(connection: Connection, say: Callable[..., None], engine: Engine) -> N
         if pending and not connection.poll():
             try:
                 measured = engine.advance(time.monotonic() + SLICE_SECONDS)
+            except OutOfMemory as error:
+                # Its runs are still to be taken out.
+                say(FAILED, error)
+                pending = 0
+                continue
             except TunecliError as error:
                 say(FAILED, error)
                 return
@@ -297,10 +302,13 @@ def _work(connection: Connection, say: Callable[..., None], engine: Engine) -> N
             pending = len(runs)
         elif method == REVIVE:
             lost = [replace(own, snapshot=_unpacked(own.snapshot)) for own in arguments[0]]
-            say(MEASURED, _revive(engine, lost))
             runs = {own.run.trial for own in lost}
+            try:
+                say(MEASURED, _revive(engine, lost))
+                say(REVIVED)
+            except OutOfMemory as error:
+                say(FAILED, error)
             say(AT_WORK, ())
-            say(REVIVED)
         else:
             _answer(say, engine, runs, method, *map(_unpacked, arguments))
 

@@ -266,7 +266,8 @@ def _train(
             if measured.failure is not None and of == "from scratch":
                 return {}  # what it is compared with has nothing to show; the fine-tuning has
             if measured.failure is not None:
-                raise NoUsableTrial(f"{of} {measured.failure}", hint="try a smaller rate: --set learning_rate=...")
+                key = "batch_size" if measured.failure.startswith("out of memory") else "learning_rate"
+                raise NoUsableTrial(f"{of} {measured.failure}", hint=f"try a smaller one: --set {key}=...")
         if snapshots.due or done == run.epochs:
             # At its end too: a kill in what comes after must not have it trained again.
             yield from map(Notice, snapshots.write([run], take))

@@ -20,6 +20,7 @@ class Flight:
         self.engine, self._snapshots = engine, snapshots
         self._runs: dict[int, Run] = {}
         self._found: dict[int, Kept] = {}
+        self._parked: dict[int, Kept] = {}
         self._ahead: dict[int, tuple[Run, Snapshot]] = {}
         self._measured: dict[int, Measurement] = {}
         self._ticks: dict[int, int] = {}
@@ -27,7 +28,8 @@ class Flight:
 
     def find(self, run: Run, fidelity: int) -> tuple[int, str | None]:
         """How many of the ticks recorded of a run need not be trained again; a note where a snapshot is damaged."""
-        kept, note = self._snapshots.load(run)
+        parked = self._parked.pop(run.trial, None)
+        kept, note = (parked, None) if parked is not None else self._snapshots.load(run)
         if kept is None:
             return 0, note
         reached = kept.snapshot.fidelity
@@ -48,6 +50,16 @@ class Flight:
         else:
             self.engine.restore(run, kept.snapshot)
         self._runs[run.trial], self._ticks[run.trial] = run, 0 if kept is None else kept.snapshot.fidelity
+
+    def park(self) -> None:
+        """Take all runs out of an engine that is to be replaced; `find` and `start` have them go on where they are, or
+        where their last snapshot is."""
+        self._parked |= self._found
+        for run in self._runs.values():
+            if (kept := self._take(run)) is not None:
+                self._parked[run.trial] = kept
+        self._parked |= {trial: Kept(own, self._measured[trial]) for trial, (_, own) in self._ahead.items()}
+        self._runs, self._found, self._ahead, self._measured = {}, {}, {}, {}
 
     def advance(self, seconds: float) -> int:
         """Train for so long, or until runs have finished their tick; how many have by now."""

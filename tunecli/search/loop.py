@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from tunecli.engine import Engine, Plan, Processes, engine_of, resolve_device
+from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of, resolve_device
+from tunecli.engine.device import release_memory
+from tunecli.engine.plan import lessened
 from tunecli.engine.task import make_task
-from tunecli.errors import StorageError, TunecliError
+from tunecli.errors import OutOfMemory, StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
 from tunecli.points import shown
@@ -57,6 +59,8 @@ class Loop:
         self.workers = min(place.workers or 1, study.window)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
+        self._employed = 0
+        self._before_shortage: Plan | None = None
         self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         fingerprint = self.data.fingerprint()
@@ -105,6 +109,7 @@ class Loop:
 
     def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
         """Have so many worker processes train, those that this one trains already as soon as they are there."""
+        self._employed = workers
         make = engine_of(self.study, self.data, self.task, self.fitted.plan, self.device)
         moving = [self._run(trial.number, trial.hparams) for trial in training]
         self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
@@ -138,7 +143,10 @@ class Loop:
         told = {name: document[name] for name in ("model", "train")}
         # How many processes read changes no bit, and may change from one search to the next.
         told["data"] = {key: value for key, value in document["data"].items() if key != "workers"}
-        return {**told, "samples": data, "plan": self.fitted.plan.as_dict(), "code": code_of(document, self.study.base)}
+        # A run goes on from what it reached under a plan that took more memory.
+        plan = self.fitted.plan.as_dict()
+        plan = {key: value for key, value in plan.items() if key not in ("block_rows", "evaluated")}
+        return {**told, "samples": data, "plan": plan, "code": code_of(document, self.study.base)}
 
     def close(self) -> None:
         self.engine.close()
@@ -210,7 +218,17 @@ class Loop:
         """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
         expected = len(self.ledger.in_flight)
         while not stop():
-            if self.flight.advance(PAUSE_SECONDS) == expected:
+            short = None
+            try:
+                arrived = self.flight.advance(PAUSE_SECONDS)
+            except OutOfMemory as error:
+                short = error.with_traceback(None)
+            if short is not None:
+                self._compute_less(short)
+                yield from self._catch_up(stop)
+                continue
+            if arrived == expected:
+                self._tell_shortage()
                 yield from self._noticed()
                 return self.flight.end_tick()
             yield from self._noticed()
@@ -231,8 +249,43 @@ class Loop:
         told, self._told[:] = self._told[:], []
         yield from map(Noticed, told)
 
+    def _compute_less(self, error: OutOfMemory) -> None:
+        """Have a new engine compute half as much at once, by a plan that is the study's from now on. What was recorded
+        stays, and runs go on from where they are. Raises the error where there is nothing to halve.
+
+        The error should have no traceback any more: what did not fit is held by it.
+        """
+        if error.of is None:
+            raise error
+        self._before_shortage = self._before_shortage or self.fitted.plan
+        plan = self.fitted.plan.halved(error.of, error.at)
+        self.store.replan(plan.as_dict())
+        self.store.flush()
+        self.flight.park()
+        self.engine.close()
+        release_memory()
+        self.fitted = replace(self.fitted, engine=LocalEngine(self.task, plan, self.device), plan=plan)
+        self.engine = self.flight.engine = self.fitted.engine
+        if self._employed:
+            self._employ(self._employed)
+
+    def _tell_shortage(self) -> None:
+        """Say once, when a tick is through with it, that less is computed at once now."""
+        if self._before_shortage is not None:
+            self._told.append(f"memory ran out: {' and '.join(lessened(self._before_shortage, self.fitted.plan))}")
+            self._before_shortage = None
+
     def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
+        while True:
+            try:
+                yield from self._train_forward(stop)
+                return
+            except OutOfMemory as error:
+                short = error.with_traceback(None)
+            self._compute_less(short)
+
+    def _train_forward(self, stop: Callable[[], bool]) -> Iterator[Event]:
         missing: dict[int, int] = {}
         for trial in self.ledger.in_flight:
             reached, note = self.flight.find(self._run(trial.number, trial.hparams), trial.fidelity)

@@ -102,6 +102,10 @@ class Store:
         """The question as it is asked now: more trials, say."""
         self._pending["question"].append({"own": self._study_id, "document": json.dumps(document)})
 
+    def replan(self, plan: Mapping[str, Any]) -> None:
+        """The plan that the study goes on with."""
+        self._pending["plan"].append({"own": self._study_id, "plan": json.dumps(plan)})
+
     def set_aside(self, document: Mapping[str, Any], until: int) -> None:
         """The question as it was before it changed: what trials below `until` were asked, since the change before.
 
@@ -268,6 +272,7 @@ class Store:
         trials = optuna["trials"]
         return {
             "question": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
+            "plan": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "earlier": insert(QUESTIONS),
             "importance": update(STUDIES).where(STUDIES.c.study_id == bindparam("own")),
             "trial": insert(trials),

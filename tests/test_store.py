@@ -1,6 +1,7 @@
 """The study database: written whole ticks at a time by one writer, read by us and by Optuna alike."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -26,10 +27,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy import MetaData, create_engine, select
 
 from tests.conftest import examples
 from tunecli.errors import InputError, StorageError
 from tunecli.space import Choice, Float, Range, build_space, distribution_json
+from tunecli.storage import Database, Shared
 from tunecli.store import Store, create_study, hold, is_deleted, is_unfinished, overview, read, versions
 from tunecli.trial import Measurement, State, Trial, Value
 
@@ -49,9 +52,9 @@ SPACE = build_space(KEYS)
 ENDED = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
 
 
-def create(path: Path, name: str = "tiny") -> None:
+def create(database: Database, name: str = "tiny") -> None:
     create_study(
-        path,
+        database,
         name=name,
         metric="accuracy",
         direction=DIRECTION,
@@ -76,15 +79,57 @@ def path(empty: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
+def in_file(path: Path) -> Iterator[Store]:
     opened = Store(path, SPACE)
     yield opened
     opened.close()
 
 
-def load(path: Path) -> optuna.Study:
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def make_database(
+    request: pytest.FixtureRequest, empty: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Database]:
+    """Makes databases with the study `tiny`, without trials, of both kinds: what holds for one holds for the other."""
+    if request.param == "sqlite":
+        return lambda: shutil.copy(empty, tmp_path_factory.mktemp("study") / "study.db")
+    address = request.getfixturevalue("postgres").make("contract")
+
+    def make() -> Database:
+        database = Shared(address, f"tiny{next(NUMBER)}")
+        create(database, "tiny")
+        return database
+
+    return make
+
+
+NUMBER = itertools.count()
+
+
+@pytest.fixture
+def database(make_database: Callable[[], Database]) -> Database:
+    return make_database()
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[Store]:
+    opened = Store(database, SPACE)
+    yield opened
+    opened.close()
+
+
+def url_of(database: Database) -> str:
+    if isinstance(database, Path):
+        return f"sqlite:///{database}"
+    return database.address.url.set(drivername="postgresql+psycopg").render_as_string()
+
+
+def name_of(database: Database) -> str:
+    return "tiny" if isinstance(database, Path) else database.study
+
+
+def load(database: Database) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(storage=f"sqlite:///{path}", study_name="tiny")
+    return optuna.load_study(storage=url_of(database), study_name=name_of(database))
 
 
 def hparams(choose: random.Random) -> dict[str, Value]:
@@ -189,10 +234,10 @@ def searches(draw: st.DrawFn) -> list[Trial]:
 @examples(10)
 @given(searches(), st.booleans())
 def test_trials_come_back_as_they_were_and_optuna_reads_the_same(
-    empty: Path, tmp_path_factory: pytest.TempPathFactory, trials: list[Trial], at_once: bool
+    make_database: Callable[[], Database], trials: list[Trial], at_once: bool
 ) -> None:
-    path = shutil.copy(empty, tmp_path_factory.mktemp("study") / "study.db")
-    store = Store(path, SPACE)
+    database = make_database()
+    store = Store(database, SPACE)
     if at_once:
         write(store, trials)
     else:
@@ -200,10 +245,10 @@ def test_trials_come_back_as_they_were_and_optuna_reads_the_same(
             write(store, [trial])
     store.close()
 
-    record = read(path)
+    record = read(database)
     assert [comparable(trial) for trial in record.trials] == [comparable(trial) for trial in trials]
     assert [trial.seconds for trial in record.trials] == pytest.approx([trial.seconds for trial in trials])
-    study = load(path)
+    study = load(database)
     assert len(study.trials) == len(trials)
     for theirs, ours in zip(study.trials, trials, strict=True):
         agree(theirs, ours)
@@ -244,20 +289,20 @@ def agree(theirs: optuna.trial.FrozenTrial, ours: Trial) -> None:
     assert (theirs.datetime_complete is not None) == ours.state.ended
 
 
-def test_optuna_shows_nan_and_infinities_of_a_curve(store: Store, path: Path) -> None:
+def test_optuna_shows_nan_and_infinities_of_a_curve(store: Store, database: Database) -> None:
     trial = running(0)
     store.start(trial)
     metrics = [0.1 + 0.2, math.inf, -math.inf, math.nan]
     store.record([measurement(0, fidelity, metric) for fidelity, metric in enumerate(metrics, start=1)])
     store.flush()
-    shown = load(path).trials[0].intermediate_values
+    shown = load(database).trials[0].intermediate_values
     assert [shown[1], shown[2], shown[3]] == metrics[:3]
     assert math.isnan(shown[4])
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
 def test_dates_are_those_that_optuna_would_have_written(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+    store: Store, database: Database, monkeypatch: pytest.MonkeyPatch, zone: str
 ) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
@@ -265,7 +310,7 @@ def test_dates_are_those_that_optuna_would_have_written(
         write(store, [ended(running(0), State.COMPLETE, [0.5])])
         theirs = optuna.create_study().ask()._cached_frozen_trial.datetime_start
         assert theirs is not None
-        ours = load(path).trials[0]
+        ours = load(database).trials[0]
         for date in (ours.datetime_start, ours.datetime_complete):
             assert date is not None
             assert date.tzinfo is None
@@ -355,41 +400,44 @@ def test_optunas_dashboard_serves_the_same(told: tuple[Path, list[Trial]]) -> No
 # Ticks are whole
 
 
-def test_a_trial_that_optuna_adds_while_a_search_writes_is_named_as_the_reason(store: Store, path: Path) -> None:
+def test_a_trial_that_optuna_adds_while_a_search_writes_is_named_as_the_reason(
+    store: Store, database: Database
+) -> None:
     write(store, [running(0)])
-    load(path).enqueue_trial({"optimizer": "sgd"})
+    load(database).enqueue_trial({"optimizer": "sgd"})
     with pytest.raises(StorageError, match="another program added some") as caught:
         write(store, [running(1)])
     assert caught.value.hint
-    assert [trial.state for trial in read(path).trials] == [State.RUNNING, State.WAITING]
+    assert [trial.state for trial in read(database).trials] == [State.RUNNING, State.WAITING]
     # Opened again, it goes on behind what waits.
-    again = Store(path, SPACE)
+    again = Store(database, SPACE)
     write(again, [running(1), running(2)])
     again.close()
-    assert [trial.state for trial in read(path).trials] == [State.RUNNING] * 3
+    assert [trial.state for trial in read(database).trials] == [State.RUNNING] * 3
 
 
-def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """All that Optuna's tables hold of trials, less their clocks and our own note on the study."""
-    with sqlite3.connect(path) as connection:
-        return {
-            "trials": connection.execute("SELECT trial_id, number, study_id, state FROM trials").fetchall(),
-            "params": connection.execute(
-                "SELECT trial_id, param_name, param_value, distribution_json FROM trial_params ORDER BY param_id"
-            ).fetchall(),
-            "values": connection.execute(
-                "SELECT trial_id, objective, value, value_type FROM trial_values ORDER BY trial_id"
-            ).fetchall(),
-            "steps": connection.execute(
-                "SELECT trial_id, step, intermediate_value, intermediate_value_type FROM trial_intermediate_values"
-                " ORDER BY trial_id, step"
-            ).fetchall(),
-            "attributes": connection.execute("SELECT trial_id, key, value_json FROM trial_user_attributes").fetchall(),
-            "given": connection.execute("SELECT trial_id, key, value_json FROM trial_system_attributes").fetchall(),
-        }
+def rows(database: Database) -> dict[str, Any]:
+    """All that Optuna's tables hold of trials, less their clocks; trials by their numbers."""
+    engine = create_engine(url_of(database))
+    found = MetaData()
+    names = ("params", "values", "intermediate_values", "user_attributes", "system_attributes")
+    found.reflect(engine, only=("studies", "trials", *(f"trial_{name}" for name in names)))
+    studies, trials = found.tables["studies"], found.tables["trials"]
+    own = trials.join(studies, trials.c.study_id == studies.c.study_id)
+    told = [select(trials.c.number, trials.c.state).select_from(own).order_by(trials.c.number)]
+    for name in names:
+        table = found.tables[f"trial_{name}"]
+        order, *rest = [column for column in table.c if column.name != "trial_id"]  # its own id first
+        of_trials = own.join(table, trials.c.trial_id == table.c.trial_id)
+        told.append(select(trials.c.number, *rest).select_from(of_trials).order_by(order))
+    mine = studies.c.study_name == name_of(database)
+    with engine.connect() as connection:
+        answers = [connection.execute(own.where(mine)).all() for own in told]
+    engine.dispose()
+    return dict(zip(("trials", *names), answers, strict=True))
 
 
-def test_optunas_own_storage_would_have_written_the_same_rows(store: Store, path: Path, tmp_path: Path) -> None:
+def test_optunas_own_storage_would_have_written_the_same_rows(store: Store, database: Database, tmp_path: Path) -> None:
     metrics = [0.25, math.inf, -math.inf, math.nan, 0.1 + 0.2]
     trials = [
         replace(ended(running(0), State.COMPLETE, [0.25, 0.75]), reason=None),
@@ -419,60 +467,60 @@ def test_optunas_own_storage_would_have_written_the_same_rows(store: Store, path
             values = None if trial.value is None else [trial.value]
             study._storage.set_trial_state_values(own._trial_id, ENDED[trial.state], values)
     study.enqueue_trial({"optimizer": "sgd"})
-    assert rows(path) == rows(other)
+    assert rows(database) == rows(other)
 
 
-def test_what_is_not_committed_is_invisible(store: Store, path: Path) -> None:
+def test_what_is_not_committed_is_invisible(store: Store, database: Database) -> None:
     store.start(running(0))
     store.record([measurement(0, 1)])
-    assert read(path).trials == ()
-    assert load(path).trials == []
+    assert read(database).trials == ()
+    assert load(database).trials == []
     store.flush()
-    assert [own.fidelity for own in read(path).trials[0].curve] == [1]
+    assert [own.fidelity for own in read(database).trials[0].curve] == [1]
     store.record([measurement(0, 2)])
-    assert read(path).trials[0].fidelity == 1
+    assert read(database).trials[0].fidelity == 1
     store.flush()
-    assert read(path).trials[0].fidelity == 2
+    assert read(database).trials[0].fidelity == 2
 
 
-def test_commits_are_grouped_and_none_is_forgotten(store: Store, path: Path) -> None:
-    store.start(running(0))
-    store.flush()
+def test_commits_are_grouped_and_none_is_forgotten(in_file: Store, path: Path) -> None:
+    in_file.start(running(0))
+    in_file.flush()
     visible = 0
     for fidelity in range(1, 6):
-        store.record([measurement(0, fidelity)])
-        visible = fidelity if store.commit() else visible
+        in_file.record([measurement(0, fidelity)])
+        visible = fidelity if in_file.commit() else visible
         assert read(path).trials[0].fidelity == visible
     time.sleep(0.15)
-    store.record([measurement(0, 6)])
-    assert store.commit()
+    in_file.record([measurement(0, 6)])
+    assert in_file.commit()
     assert read(path).trials[0].fidelity == 6
 
 
-def test_a_flush_that_fails_writes_nothing(store: Store, path: Path) -> None:
+def test_a_flush_that_fails_writes_nothing(store: Store, database: Database) -> None:
     first = running(0)
     store.start(first)
     store.record([measurement(0, 1)])
     store.flush()
-    before = path.read_bytes()
+    before = read(database)
     store.start(running(1))
     store.record([measurement(0, 2), measurement(1, 1)])
     store.end(ended(first, State.COMPLETE, [0.5, 0.5]))
     store.keep(ended(first, State.COMPLETE, [0.5, 0.5]), "f" * 64)
     store.read_split("test", "finetune", 0, {"accuracy": 1.0})
     store.record([measurement(0, 1)])  # once more
-    with pytest.raises(StorageError, match=r"study\.db"):
+    with pytest.raises(StorageError, match="cannot write"):
         store.flush()
-    assert path.read_bytes() == before
-    record = read(path)
+    record = read(database)
+    assert record == before
     assert [trial.fidelity for trial in record.trials] == [1]
     assert record.trials[0].state is State.RUNNING
     assert not record.kept
     assert not record.readings
 
 
-def test_a_transaction_that_a_kill_cut_short_is_rolled_back_by_the_next_reader(path: Path, store: Store) -> None:
-    write(store, [ended(running(0), State.COMPLETE, [0.5])])
+def test_a_transaction_that_a_kill_cut_short_is_rolled_back_by_the_next_reader(path: Path, in_file: Store) -> None:
+    write(in_file, [ended(running(0), State.COMPLETE, [0.5])])
     expected = read(path)
     # A small cache spills pages into the file before the commit: the journal beside it is what undoes them.
     half = """
@@ -492,7 +540,7 @@ def test_a_transaction_that_a_kill_cut_short_is_rolled_back_by_the_next_reader(p
     assert load(path).trials[0].state is TrialState.COMPLETE
 
 
-def test_readers_see_whole_ticks_only(store: Store, path: Path) -> None:
+def test_readers_see_whole_ticks_only(store: Store, database: Database) -> None:
     """In each tick two trials are measured; every fourth ends one and starts another."""
     ticks, flight = 40, [0, 1]
     trials = [replace(running(number), start_tick=1) for number in flight]
@@ -519,7 +567,7 @@ def test_readers_see_whole_ticks_only(store: Store, path: Path) -> None:
     writer.start()
     seen = set()
     while writer.is_alive() or ticks not in seen:
-        found = read(path).trials
+        found = read(database).trials
         tick = max((trial.start_tick + trial.fidelity - 1 for trial in found), default=0)
         seen.add(tick)
         assert len(found) == (2 + tick // 4 if tick else 0)
@@ -532,7 +580,7 @@ def test_readers_see_whole_ticks_only(store: Store, path: Path) -> None:
     assert len(seen) > 2, "the reader looked while the writer wrote"
 
 
-def test_checkpoints_and_readings_are_remembered(store: Store, path: Path) -> None:
+def test_checkpoints_and_readings_are_remembered(store: Store, database: Database) -> None:
     trials = [ended(running(number), State.COMPLETE, [0.5, 0.75]) for number in range(3)]
     write(store, trials)
     for trial in trials:
@@ -543,7 +591,7 @@ def test_checkpoints_and_readings_are_remembered(store: Store, path: Path) -> No
     store.drop(0)
     store.read_split("test", "finetune", None, {})
     store.flush()
-    record = read(path)
+    record = read(database)
     assert record.kept == {2: "2" * 64}
     first, second = record.readings
     assert (first.split, first.purpose, first.trial, first.values) == (
@@ -556,9 +604,9 @@ def test_checkpoints_and_readings_are_remembered(store: Store, path: Path) -> No
     assert abs(first.read_at - datetime.now(UTC).replace(tzinfo=None)) < timedelta(minutes=1)
 
 
-def test_the_question_is_remembered(path: Path) -> None:
-    record = read(path)
-    assert (record.name, record.metric, record.direction) == ("tiny", "accuracy", DIRECTION)
+def test_the_question_is_remembered(database: Database) -> None:
+    record = read(database)
+    assert (record.name, record.metric, record.direction) == (name_of(database), "accuracy", DIRECTION)
     assert record.document == {
         "name": "tiny",
         "space": KEYS,
@@ -573,17 +621,17 @@ def test_the_question_is_remembered(path: Path) -> None:
 # One writer
 
 
-def test_a_later_writer_fences_an_earlier_one_off(path: Path) -> None:
-    earlier = Store(path, SPACE)
+def test_a_later_writer_fences_an_earlier_one_off(database: Database) -> None:
+    earlier = Store(database, SPACE)
     write(earlier, [running(0)])
-    later = Store(path, SPACE)
+    later = Store(database, SPACE)
     earlier.record([measurement(0, 1, 0.25)])
     with pytest.raises(StorageError, match="taken over"):
         earlier.flush()
-    assert read(path).trials[0].fidelity == 0
+    assert read(database).trials[0].fidelity == 0
     later.record([measurement(0, 1, 0.75)])
     later.flush()
-    assert read(path).trials[0].curve[0].metric == 0.75
+    assert read(database).trials[0].curve[0].metric == 0.75
     with pytest.raises(StorageError, match="taken over"):
         earlier.flush()
     earlier.close()
@@ -702,11 +750,11 @@ def test_what_is_no_study_of_ours_is_refused_and_left_as_it_is(
     assert sorted(own.name for own in path.parent.iterdir()) == ["study.db"]
 
 
-def test_a_trial_that_optuna_added_is_named(store: Store, path: Path) -> None:
+def test_a_trial_that_optuna_added_is_named(store: Store, database: Database) -> None:
     write(store, [running(0)])
-    load(path).add_trial(optuna.create_trial(value=1.0))
+    load(database).add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(InputError, match="trial 1 was not written by tunecli"):
-        read(path)
+        read(database)
 
 
 # Earlier versions
@@ -724,10 +772,10 @@ def as_of(version: int, path: Path) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_earlier_version_is_read_as_it_is_and_brought_up_to_date_after_a_backup(
-    path: Path, store: Store, version: int
+    path: Path, in_file: Store, version: int
 ) -> None:
-    write(store, [ended(running(0), State.COMPLETE, [0.25, 0.5]), running(1, tick=2)])
-    store.close()
+    write(in_file, [ended(running(0), State.COMPLETE, [0.25, 0.5]), running(1, tick=2)])
+    in_file.close()
     record = read(path)
     as_of(version, path)
     before = path.read_bytes()
@@ -767,9 +815,9 @@ def delete(path: Path) -> None:
     optuna.delete_study(study_name="tiny", storage=f"sqlite:///{path}")
 
 
-def test_a_study_that_optuna_deleted_is_gone_and_can_begin_anew(path: Path, store: Store) -> None:
-    write(store, [ended(running(0), State.COMPLETE, [0.5])])
-    store.close()
+def test_a_study_that_optuna_deleted_is_gone_and_can_begin_anew(path: Path, in_file: Store) -> None:
+    write(in_file, [ended(running(0), State.COMPLETE, [0.5])])
+    in_file.close()
     assert not is_deleted(path)
     delete(path)
     assert is_deleted(path)
@@ -784,9 +832,9 @@ def test_a_study_that_optuna_deleted_is_gone_and_can_begin_anew(path: Path, stor
         assert connection.execute("SELECT count(*) FROM tunecli_measurements").fetchall() == [(0,)]
 
 
-def test_what_was_left_of_a_deleted_study_is_never_taken_for_the_next_ones(path: Path, store: Store) -> None:
-    write(store, [ended(running(0), State.COMPLETE, [0.5])])
-    store.close()
+def test_what_was_left_of_a_deleted_study_is_never_taken_for_the_next_ones(path: Path, in_file: Store) -> None:
+    write(in_file, [ended(running(0), State.COMPLETE, [0.5])])
+    in_file.close()
     delete(path)
     # SQLite gives it the ids of the deleted one.
     optuna.create_study(study_name="tiny", storage=f"sqlite:///{path}").add_trial(optuna.create_trial(value=1.0))

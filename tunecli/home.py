@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunecli import checkpoint, data
 from tunecli.command import Command
-from tunecli.errors import InputError, StorageError, did_you_mean
+from tunecli.errors import InputError, StorageError, UsageError, did_you_mean
 from tunecli.files import write_new
 from tunecli.source import is_function, source_file
+from tunecli.storage import Address, Database, Shared, read_address
 from tunecli.study import (
     ProgramStudy,
     Question,
@@ -27,13 +29,20 @@ BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.pare
 """Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
 
 
-def find_study(argument: str | None, home: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) -> Question:
-    """The study that a user means: a file, a table, a script's function, a name, or the latest in the home.
+def find_study(
+    argument: str | None,
+    home: Path,
+    overrides: Iterable[str],
+    replaced: Mapping[str, Any],
+    address: Address | None = None,
+) -> Question:
+    """The study that a user means: a file, a table, a script's function, a name, or the latest in the home, of those in
+    the database at `address` where one is given.
 
     Where there is none yet, it is the bundled digits.
     """
     if argument is None:
-        latest = latest_folder(home)
+        latest = latest_folder(home, address)
         if latest is not None:
             return _begun(latest, overrides, replaced)
         argument = "digits"
@@ -67,7 +76,7 @@ def find_study(argument: str | None, home: Path, overrides: Iterable[str], repla
         *bundled_names(),
         *data.BUNDLED,
         *(own.stem for own in home.glob("*.toml")),
-        *(own.parent.name for own in _databases(home)),
+        *(own.name for own in _begun_folders(home)),
     }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
 
@@ -100,12 +109,21 @@ def _begun(folder: Path, overrides: Iterable[str], replaced: Mapping[str, Any]) 
     return read_question(folder / "study.toml", overrides, {"name": folder.name, **replaced})
 
 
-def find_folder(argument: str | None, home: Path) -> Path:
-    """Where the results of a study lie: of a file, a name, or the latest. Raises InputError where there are none."""
+def find_folder(argument: str | None, home: Path, address: Address | None = None) -> Path:
+    """Where the results of a study lie: of a file, a name, or the latest. Raises InputError where there are none.
+
+    With an `address` the study may be in that database alone, and the folder on another machine.
+    """
     if argument is None:
-        latest = latest_folder(home)
+        latest = latest_folder(home, address)
         if latest is None:
-            raise InputError(f"no study in {home} yet", hint="`tunecli search` begins one")
+            there = "" if address is None else f" is kept in {address}"
+            begins = (
+                "`tunecli search` begins one"
+                if address is None
+                else f"tunecli ls --storage {shlex.quote(str(address))}"
+            )
+            raise InputError(f"no study in {home}{there} yet", hint=begins)
         return latest
     path = _path(argument)
     name = read_question(path).name if path.suffix == ".toml" else argument
@@ -114,31 +132,79 @@ def find_folder(argument: str | None, home: Path) -> Path:
     if path.suffix.lower() in data.TABLE_SUFFIXES or (path.is_dir() and not NAME.fullmatch(argument)):
         name = table_name(path.absolute())
     plain = table_name(Path(f"{name}.csv"))
-    if path.name == name and (home / plain / "study.db").exists():
+    if path.name == name and is_begun(home / plain):
         name = plain  # a table's name as it was before it became a study's
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
-    if not (home / name / "study.db").exists():
-        names = [own.parent.name for own in _databases(home)]
+    if address is None and not is_begun(home / name):
+        names = [own.name for own in _begun_folders(home)]
         hint = did_you_mean(name, names) if names else f"`tunecli search {argument}` begins it"
         raise InputError(f"no study {name!r} in {home} yet", hint=hint)
     return home / name
 
 
-def latest_folder(home: Path) -> Path | None:
-    """The study that a search wrote to last."""
+def latest_folder(home: Path, address: Address | None = None) -> Path | None:
+    """The study that a search wrote to last; with an `address`, of those in that database."""
+    found = [own for own in _begun_folders(home) if address is None or _remembered(own) == str(address)]
     # A search marks the question, which nothing else writes: finetune writes to the database as well.
-    databases = sorted(_databases(home), key=lambda path: (path.parent / "study.toml").stat().st_mtime)
-    return databases[-1].parent if databases else None
+    return max(found, key=lambda folder: (folder / "study.toml").stat().st_mtime, default=None)
 
 
-def _databases(home: Path) -> list[Path]:
-    return [path for path in home.glob("*/study.db") if (path.parent / "study.toml").exists()]
+def _begun_folders(home: Path) -> list[Path]:
+    return [path.parent for path in home.glob("*/study.toml") if is_begun(path.parent)]
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a study's results lie here, wherever its trials are."""
+    return (folder / "study.db").exists() or (folder / "storage").exists()
 
 
 def study_folders(home: Path) -> list[Path]:
     """Every folder that a search began in, whatever state it was left in."""
     return sorted({path.parent for name in ("study.db", "study.toml") for path in home.glob(f"*/{name}")})
+
+
+def find_database(folder: Path, address: Address | None = None, *, fresh: bool = False) -> Database:
+    """Where the trials of the study in `folder` are, or will be: at `address`, where the folder says, or in it.
+
+    Raises InputError where `address` is another database than the study's, unless it begins anew there (`fresh`).
+    """
+    kept = _remembered(folder)
+    own = folder / "study.db" if kept is None else Shared(_address(folder, kept), folder.name)
+    if address is None or address.file == (folder / "study.db").resolve():
+        return own
+    if not fresh and (own.exists() if isinstance(own, Path) else str(own) != str(address)):
+        raise InputError(
+            f"the study in {folder} is kept in {own}, not in {address}",
+            hint="leave --storage out, or give this one another name (--set name=NEW)",
+        )
+    return Shared(address, folder.name)
+
+
+def _remembered(folder: Path) -> str | None:
+    """The database of the study in `folder` by its URL; None where it is the file beside it."""
+    try:
+        return (folder / "storage").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {folder / 'storage'}: {error}", hint="it holds a URL, see --storage") from error
+
+
+def _address(folder: Path, text: str) -> Address:
+    try:
+        return read_address(text)
+    except UsageError as error:
+        raise InputError(f"{folder / 'storage'} holds no URL of a database", hint=error.hint) from error
+
+
+def remember(folder: Path, database: Database) -> None:
+    """Write down in the study's folder where its trials are, so that its name is enough; a password never."""
+    if isinstance(database, Shared):
+        try:
+            write_new(folder / "storage", f"{database}\n".encode())
+        except OSError as error:
+            raise _unwritable(folder / "storage", error) from error
 
 
 def questions(home: Path) -> list[Path]:
@@ -175,9 +241,11 @@ def write_question(folder: Path, study: Question) -> None:
             hint="rename the file or the folder",
         ) from error
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", hint="choose another folder with --home"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
 
 
 def remove_unknown_checkpoints(folder: Path, kept: Iterable[int]) -> None:

@@ -23,9 +23,26 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection), or hides one behind."""
 
 
+_IN_URL = re.compile(r"(:/{1,2}[^\s:/?@]*):\S*@")  # a path makes one slash of two
+_HIDDEN = r"\w*(?:password|secret)"
+_IN_QUERY = re.compile(rf"(?i)[?&]?\b{_HIDDEN}=[^&\s'\"]*")
+
+
 def visible(text: str) -> str:
-    """The text with a replacement character for each one that a terminal would obey instead of showing it."""
-    return _OBEYED.sub("\ufffd", text)
+    """The text without passwords, and with a replacement character for each that a terminal would obey, not show."""
+    return _OBEYED.sub("\ufffd", without_password(text))
+
+
+def without_password(text: str) -> str:
+    """The text without the passwords of URLs that are in it."""
+    if ":/" not in text and "=" not in text:
+        return text
+    return _IN_QUERY.sub("", _IN_URL.sub(r"\1@", text))
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key of a URL is one of those that `without_password` leaves out."""
+    return re.fullmatch(_HIDDEN, key, re.IGNORECASE) is not None
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:

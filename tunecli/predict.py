@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunecli import checkpoint
 from tunecli.errors import CheckpointError, ModelError, TunecliError
-from tunecli.home import checkpoint_folder
+from tunecli.home import checkpoint_folder, find_database
 from tunecli.output import csv_line
 from tunecli.source import describe
+from tunecli.storage import Database
 from tunecli.store import Record, load_kept, read
 from tunecli.study import model_code
 from tunecli.trial import best_trial
@@ -51,14 +52,22 @@ class Predicted:
 
 
 def predict(
-    folder: Path, source: str, *, base: Path = Path(), trial: int | None = None, device: str = "auto"
+    folder: Path,
+    source: str,
+    *,
+    base: Path = Path(),
+    trial: int | None = None,
+    device: str = "auto",
+    database: Database | None = None,
 ) -> Predicted:
     """Predict each row of a table, or each input of a `file.py:function`, with a model of the study in `folder`.
 
     The model is the newest fine-tuned one that is in use, else the best trial's; with `trial` that trial's. `source` is
-    relative to `base`. Raises NoUsableTrial, CheckpointError, DataError, SourceError.
+    relative to `base`; the study's trials are in `database`, by default where `folder` says.
+
+    Raises NoUsableTrial, CheckpointError, InputError.
     """
-    chosen = choose(folder, trial)
+    chosen = choose(folder, trial, database)
     manifest = chosen.manifest
     # torch is loaded after the checkpoint is chosen: what cannot begin says so at once.
     from tunecli.data import inputs
@@ -83,10 +92,10 @@ def predict(
     )
 
 
-def choose(folder: Path, trial: int | None) -> Chosen:
+def choose(folder: Path, trial: int | None, database: Database | None = None) -> Chosen:
     """The checkpoint to predict with; a damaged one is passed over for the next best, with a notice, unless `trial`
     names it. Raises NoUsableTrial, InputError, CheckpointError."""
-    record = read(folder / "study.db")
+    record = read(database or find_database(folder))
     passed_over: tuple[str, ...] = ()
     for place in _finetuned(folder) if trial is None else ():
         try:

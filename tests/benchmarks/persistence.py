@@ -1,8 +1,10 @@
 """Persistence: what it costs to keep a trial of 8 hparams and 10 reports, 32 trials at once, against Optuna's storage.
 
     python -m tests.benchmarks.persistence [--rounds 5] [--write]
+    python -m tests.benchmarks.persistence --postgres          # a server of its own, for as long as it takes
 
-Both sides write the same trials into an SQLite file of their own on one disk, and take turns. Optuna's are asked for,
+Both sides write the same trials into an SQLite file of their own on one disk, or into studies of one PostgreSQL
+database, and take turns. Optuna's are asked for,
 reported and told as `study.optimize` does it, with its default storage; ours are written by the store as a search
 writes them: a commit a tick, and grouped. Seconds are the wall's, for a commit waits for the disk.
 """
@@ -13,14 +15,17 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 
+from tests import postgres as server
 from tests.benchmarks import results
 from tunecli.space import Choice, Float, Int, Range, Space, build_space
+from tunecli.storage import Database, Shared
 from tunecli.store import Store, create_study, read
 from tunecli.trial import Measurement, State, Trial, Value
 
@@ -85,18 +90,30 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1000 / SLOTS
 
 
+@contextmanager
+def places(postgres: bool) -> Iterator[tuple[str, Database]]:
+    """Where Optuna writes, and where we do."""
+    if not postgres:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            yield f"sqlite:///{folder}/theirs.db", Path(folder) / "study.db"
+        return
+    programs = server.find_programs()
+    assert programs is not None, "no PostgreSQL here"
+    with server.running(programs, fsync="on") as own:
+        address = own.make("persistence")
+        yield f"postgresql+psycopg{str(address).removeprefix('postgresql')}", Shared(address, "ours")
+
+
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--postgres", action="store_true")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        study = optuna.create_study(
-            storage=f"sqlite:///{folder}/theirs.db", sampler=optuna.samplers.RandomSampler(seed=0)
-        )
-        path = Path(folder) / "study.db"
+    with places(given.postgres) as (url, database):
+        study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
         create_study(
-            path,
+            database,
             name="persistence",
             metric="accuracy",
             direction="maximize",
@@ -105,7 +122,7 @@ def main() -> None:
             data_hash="",
             environment={},
         )
-        store = Store(path, SPACE)
+        store = Store(database, SPACE)
         sides: dict[str, list[float]] = {"Optuna": [], "a commit a tick": [], "grouped": []}
         for place in range(given.rounds + 1):
             found = {
@@ -117,7 +134,7 @@ def main() -> None:
                 for name, own in found.items():
                     sides[name].append(own)
         store.close()
-        kept, told = read(path).trials, study.get_trials(deepcopy=False)
+        kept, told = read(database).trials, study.get_trials(deepcopy=False)
         assert len(kept) == 2 * len(told)
         assert all(len(t.params) == 8 and len(t.intermediate_values) == REPORTS for t in told)
         assert all(t.fidelity == REPORTS and t.value == 0.6 + t.number / 1000 for t in kept)
@@ -127,7 +144,7 @@ def main() -> None:
         for name, own in median.items()
     ]
     results.show(
-        "Persistence",
+        "Persistence in PostgreSQL" if given.postgres else "Persistence",
         f"{SLOTS} trials at once of 8 hparams and {REPORTS} reports each, {given.rounds} rounds in turn, medians.",
         results.table(["side", "ms a trial", "times cheaper", "goal"], rows),
         write=given.write,

@@ -11,8 +11,10 @@ from tunecli.cli.options import (
     HOME,
     DeviceOption,
     HomeOption,
+    StorageOption,
     StudyArgument,
     TextOrJson,
+    find_results,
     output_console,
     typed_command,
 )
@@ -35,6 +37,7 @@ def finetune(
     save: Annotated[Path | None, typer.Option(metavar="FILE.pth", help="Write a plain state dict as well.")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
+    storage: StorageOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change an hparam (learning_rate=0.01) or a data.KEY."),
@@ -53,7 +56,6 @@ def finetune(
     from tunecli import live
     from tunecli.finetune import Request
     from tunecli.finetune import finetune as epochs_of
-    from tunecli.home import find_folder
 
     if best == (trial is not None):
         given = "--best and --trial both name the trial to go on from" if best else "choose the trial to go on from"
@@ -77,7 +79,8 @@ def finetune(
     )
     console = live.progress_console()
     with live.Interrupt().listening() as interrupt:
-        found = epochs_of(find_folder(study, home), request, interrupt)
+        folder, database = find_results(study, home, storage)
+        found = epochs_of(folder, request, interrupt, database)
         result = live.show_finetune(found, console)
         if result is None:
             live.say_interrupted(typed_command(), console)

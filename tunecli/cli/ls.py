@@ -2,62 +2,101 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunecli.cli.options import HOME, HomeOption, TextOrJson, home_option, output_console
-from tunecli.errors import InputError, TunecliError
+from tunecli.cli.options import HOME, HomeOption, StorageOption, TextOrJson, address_of, home_option, output_console
+from tunecli.errors import InputError, StorageError, TunecliError
 
 if TYPE_CHECKING:
     from tunecli.report.studies import Listed
+    from tunecli.storage import Address, Database
 
 
 def ls(
     home: HomeOption = HOME,
+    storage: StorageOption = None,
     output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
 ) -> None:
-    """List the studies in the home, the latest first: how far they are, their best trial, and their age."""
+    """List the studies in the home, the latest first: how far they are, their best trial, and their age.
+
+    With --storage those in that database, wherever they were searched.
+    """
     from tunecli import live
-    from tunecli.home import questions, study_folders
     from tunecli.report.formats import strict_json
     from tunecli.report.studies import as_document, draw_studies
 
-    if home.exists() and not home.is_dir():
-        raise InputError(f"{home} is no folder", hint="give the folder of the studies with --home")
-    folders = study_folders(home)
-    begun = {folder.name for folder in folders}
-    found = [_of_folder(folder) for folder in folders]
-    found += [own for own in map(_of_file, questions(home)) if own.study not in begun]
+    address = address_of(storage)
+    found = _in_home(home) if address is None else _in_database(address)
     found.sort(key=lambda own: (own.written, own.study), reverse=True)
     if output is TextOrJson.JSON:
         print(strict_json(as_document(found)))
     elif found:
         draw_studies(found, datetime.now(UTC), output_console())
     else:
-        console = live.progress_console()
-        console.say(f"no study in {home} yet; tunecli search{home_option(home)} begins one")
+        where = home if address is None else address
+        begins = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
+        live.progress_console().say(f"no study in {where} yet; tunecli search{begins} begins one")
 
 
-def _of_folder(folder: Path) -> Listed:
+def _in_home(home: Path) -> list[Listed]:
+    from tunecli.home import questions, study_folders
+
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{home} is no folder", hint="give the folder of the studies with --home")
+    folders = study_folders(home)
+    unreachable: set[str] = set()
+    found = [_of_folder(folder, unreachable) for folder in folders]
+    begun = {folder.name for folder in folders}
+    return found + [own for own in map(_of_file, questions(home)) if own.study not in begun]
+
+
+def _in_database(address: Address) -> list[Listed]:
+    from tunecli.store import studies_in
+
+    return [_of_database(own.study, None, own, datetime.fromtimestamp(0, UTC)) for own in studies_in(address)]
+
+
+def _of_folder(folder: Path, unreachable: set[str]) -> Listed:
+    """The study in a folder. A database that is `unreachable` is not waited for again."""
+    from tunecli.home import find_database
     from tunecli.report.studies import Listed
-    from tunecli.store import is_held, is_unfinished, overview
 
     written = _written(folder / "study.db", folder / "study.toml")
-    running = is_held(folder)
-    if is_unfinished(folder / "study.db"):
-        return Listed(folder.name, "running" if running else "not begun", written)
     try:
-        own = overview(folder / "study.db")
+        database = find_database(folder)
     except TunecliError as error:
         return Listed(folder.name, "unreadable", written, reason=error.message)
-    state = "running" if running else "done" if own.ended >= own.asked else "unfinished"
+    if str(database) in unreachable:
+        return Listed(folder.name, "unreadable", written, reason=f"cannot reach {database}")
+    try:
+        return _of_database(folder.name, folder, database, written)
+    except StorageError as error:
+        unreachable.add(str(database))
+        return Listed(folder.name, "unreadable", written, reason=error.message)
+
+
+def _of_database(study: str, folder: Path | None, database: Database, written: datetime) -> Listed:
+    """Raises StorageError where the database cannot be reached."""
+    from tunecli.report.studies import Listed
+    from tunecli.storage import Shared
+    from tunecli.store import is_held, is_unfinished, overview
+
+    try:
+        running = is_held(folder, database)
+        if is_unfinished(database):
+            return Listed(study, "running" if running else "not begun", written)
+        own = overview(database)
+    except InputError as error:
+        return Listed(study, "unreadable", written, reason=error.message)
     return Listed(
-        study=folder.name,
-        state=state,
-        written=written,
+        study=study,
+        state="running" if running else "done" if own.ended >= own.asked else "unfinished",
+        written=own.written if isinstance(database, Shared) else written,
         done=own.ended,
         asked=own.asked,
         metric=own.metric,

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunecli.errors import InputError, UsageError
+from tunecli.output import say, without_password
+
 if TYPE_CHECKING:
     from tunecli.report.console import VisibleConsole
     from tunecli.report.summary import Summary
+    from tunecli.storage import Address, Database
     from tunecli.store import Record
 
 StudyArgument = Annotated[
@@ -25,7 +29,21 @@ StudyArgument = Annotated[
         "script.py:objective. Default: the latest.",
     ),
 ]
-HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.")]
+
+
+def _folder(home: Path) -> Path:
+    if ":/" in str(home):
+        raise UsageError(f"--home takes a folder, got {home}", hint="a database is named with --storage")
+    return home
+
+
+HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="Where results lie.", callback=_folder)]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", metavar="URL", help="Where trials are kept: postgresql://USER@HOST/DB or sqlite:///FILE."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file, e.g. train.epochs=5."),
@@ -57,11 +75,37 @@ def output_console() -> VisibleConsole:
     return VisibleConsole()
 
 
-def read_summary(folder: Path) -> Summary:
+def address_of(storage: str | None) -> Address | None:
+    """The database that `--storage` names. Raises UsageError."""
+    from tunecli.storage import read_address
+
+    if storage is None:
+        return None
+    address = read_address(storage)
+    if address.secrets:
+        say("note: others see a password in a command line (ps); PGPASSWORD or ~/.pgpass keep it", sys.stderr)
+    return address
+
+
+def find_results(study: str | None, home: Path, storage: str | None) -> tuple[Path, Database]:
+    """Where a study's checkpoints lie, and its trials. Raises InputError where there are none, or not here."""
+    from tunecli.home import find_database, find_folder, is_begun
+
+    address = address_of(storage)
+    folder = find_folder(study, home, address)
+    if not is_begun(folder):
+        raise InputError(
+            f"no study {folder.name!r} in {home}, where its checkpoints would lie",
+            hint="name the home of its search with --home, or copy its folder here",
+        )
+    return folder, find_database(folder, address)
+
+
+def read_summary(database: Database) -> Summary:
     from tunecli.report.summary import summarize
     from tunecli.store import read
 
-    record = read(folder / "study.db")
+    record = read(database)
     summary = summarize(
         study=record.name,
         metric=record.metric,
@@ -99,8 +143,8 @@ def _exhausted(record: Record) -> int | None:
 
 
 def typed_command() -> str:
-    """The command that was typed, for the user to type again; what was set up once need not be."""
-    return shlex.join(["tunecli", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    """The command that was typed, for the user to type again, less a password; what was set up once need not be."""
+    return shlex.join(["tunecli", *(without_password(own) for own in sys.argv[1:] if own != "--fresh")])
 
 
 def home_option(home: Path) -> str:

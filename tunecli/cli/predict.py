@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tunecli.cli.options import HOME, DeviceOption, HomeOption
+from tunecli.cli.options import HOME, DeviceOption, HomeOption, StorageOption, find_results
 from tunecli.errors import StorageError, UsageError
 
 
@@ -25,6 +25,7 @@ def predict(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to FILE instead of stdout.")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
+    storage: StorageOption = None,
 ) -> None:
     """Predict the rows of a table with the fine-tuned model, or else with the best trial's.
 
@@ -37,13 +38,13 @@ def predict(
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"cannot write {output}: its folder does not exist", hint="choose another --output")
     from tunecli import live
-    from tunecli.home import find_folder
     from tunecli.predict import as_csv
     from tunecli.predict import predict as predictions_of
 
     study, source = (None, *arguments) if len(arguments) == 1 else arguments
     assert source is not None
-    predicted = predictions_of(find_folder(study, home), source, trial=trial, device=device)
+    folder, database = find_results(study, home, storage)
+    predicted = predictions_of(folder, source, trial=trial, device=device, database=database)
     console = live.progress_console()
     console.say(f"predicting with {predicted.model}")
     for notice in predicted.notices:

@@ -14,8 +14,10 @@ from tunecli.cli.options import (
     Direction,
     HomeOption,
     SetOption,
+    StorageOption,
     StudyArgument,
     TextOrJson,
+    address_of,
     home_option,
     output_console,
     read_summary,
@@ -28,6 +30,7 @@ from tunecli.trial import State
 if TYPE_CHECKING:
     from tunecli.report.summary import Summary
     from tunecli.space import Space
+    from tunecli.storage import Address
     from tunecli.study import Question
     from tunecli.trial import Value
 
@@ -65,6 +68,7 @@ def search(
     ] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
+    storage: StorageOption = None,
     settings: SetOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", metavar="", help="Begin anew; an earlier study is set aside.")
@@ -77,6 +81,7 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
+    from tunecli.home import find_database
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
@@ -84,16 +89,19 @@ def search(
     _check_known("--pruner", pruner, PRUNERS)
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target, "program.direction": direction and str(direction)}
-    question = _question(study, command, home, settings or [], replaced)
+    address = address_of(storage)
+    question = _question(study, command, home, settings or [], replaced, address)
     points = _points(tries or [], question)
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
+    database = find_database(folder, address, fresh=fresh)
     if fresh and (aside := set_aside(folder)):
         console.say(f"the earlier study is now {aside}")
     with live.Interrupt().listening() as interrupt:
         found = events(
             question,
             folder,
+            database=database,
             device=device,
             workers=workers,
             timeout_seconds=timeout_seconds,
@@ -104,7 +112,7 @@ def search(
         if ended.how == "stopped":
             live.say_stopped(ended, typed_command(), console)
             raise typer.Exit(interrupt.exit_code)
-        summary, report = read_summary(folder), f"tunecli report {question.name}{home_option(home)}"
+        summary, report = read_summary(database), f"tunecli report {question.name}{home_option(home)}"
         _print_result(summary, output)
         if ended.how == "hopeless":
             raise _hopeless(summary, question.search.max_failures, report)
@@ -168,12 +176,17 @@ def _hopeless(summary: Summary, most: int, report: str) -> TunecliError:
 
 
 def _question(
-    study: str | None, command: str | None, home: Path, settings: list[str], replaced: dict[str, Any]
+    study: str | None,
+    command: str | None,
+    home: Path,
+    settings: list[str],
+    replaced: dict[str, Any],
+    address: Address | None,
 ) -> Question:
     from tunecli.home import find_command, find_study
 
     if command is None:
-        return find_study(study, home, settings, replaced)
+        return find_study(study, home, settings, replaced, address)
     if study is not None:
         raise UsageError(f"{study} and --command both say what to search", hint="give one of them")
     return find_command(command, home, settings, replaced)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunecli.home import find_database
+from tunecli.storage import Database
 from tunecli.store import hold
 
 
@@ -92,8 +94,11 @@ class Finetuned:
 Event = Notice | Epoch | Finetuned
 
 
-def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-    """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it.
+def finetune(
+    folder: Path, request: Request, stop: Callable[[], bool] = lambda: False, database: Database | None = None
+) -> Iterator[Event]:
+    """Train a checkpoint of the study in `folder` on; yields each epoch, then what came of it. Its trials are in
+    `database`, by default where `folder` says.
 
     Ends without a Finetuned where `stop()` said so; then nothing is written but snapshots, from which the same call
     goes on to bitwise the same weights (without `fresh`, which begins anew). A call that asks for nothing else than an
@@ -101,8 +106,8 @@ def finetune(folder: Path, request: Request, stop: Callable[[], bool] = lambda: 
 
     Raises NoUsableTrial, CheckpointError, InputError, StorageError.
     """
-    with hold(folder):
+    with hold(folder, database or find_database(folder)) as held:
         # torch is loaded after the lock is held: what cannot begin says so at once.
         from tunecli.finetune.training import Training
 
-        yield from Training(folder, request).events(stop)
+        yield from Training(folder, held, request).events(stop)

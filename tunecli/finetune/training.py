@@ -24,6 +24,7 @@ from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trai
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.snapshots import Kept, Snapshots, code_of
 from tunecli.space import settings_of
+from tunecli.storage import Database
 from tunecli.store import Store, load_kept, read
 from tunecli.study import read_study
 from tunecli.trial import Run, better, derive_seed
@@ -35,12 +36,12 @@ PAUSE_SECONDS = 0.1
 class Training:
     """One fine-tuning of one trial."""
 
-    def __init__(self, folder: Path, request: Request) -> None:
+    def __init__(self, folder: Path, database: Database, request: Request) -> None:
         if request.save is not None and not request.save.absolute().parent.is_dir():
             # Said now: training would be in vain.
             raise UsageError(f"cannot write {request.save}: its folder does not exist", hint="choose another --save")
-        self.folder, self.request = folder, request
-        self.record = read(folder / "study.db")
+        self.folder, self.database, self.request = folder, database, request
+        self.record = read(database)
         self.study = read_study(folder / "study.toml")
         kept = load_kept(folder, self.record, request.trial)
         self.trial, self.manifest = kept.trial, kept.manifest
@@ -190,7 +191,7 @@ class Training:
     ) -> Finetuned:
         """What follows the checkpoint, and does nothing twice: the reading recorded, and only then the result told."""
         if not any(own.values.get("checkpoint") == result.checkpoint.name for own in self.record.readings):
-            store = Store(self.folder / "study.db", self.study.space)
+            store = Store(self.database, self.study.space)
             store.read_split("test", "finetune", self.trial.number, manifest["finetuned"])
             store.flush()
             store.close()

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
-from tunecli.errors import InputError, StorageError, UsageError
-from tunecli.home import remove_unknown_checkpoints
+from tunecli.errors import InputError, StorageError, TunecliError, UsageError
+from tunecli.home import find_database, is_begun, remove_unknown_checkpoints
 from tunecli.points import first_point, no_values, shown
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
-from tunecli.store import Earlier, Record, hold, is_deleted, is_unfinished, read
+from tunecli.storage import Database, Shared
+from tunecli.store import Earlier, Record, hold, is_deleted, is_unfinished, read, rename
 from tunecli.study import ProgramStudy, Question, Study
 from tunecli.study.overrides import back, differences, joins
 from tunecli.trial import Hparams, State, Trial
@@ -50,10 +51,22 @@ class Place:
     workers: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What there is of a study: its folder, its database, what that holds (None: nothing yet), and the question that it
+    was asked so far, where it has changed."""
+
+    folder: Path
+    database: Database
+    record: Record | None
+    earlier: Earlier | None
+
+
 def search(
     study: Question,
     folder: Path,
     *,
+    database: Database | None = None,
     device: str = "auto",
     workers: int | None = 1,
     timeout_seconds: float | None = None,
@@ -61,6 +74,8 @@ def search(
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Search until the study's trials are done, `stop()` says so, or the time is up; then everything is written.
+
+    Trials go to `database`, by default where `folder` says (`home.find_database`); all else lies in `folder`.
 
     The same call goes on where an earlier one ended, however it ended. `tries` are hparams given by hand (checked by
     `points.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
@@ -82,8 +97,8 @@ def search(
             f"--workers {workers} is for a study of a model",
             hint="each run of a program is a process already; --window says how many run at a time",
         )
-    with hold(folder):
-        record, changed = open_record(study, folder)
+    with hold(folder, database or find_database(folder)) as held:
+        record, changed = open_record(study, folder, held)
         if record is not None:
             study = study.with_window(int(record.document["search"]["window"]))
             if isinstance(study, Study):
@@ -109,7 +124,7 @@ def search(
                 yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
                 return
         earlier = _earlier(record) if record is not None and changed else None
-        loop = _make_loop(study, folder, record, earlier, Place(device, workers), queue)
+        loop = _make_loop(study, Begun(folder, held, record, earlier), Place(device, workers), queue)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
@@ -147,21 +162,14 @@ def _earlier(record: Record) -> Earlier | None:
     return Earlier(until, record.document) if until > before else None
 
 
-def _make_loop(
-    study: Question,
-    folder: Path,
-    record: Record | None,
-    earlier: Earlier | None,
-    place: Place,
-    queue: list[Hparams],
-) -> Loop | ProgramLoop:
+def _make_loop(study: Question, begun: Begun, place: Place, queue: list[Hparams]) -> Loop | ProgramLoop:
     if isinstance(study, ProgramStudy):
         from tunecli.search.programs import ProgramLoop
 
-        return ProgramLoop(study, folder, record, earlier)
+        return ProgramLoop(study, begun)
     from tunecli.search.loop import Loop
 
-    return Loop(study, folder, record, earlier, place, queue)
+    return Loop(study, begun, place, queue)
 
 
 def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> list[Hparams]:
@@ -206,13 +214,18 @@ def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
     return not path.is_file() or path.stat().st_mtime > (folder / "study.toml").stat().st_mtime
 
 
-def open_record(study: Question, folder: Path) -> tuple[Record | None, tuple[str, ...]]:
-    """What the folder holds of this study, None where it is new, and what has changed in its question since, a line
-    each. Raises InputError where the study cannot go on with that."""
-    path = folder / "study.db"
-    if is_unfinished(path) or is_deleted(path):
+def open_record(study: Question, folder: Path, database: Database) -> tuple[Record | None, tuple[str, ...]]:
+    """What there is of this study, None where it is new, and what has changed in its question since, a line each.
+
+    Raises InputError where the study cannot go on with that, or not here."""
+    if is_unfinished(database) or is_deleted(database):
         return None, ()
-    record = read(path)
+    if isinstance(database, Shared) and not (folder / "study.toml").exists():
+        raise InputError(
+            f"the study {database.study} in {database} was begun in another home: its checkpoints are not in {folder}",
+            hint="go on there, copy its folder here, or give this one another name (--set name=NEW)",
+        )
+    record = read(database)
     changes = differences(record.document, study.document())
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
@@ -243,12 +256,23 @@ def contradiction(folder: Path, changes: list[str], back: str | None = None) -> 
 
 def set_aside(folder: Path) -> Path | None:
     """Give an earlier study a name of its own, so that a new one can begin; returns its new folder. Deletes nothing."""
-    if not (folder / "study.db").exists():
+    database = find_database(folder)
+    if not is_begun(folder):
         return None
-    with hold(folder):
+    with hold(folder, database) as held:
         aside = folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        try:
-            folder.rename(aside)
-        except OSError as error:
-            raise StorageError(f"cannot rename {folder}: {error.strerror}", hint="mend its permissions") from error
+        _rename(folder, aside)
+        if isinstance(held, Shared) and not is_unfinished(held):
+            try:
+                rename(held, aside.name)
+            except TunecliError:
+                _rename(aside, folder)
+                raise
     return aside
+
+
+def _rename(folder: Path, to: Path) -> None:
+    try:
+        folder.rename(to)
+    except OSError as error:
+        raise StorageError(f"cannot rename {folder}: {error.strerror}", hint="mend its permissions") from error

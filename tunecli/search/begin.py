@@ -10,7 +10,8 @@ from typing import Any
 import optuna
 
 from tunecli import __version__
-from tunecli.home import write_question
+from tunecli.home import remember, write_question
+from tunecli.storage import Database
 from tunecli.store import create_study
 from tunecli.study import Question
 
@@ -18,6 +19,7 @@ from tunecli.study import Question
 def begin(
     study: Question,
     folder: Path,
+    database: Database,
     *,
     metric: str,
     direction: str,
@@ -26,9 +28,10 @@ def begin(
     **environment: str,
 ) -> None:
     """Write the question and the database of a new study. `environment` is what else a result may depend on."""
+    remember(folder, database)
     write_question(folder, study)
     create_study(
-        folder / "study.db",
+        database,
         name=study.name,
         metric=metric,
         direction=direction,

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -20,7 +19,7 @@ from tunecli.importance import asked_by_hparam, importance
 from tunecli.points import shown
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
-from tunecli.search import Place, contradiction
+from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.fit import fit, with_earlier_optimizers
@@ -31,7 +30,7 @@ from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
 from tunecli.space import settings_of
 from tunecli.stopping import reason_to_stop
-from tunecli.store import Earlier, Record, Store
+from tunecli.store import Store
 from tunecli.study import Study, load_data
 from tunecli.study.program import cores
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
@@ -43,15 +42,8 @@ PAUSE_SECONDS = 0.1
 class Loop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(
-        self,
-        study: Study,
-        folder: Path,
-        record: Record | None,
-        earlier: Earlier | None,
-        place: Place,
-        queue: Iterable[Hparams],
-    ) -> None:
+    def __init__(self, study: Study, begun: Begun, place: Place, queue: Iterable[Hparams]) -> None:
+        folder, record = begun.folder, begun.record
         self.data = load_data(study)
         if self.data.streamed:
             study = study.with_stream(True)
@@ -73,6 +65,7 @@ class Loop:
             begin(
                 study,
                 folder,
+                begun.database,
                 metric=self.task.metric.name,
                 direction=self.direction,
                 plan=self.fitted.plan.as_dict(),
@@ -81,12 +74,12 @@ class Loop:
                 device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
             )
         trials = record.trials if record else ()
-        self.store = Store(folder / "study.db", study.space)
+        self.store = Store(begun.database, study.space)
         if record is not None:
             # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
             write_question(folder, study)
-            if earlier is not None:
-                self.store.set_aside(earlier.document, earlier.until)
+            if begun.earlier is not None:
+                self.store.set_aside(begun.earlier.document, begun.earlier.until)
             self.store.restate(study.document())
         kept = [trials[number] for number in record.kept] if record else []
         self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tunecli.alarm import overdue
@@ -14,12 +13,13 @@ from tunecli.home import write_question
 from tunecli.importance import importance
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
+from tunecli.search import Begun
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram
 from tunecli.search.launch import Launcher, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
-from tunecli.store import Earlier, Record, Store, read
+from tunecli.store import Store, read
 from tunecli.study import ProgramStudy
 from tunecli.suggest import Asked, Suggester
 from tunecli.trial import Measurement, State, Trial
@@ -49,25 +49,24 @@ class _Run:
 class ProgramLoop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(
-        self, study: ProgramStudy, folder: Path, record: Record | None, earlier: Earlier | None = None
-    ) -> None:
-        self.study, self.folder = study, folder
+    def __init__(self, study: ProgramStudy, begun: Begun) -> None:
+        folder, record = begun.folder, begun.record
+        self.study, self.folder, self.database = study, folder, begun.database
         self.metric = study.metric or "value"
         self.runs: dict[int, _Run] = {}
         self.launcher = Launcher(study, folder)
         # Before anything is written: a script that cannot be loaded is no study.
         self.first = self.launcher.check() if record is None or study.command is not None else None
         if record is None:
-            begin(study, folder, metric=self.metric, direction=study.direction, plan={}, data_hash="")
+            begin(study, folder, begun.database, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
-        self.store = Store(folder / "study.db", Space(()))
+        self.store = Store(begun.database, Space(()))
         if record is not None:
             # It may ask for more trials now; and this is the study that was searched last.
             write_question(folder, study)
-            if earlier is not None:
-                self.store.set_aside(earlier.document, earlier.until)
+            if begun.earlier is not None:
+                self.store.set_aside(begun.earlier.document, begun.earlier.until)
             self.store.restate(study.document())
         self.placeholders = {
             own.name: distribution_json(own.range if isinstance(own.range, Range) else Choice((own.range,)))
@@ -119,7 +118,7 @@ class ProgramLoop:
             how = "stopped"
         self.store.flush()
         # What the objectives asked for is in the record, and nowhere else.
-        record = read(self.folder / "study.db")
+        record = read(self.database)
         found = importance(record.trials, record.asked, self.study.direction)
         if found is not None:
             self.store.explain(found)

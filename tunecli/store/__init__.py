@@ -8,8 +8,7 @@ from tunecli.store.chosen import Kept, load_kept
 from tunecli.store.lock import hold, is_held
 from tunecli.store.overview import Overview, overview
 from tunecli.store.reader import Earlier, Reading, Record, read
-from tunecli.store.schema import is_unfinished
-from tunecli.store.versions import is_deleted
+from tunecli.store.versions import is_deleted, is_unfinished, rename, studies_in
 from tunecli.store.writer import Store, create_study
 
 __all__ = [
@@ -27,4 +26,6 @@ __all__ = [
     "load_kept",
     "overview",
     "read",
+    "rename",
+    "studies_in",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from tunecli.errors import InputError
-from tunecli.store.schema import unreadable
+from tunecli.storage import Database
+from tunecli.store.database import unreadable
 
 if TYPE_CHECKING:
     from tunecli.store.reader import Record
@@ -20,15 +20,15 @@ _NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError, Arithmeti
 
 
 @contextmanager
-def understanding(path: Path) -> Iterator[None]:
+def understanding(database: Database) -> Iterator[None]:
     """Read a database in this block. Raises InputError for what is in it."""
     try:
         yield
     except DatabaseError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(database, error) from error
     except _NOT_UNDERSTOOD as error:
         raise InputError(
-            f"cannot read {path}: it holds what tunecli never writes ({type(error).__name__}: {error})",
+            f"cannot read {database}: it holds what tunecli never writes ({type(error).__name__}: {error})",
             hint="is it a study's database, and whole?",
         ) from error
 

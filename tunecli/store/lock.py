@@ -1,4 +1,5 @@
-"""One writer a study: a lock of the operating system, which dies with its process."""
+"""One writer a study: a lock of the operating system, which dies with its process; in PostgreSQL also one of the
+server's, which goes with its connection."""
 
 from __future__ import annotations
 
@@ -10,20 +11,28 @@ from pathlib import Path
 
 from tunecli.errors import InputError, StorageError
 from tunecli.files import find_link, make_folder
+from tunecli.storage import Database, Shared
+from tunecli.store.database import holding, is_held_there
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold the study in `folder` for writing. Raises StorageError where another process does, InputError where it has
-    links in it; the folder itself may be one.
+def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
+    """Hold the study in `folder` for writing; yields the database to write to, by default the file in the folder.
 
+    Raises StorageError where another process holds it, InputError where the folder has links in it; it may be one.
     A study that comes to nothing, because its question is a mistake, leaves no folder behind.
     """
     home_is_new = not folder.parent.exists()
     descriptor = _acquire(folder)
     try:
         _sign(descriptor, folder / "lock")
-        yield
+        database = database or folder / "study.db"
+        if isinstance(database, Shared) and database.address.file is None:
+            # Here, and on every other machine that searches there.
+            with holding(database) as held:
+                yield held
+        else:
+            yield database
     finally:
         with suppress(OSError):  # it may have been renamed, and others may be beginning their studies
             if os.listdir(folder) == ["lock"]:
@@ -80,8 +89,15 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds the study. Does not disturb one that is about to."""
+def is_held(folder: Path | None, database: Database | None = None) -> bool:
+    """Whether a process holds the study: on any machine where PostgreSQL has it, else on this one, in `folder`.
+
+    Does not disturb one that is about to. Raises StorageError or InputError where the server cannot be asked.
+    """
+    if isinstance(database, Shared) and database.address.file is None:
+        return is_held_there(database)
+    if folder is None:
+        return False
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

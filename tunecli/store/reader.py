@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, select
@@ -18,6 +17,7 @@ from tunecli.command import Command
 from tunecli.errors import InputError
 from tunecli.points import decode_given, shown
 from tunecli.space import Space, build_space, external_value
+from tunecli.storage import Database
 from tunecli.store.damage import check_kinds, understanding
 from tunecli.store.schema import (
     CHECKPOINTS,
@@ -27,10 +27,9 @@ from tunecli.store.schema import (
     READINGS,
     STUDIES,
     TRIALS,
-    is_unfinished,
     tables,
 )
-from tunecli.store.versions import check_there, connect_to_read
+from tunecli.store.versions import connect_to_read, find_study, is_empty, no_study
 from tunecli.trial import Hparams, Importance, Measurement, State, Trial, first_best
 
 STATES = {
@@ -111,25 +110,23 @@ def _space(document: Mapping[str, Any]) -> Space:
     return build_space(document.get("space", {}), document.get("train", {}))
 
 
-def read(path: Path) -> Record:
+def read(database: Database) -> Record:
     """The study in this database. Raises InputError where there is none."""
-    if is_unfinished(path):
-        raise InputError(f"no study at {path.parent}", hint="`tunecli search` begins one")
-    with understanding(path):
-        engine = connect_to_read(path)
+    if is_empty(database):
+        raise no_study(database)
+    with understanding(database):
+        engine = connect_to_read(database)
         try:
             with engine.begin() as connection:
-                check_there(connection, path)
-                record = _record(connection, tables(connection))
+                record = _record(connection, tables(connection), find_study(connection, database))
         finally:
             engine.dispose()
         check_kinds(record)
         return record
 
 
-def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
-    ours = connection.execute(select(STUDIES)).mappings().one()
-    study_id = ours["study_id"]
+def _record(connection: Connection, found: Mapping[str, Table], study_id: int) -> Record:
+    ours = connection.execute(select(STUDIES).where(STUDIES.c.study_id == study_id)).mappings().one()
     studies, directions = found["studies"], found["study_directions"]
     name = connection.execute(select(studies.c.study_name).where(studies.c.study_id == study_id)).scalar_one()
     direction = connection.execute(select(directions.c.direction).where(directions.c.study_id == study_id)).scalar_one()
@@ -154,7 +151,9 @@ def _record(connection: Connection, found: Mapping[str, Table]) -> Record:
         return _given(fixed.get(trial_id, {}), spaces[bisect_right(limits, number) :: -1])
 
     trials, ids = _trials(connection, found, study_id, hparams, given, steps, direction.lower())
-    kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(select(CHECKPOINTS)) if row.trial_id in ids}
+    mine = select(found["trials"].c.trial_id).where(found["trials"].c.study_id == study_id)
+    checkpoints = select(CHECKPOINTS).where(CHECKPOINTS.c.trial_id.in_(mine))
+    kept = {ids[row.trial_id]: row.sha256 for row in connection.execute(checkpoints)}
     readings = connection.execute(select(READINGS).where(READINGS.c.study_id == study_id).order_by("reading_id"))
     return Record(
         name=name,
@@ -255,7 +254,8 @@ def _trials(
         row.trial_id: row.number for row in connection.execute(select(trials).where(trials.c.study_id == study_id))
     }
     curves: dict[int, list[Measurement]] = defaultdict(list)
-    for row in connection.execute(select(MEASUREMENTS).order_by("trial_id", "fidelity")):
+    measured = select(MEASUREMENTS).where(MEASUREMENTS.c.trial_id.in_(mine))
+    for row in connection.execute(measured.order_by("trial_id", "fidelity")):
         curves[row.trial_id].append(
             Measurement(
                 trial=numbers[row.trial_id],
@@ -269,7 +269,7 @@ def _trials(
                 step=steps.get((row.trial_id, row.fidelity)) if steps is not None else None,
             )
         )
-    ours = {row.trial_id: row for row in connection.execute(select(TRIALS))}
+    ours = {row.trial_id: row for row in connection.execute(select(TRIALS).where(TRIALS.c.trial_id.in_(mine)))}
     result: list[Trial] = []
     for row in connection.execute(select(trials).where(trials.c.study_id == study_id).order_by(trials.c.number)):
         own = ours.get(row.trial_id)

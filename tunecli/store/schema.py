@@ -7,14 +7,11 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 from sqlalchemy import (
-    URL,
     Column,
     Connection,
     DateTime,
-    Engine,
     Float,
     Integer,
     MetaData,
@@ -22,20 +19,21 @@ from sqlalchemy import (
     Table,
     Text,
     column,
-    create_engine,
-    event,
+    delete,
     insert,
+    inspect,
+    select,
     table,
 )
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
-from tunecli.errors import InputError, StorageError
+from tunecli.errors import InputError
 from tunecli.files import make_folder, sync_folder
+from tunecli.storage import Database
+from tunecli.store.database import connect, one_at_a_time, optunas_url, release, unwritable
 
 SCHEMA_VERSION = 3
 OPTUNA_SCHEMA_VERSION = 12
-BUSY_SECONDS = 60
 
 OPTUNA_TABLES = (
     "studies",
@@ -60,7 +58,8 @@ STUDIES = Table(
     Column("version", Integer, nullable=False),
     # Counts the writers. A commit that finds another number than its own has lost the study to a later writer.
     Column("fence", Integer, nullable=False),
-    Column("metric", String(64), nullable=False),
+    # No lengths where a user has a say: PostgreSQL keeps to them.
+    Column("metric", Text, nullable=False),
     Column("document", Text, nullable=False),
     Column("plan", Text, nullable=False),
     Column("data_hash", String(64), nullable=False),
@@ -118,11 +117,10 @@ READINGS = Table(
     Column("study_id", Integer, nullable=False),
     Column("read_at", DateTime, nullable=False),
     Column("split", String(16), nullable=False),
-    Column("purpose", String(64), nullable=False),
+    Column("purpose", Text, nullable=False),
     Column("trial_number", Integer),
     Column("values", Text, nullable=False),
 )
-
 
 MARKS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
 """Optuna's table of what is noted of a study, which it deletes with the study."""
@@ -133,63 +131,95 @@ def mark(study_id: int, created: datetime) -> dict[str, object]:
     return {"study_id": study_id, "key": "tunecli", "value_json": json.dumps(created.isoformat())}
 
 
-def connect(path: Path, *, write: bool) -> Engine:
-    """An SQLAlchemy engine on a study's database, with transactions that begin when they say so.
+def create(database: Database, name: str, direction: str, row: Mapping[str, object]) -> None:
+    """A database with one empty study, or one study more in a database that others share; whole or not at all.
 
-    A reader sees whole ticks only: its BEGIN covers all its queries. A writer takes the write lock at BEGIN.
+    Raises StorageError, and InputError where the database is one of another version's.
     """
-    engine = create_engine(
-        # A reader too: SQLite must be able to roll back what a kill left half written. It falls back to reading alone.
-        _url(path),
-        poolclass=NullPool,
-        connect_args={"timeout": BUSY_SECONDS},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection, record):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook
-        connection.isolation_level = None
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA query_only=OFF" if write else "PRAGMA query_only=ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection):  # type: ignore[no-untyped-def]  # SQLAlchemy's hook
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
+    try:
+        if isinstance(database, Path):
+            _put_in_place(database, name, direction, row)
+        else:
+            _make_tables(database)
+            _insert_study(database, database.study, direction, row)
+    except (OSError, SQLAlchemyError) as error:
+        raise unwritable(database, error) from error
 
 
-def create(path: Path, name: str, direction: str, row: Mapping[str, object]) -> None:
-    """A new database with one empty study, put in place in one step: a kill leaves either none or a whole one.
+def _put_in_place(path: Path, name: str, direction: str, row: Mapping[str, object]) -> None:
+    """A kill leaves either no file or a whole one."""
+    unfinished = path.with_name(path.name + ".new")
+    make_folder(path.parent)
+    unfinished.unlink(missing_ok=True)
+    _make_tables(unfinished)
+    _insert_study(unfinished, name, direction, row)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_folder(path.parent)
 
-    Raises StorageError.
-    """
+
+def _make_tables(database: Database) -> None:
+    """Optuna's tables and ours, where they are missing; ours come last and at once: what a kill left is made whole."""
+    with one_at_a_time(database):
+        engine = connect(database, write=True)
+        try:
+            with engine.begin() as connection:
+                if inspect(connection).has_table(STUDIES.name):
+                    return
+            _make_optunas(database)
+            with engine.begin() as connection:
+                _ours.create_all(connection)
+        finally:
+            release(database, engine)
+
+
+def _make_optunas(database: Database) -> None:
     import optuna
     from optuna.storages import RDBStorage
-    from optuna.study import StudyDirection
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    unfinished = path.with_name(path.name + ".new")
+    url, options = optunas_url(database)
     try:
-        make_folder(path.parent)
-        unfinished.unlink(missing_ok=True)
-        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        storage = RDBStorage(_url(unfinished).render_as_string())
-        study_id = storage.create_new_study([StudyDirection[direction.upper()]], name)
-        _ours.create_all(storage.engine)
-        values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": (now := utc_now()), **row}
-        with storage.engine.begin() as connection:
+        storage = RDBStorage(url.render_as_string(), options)
+    except RuntimeError as error:  # it has tables already, of another version
+        raise InputError(f"{database}: {error}", hint="use another database") from error
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def _insert_study(database: Database, name: str, direction: str, row: Mapping[str, object]) -> None:
+    engine = connect(database, write=True)
+    try:
+        with engine.begin() as connection:
+            optunas = MetaData()
+            optunas.reflect(connection, only=("studies", "study_directions"))
+            studies, directions = optunas.tables["studies"], optunas.tables["study_directions"]
+            made = connection.execute(insert(studies).values(study_name=name)).inserted_primary_key
+            assert made is not None
+            study_id, now = made[0], utc_now()
+            way = {"study_id": study_id, "objective": 0, "direction": direction.upper()}
+            connection.execute(insert(directions).values(way))
+            for own in (STUDIES, QUESTIONS, READINGS):
+                # SQLite gives it the id of one that `optuna delete-study` deleted.
+                connection.execute(delete(own).where(own.c.study_id == study_id))
+            values = {"study_id": study_id, "version": SCHEMA_VERSION, "fence": 0, "created": now, **row}
             connection.execute(insert(STUDIES).values(values))
             connection.execute(insert(MARKS).values(mark(study_id, now)))
-        storage.remove_session()
-        storage.engine.dispose()
-        os.fsync(descriptor)
-        os.close(descriptor)
-        unfinished.replace(path)
-        sync_folder(path.parent)
-    except (OSError, SQLAlchemyError) as error:
-        raise unwritable(path, error) from error
+    finally:
+        release(database, engine)
+
+
+def sweep(connection: Connection) -> None:
+    """Delete what we have of studies that `optuna delete-study` deleted from a database that others share."""
+    theirs, trials = table("studies", column("study_id")), table("trials", column("trial_id"), column("study_id"))
+    for own in (STUDIES, QUESTIONS, READINGS):
+        connection.execute(delete(own).where(own.c.study_id.not_in(select(theirs.c.study_id))))
+    there = select(trials.c.trial_id).join(STUDIES, STUDIES.c.study_id == trials.c.study_id)
+    gone = select(TRIALS.c.trial_id).where(TRIALS.c.trial_id.not_in(there))
+    if connection.execute(gone).first() is not None:
+        for own in (MEASUREMENTS, CHECKPOINTS, TRIALS):
+            connection.execute(delete(own).where(own.c.trial_id.in_(gone)))
 
 
 def tables(connection: Connection) -> dict[str, Table]:
@@ -199,28 +229,6 @@ def tables(connection: Connection) -> dict[str, Table]:
     return dict(found.tables)
 
 
-def is_unfinished(path: Path) -> bool:
-    """Whether there is no study yet: no database, or the empty file that a kill left."""
-    return not path.exists() or path.stat().st_size == 0
-
-
 def utc_now() -> datetime:
     """Naive UTC, as Optuna stores it."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def unwritable(path: Path, error: Exception) -> StorageError:
-    detail = getattr(error, "orig", None) or error
-    return StorageError(
-        f"cannot write {path}: {detail}", hint="free some space or mend the permissions, then run it again"
-    )
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
-    detail = getattr(error, "orig", None) or error
-    return InputError(f"cannot read {path}: {detail}", hint="is it a study's database?")
-
-
-def _url(path: Path) -> URL:
-    """As a URI, for a folder's name may hold what has a meaning in a URL."""
-    return URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"mode": "rw", "uri": "true"})

@@ -3,99 +3,194 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from sqlalchemy import Connection, Engine, column, create_engine, insert, inspect, select, table, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    column,
+    create_engine,
+    insert,
+    inspect,
+    select,
+    table,
+    update,
+)
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from tunecli.errors import InputError
 from tunecli.files import open_new, sync_folder
+from tunecli.storage import Address, Database, Shared
 from tunecli.store.damage import understanding
+from tunecli.store.database import connect, file_of, release, unreadable, unwritable
 from tunecli.store.schema import (
     MARKS,
     OPTUNA_SCHEMA_VERSION,
     QUESTIONS,
     SCHEMA_VERSION,
     STUDIES,
-    connect,
     mark,
-    unreadable,
-    unwritable,
 )
 
 _OPTUNAS = table("version_info", column("schema_version"))
-_THEIRS = table("studies", column("study_id"))
+_THEIRS = table("studies", column("study_id"), column("study_name"))
 
 
-def check_version(connection: Connection, path: Path) -> int:
-    """Which version of ours wrote the database. Raises InputError where it is none, or one that is not understood."""
-    names = set(inspect(connection).get_table_names())
-    if not {_OPTUNAS.name, _THEIRS.name, MARKS.name, STUDIES.name} <= names:
-        raise InputError(f"{path} is no study of tunecli", hint="`tunecli report` names the studies in the home")
+def check_version(connection: Connection, database: Database) -> int:
+    """Which version of ours wrote the study. Raises InputError where it is none, or one that is not understood."""
+    if not _has_tables(connection):
+        if isinstance(database, Shared):
+            raise no_study(database)
+        raise InputError(f"{database} is no study of tunecli", hint="`tunecli report` names the studies in the home")
     optunas = connection.execute(select(_OPTUNAS.c.schema_version)).scalar()
-    version = connection.execute(select(STUDIES.c.version)).scalar()
+    ours = select(STUDIES.c.version)
+    if isinstance(database, Shared):
+        ours = ours.where(STUDIES.c.study_id == find_study(connection, database))
+    version = connection.execute(ours).scalar()
     # SQLite keeps any value in any column.
-    known = version == SCHEMA_VERSION or version in MIGRATIONS
+    known = version == SCHEMA_VERSION or (version in MIGRATIONS and not isinstance(database, Shared))
     if optunas != OPTUNA_SCHEMA_VERSION or not known or not isinstance(version, int):
         raise InputError(
-            f"{path} has schema {optunas} of Optuna and {version} of tunecli, "
+            f"{database} has schema {optunas} of Optuna and {version} of tunecli, "
             f"this version reads {OPTUNA_SCHEMA_VERSION} and {SCHEMA_VERSION}",
             hint="use the version of tunecli that wrote it",
         )
     return version
 
 
-def is_deleted(path: Path) -> bool:
+def _has_tables(connection: Connection) -> bool:
+    return {_OPTUNAS.name, _THEIRS.name, MARKS.name, STUDIES.name} <= set(inspect(connection).get_table_names())
+
+
+def is_unfinished(database: Database) -> bool:
+    """Whether there is no study yet: no database, the empty file that a kill left, or none of this name.
+
+    Raises InputError, StorageError.
+    """
+    if is_empty(database) or not isinstance(database, Shared):
+        return is_empty(database)
+    with understanding(database):
+        engine = connect(database, write=False)
+        try:
+            with engine.begin() as connection:
+                named = select(_THEIRS.c.study_id).where(_THEIRS.c.study_name == database.study)
+                return not _has_tables(connection) or connection.execute(named).first() is None
+        finally:
+            engine.dispose()
+
+
+def is_empty(database: Database) -> bool:
+    """Whether its file is not there, or is the empty one that a kill left."""
+    file = file_of(database)
+    return file is not None and (not file.exists() or file.stat().st_size == 0)
+
+
+def is_deleted(database: Database) -> bool:
     """Whether `optuna delete-study` has left nothing but what we had beside the study.
 
     Raises InputError where another study is in its place.
     """
-    with understanding(path):
-        engine = connect_to_read(path)
+    if isinstance(database, Shared):
+        return False  # then there is none of its name
+    with understanding(database):
+        engine = connect_to_read(database)
         try:
             with engine.begin() as connection:
-                if _is_there(connection):
+                if _find(connection) is not None:
                     return False
                 if connection.execute(select(_THEIRS.c.study_id)).first() is None:
                     return True
         finally:
             engine.dispose()
-    raise _gone(path, "and another study of Optuna's is in its place", "`--fresh` sets that one aside")
+    raise _gone(database, "and another study of Optuna's is in its place", "`--fresh` sets that one aside")
 
 
-def check_there(connection: Connection, path: Path) -> None:
-    """Raises InputError where `optuna delete-study` has deleted the study."""
-    if not _is_there(connection):
-        raise _gone(path, "there is nothing left to read", "`tunecli search` begins it anew")
+def find_study(connection: Connection, database: Database) -> int:
+    """The study's id. Raises InputError where it is not there, or was deleted with `optuna delete-study`."""
+    if not isinstance(database, Shared):
+        if (only := _find(connection)) is None:
+            raise _gone(database, "there is nothing left to read", "`tunecli search` begins it anew")
+        return only
+    named = select(_THEIRS.c.study_id).where(_THEIRS.c.study_name == database.study)
+    found: int | None = connection.execute(named).scalar()
+    if found is None:
+        raise no_study(database)
+    if _find(connection, STUDIES.c.study_id == found) is None:
+        raise InputError(
+            f"the study {database.study} in {database} is not one of tunecli",
+            hint="give this one another name (--set name=NEW)",
+        )
+    return found
 
 
-def _is_there(connection: Connection) -> bool:
+def studies_in(address: Address) -> list[Shared]:
+    """The studies of tunecli in a database that several share, by name. Raises InputError, StorageError."""
+    database = Shared(address, "")
+    if is_empty(database):
+        return []
+    with understanding(database):
+        engine = connect(database, write=False)
+        try:
+            with engine.begin() as connection:
+                if not _has_tables(connection):
+                    return []
+                ours = select(_THEIRS.c.study_name).join(STUDIES, STUDIES.c.study_id == _THEIRS.c.study_id)
+                return [Shared(address, name) for name in sorted(connection.execute(ours).scalars())]
+        finally:
+            engine.dispose()
+
+
+def rename(database: Shared, name: str) -> None:
+    """Give the study another name. Raises StorageError; the caller holds it."""
+    engine = connect(database, write=True)
+    try:
+        with engine.begin() as connection:
+            own = _THEIRS.c.study_id == find_study(connection, database)
+            connection.execute(update(_THEIRS).where(own).values(study_name=name))
+    except SQLAlchemyError as error:
+        raise unwritable(database, error) from error
+    finally:
+        release(database, engine)
+
+
+def _find(connection: Connection, *among: ColumnElement[bool]) -> int | None:
     # By its mark, not by its id: SQLite gives the id of what was deleted to the next one.
-    ours = connection.execute(select(STUDIES.c.study_id, STUDIES.c.created)).one_or_none()
+    ours = connection.execute(select(STUDIES.c.study_id, STUDIES.c.created).where(*among)).one_or_none()
     if ours is None:
-        return False
+        return None
     wanted = mark(ours.study_id, ours.created)
     mine = [MARKS.c[name] == value for name, value in wanted.items()]
-    return connection.execute(select(MARKS.c.key).where(*mine)).first() is not None
+    return ours.study_id if connection.execute(select(MARKS.c.key).where(*mine)).first() is not None else None
 
 
-def _gone(path: Path, so: str, hint: str) -> InputError:
-    return InputError(f"the study in {path} was deleted with Optuna's tools: {so}", hint=hint)
+def no_study(database: Database) -> InputError:
+    if isinstance(database, Shared):
+        return InputError(
+            f"no study {database.study!r} in {database}",
+            hint=f"tunecli ls --storage {shlex.quote(str(database))} lists them",
+        )
+    return InputError(f"no study at {database.parent}", hint="`tunecli search` begins one")
 
 
-def connect_to_read(path: Path) -> Engine:
+def _gone(database: Database, so: str, hint: str) -> InputError:
+    return InputError(f"the study in {database} was deleted with Optuna's tools: {so}", hint=hint)
+
+
+def connect_to_read(database: Database) -> Engine:
     """An engine on the database as this version has it: of an earlier one a copy in memory, brought up to date.
 
     Raises InputError.
     """
-    engine = connect(path, write=False)
+    engine = connect(database, write=False)
     try:
         with engine.begin() as connection:
-            version = check_version(connection, path)
+            version = check_version(connection, database)
             if version == SCHEMA_VERSION:
                 return engine
         memory = create_engine("sqlite://", poolclass=StaticPool)
@@ -106,32 +201,36 @@ def connect_to_read(path: Path) -> Engine:
         engine.dispose()
         return memory
     except DatabaseError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(database, error) from error
 
 
-def bring_up_to_date(path: Path) -> Path | None:
+def bring_up_to_date(database: Database) -> Path | None:
     """Bring the database to this version, in one transaction, after a backup beside it; returns the backup, or None
     where there was nothing to do. The caller holds the study's lock. Raises InputError, StorageError.
+
+    A database that several studies share is of this version or refused: its tables are others' as well, whose writers
+    hold no lock that this one could wait for.
     """
-    engine = connect(path, write=True)
+    engine = connect(database, write=True)
     try:
         try:
             with engine.connect() as connection:
-                version = check_version(connection, path)
+                version = check_version(connection, database)
         except DatabaseError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(database, error) from error
         if version == SCHEMA_VERSION:
             return None
-        backup = path.with_name(f"{path.name}.schema-{version}")
+        assert isinstance(database, Path)
+        backup = database.with_name(f"{database.name}.schema-{version}")
         with engine.connect() as connection:
             _back_up(_driver(connection), backup)
         with engine.begin() as connection:
             _migrate(connection, version)
         return backup
     except (OSError, SQLAlchemyError, sqlite3.Error) as error:
-        raise unwritable(path, error) from error
+        raise unwritable(database, error) from error
     finally:
-        engine.dispose()
+        release(database, engine)
 
 
 def _back_up(stored: sqlite3.Connection, backup: Path) -> None:

@@ -111,10 +111,11 @@ class Loop:
     def _consider_workers(self, seconds: float) -> None:
         """Start worker processes where what is left to train repays them, and nobody said how many there should be.
 
-        One a core, or for as many cores as a process has threads; and none without a block of its own to work off.
+        One a core, or for as many cores as a process has threads; and none without trials of its own to train, two of
+        which are computed at once in little more than the time of one.
         """
         plan = self.fitted.plan
-        rows = 1 if self.fitted.looped_because else plan.block_rows
+        rows = 1 if self.fitted.looped_because else min(plan.block_rows, 2)
         blocks = -(-self.study.window // rows)
         workers = min(cores() // plan.threads, blocks)
         if self.forecast is None or workers < 2 or self.device != "cpu":
@@ -135,11 +136,12 @@ class Loop:
         document = self.study.document()
         told = {name: document[name] for name in ("model", "train")}
         # How many processes read changes no bit, and may change from one search to the next.
-        told["data"] = {key: value for key, value in document["data"].items() if key != "workers"}
+        told["data"] = {key: value for key, value in document["data"].items() if key not in ("workers", "stream")}
         # A run goes on from what it reached under a plan that took more memory.
         plan = self.fitted.plan.as_dict()
         plan = {key: value for key, value in plan.items() if key not in ("block_rows", "evaluated")}
-        return {**told, "samples": data, "plan": plan, "code": code_of(document, self.study.base)}
+        how = {"plan": plan, "code": code_of(document, self.study.base)}
+        return {**told, **how, "samples": data, "streamed": self.data.streamed}
 
     def close(self) -> None:
         self.engine.close()

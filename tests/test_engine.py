@@ -764,9 +764,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list
     calls: list[str] = []
     original = getattr(target, name)
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **keys: Any) -> Any:
         calls.append(name)
-        return original(*args)
+        return original(*args, **keys)
 
     monkeypatch.setattr(target, name, counted)
     return calls

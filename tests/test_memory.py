@@ -40,9 +40,9 @@ def run_short(patch: pytest.MonkeyPatch, *, rows: int, after: int = 0, site: str
             return 0 if isinstance(args[0], slice) or args[0].dim() != 2 else len(args[0])
         return len(self._weights[0]) if site == "gradient" else len(self._gradient)
 
-    def runs_short(self: Any, *args: Any) -> Any:
+    def runs_short(self: Any, *args: Any, **keys: Any) -> Any:
         nonlocal left
-        found = does(self, *args)
+        found = does(self, *args, **keys)
         if rows_of(self, *args) > rows:
             left -= 1
             if left < 0:
@@ -185,12 +185,12 @@ def test_a_model_that_is_too_large_among_others_fails_and_the_others_are_compute
     plain, _ = run(study, tmp_path / "plain")
     add_gradient = Rowwise.add_gradient
 
-    def short(self: Rowwise, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
+    def short(self: Rowwise, samples: Samples, present: Tensor, *more: Any, **keys: Any) -> tuple[Tensor, None]:
         if any(9 in weight.shape for weight in self._weights) and present.shape[1] > 8:  # more than it is tried with
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
             )
-        return add_gradient(self, samples, present)
+        return add_gradient(self, samples, present, *more, **keys)
 
     monkeypatch.setattr(Rowwise, "add_gradient", short)
     found, told = run(study, tmp_path / "short")

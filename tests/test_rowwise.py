@@ -81,7 +81,8 @@ def alone(
 
 
 def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int) -> None:
-    """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). The gradient is added to what is there."""
+    """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). Its share of the gradient is added to what
+    is there, or written over it."""
     layout, weights = random_rows(module, rows)
     before = torch.randn_like(weights)
     gradient = before.clone()
@@ -93,12 +94,17 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
     found_outputs = way.outputs(shared, 5)
     keys = sample_keys(torch.arange(rows), torch.arange(len(samples)).view(rows, -1))
     way.draw_by(keys)
-    found_losses, _ = way.add_gradient(block, present)
+    shares = 1 / torch.arange(1.0, rows + 1, dtype=weights.dtype)
+    found_losses, _ = way.add_gradient(block, present, shares)
+    added = gradient.clone()
+    way.add_gradient(block, present, shares, over=True)
     for row in range(rows):
         own = samples.take(torch.arange(len(samples)).view(rows, -1)[row])
         losses, expected, _ = alone(module, layout, weights[row], own, present[row], loss, keys[row])
         torch.testing.assert_close(found_losses[row], losses, rtol=1e-9, atol=1e-12, check_dtype=False)
-        torch.testing.assert_close(gradient[row], before[row] + expected, rtol=1e-9, atol=1e-12)
+        share = expected * shares[row]
+        torch.testing.assert_close(added[row], before[row] + share, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient[row], share, rtol=1e-9, atol=1e-12)
         given = module.eval()(shared).reshape(5, -1).detach()
         module.train()
         torch.testing.assert_close(found_outputs[row].reshape(5, -1), given, rtol=1e-9, atol=1e-12)

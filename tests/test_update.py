@@ -96,26 +96,26 @@ def train(
     rules: list[str],
     points: list[dict[str, Any]],
     state: State,
-    sums: Tensor,
-    samples: Tensor,
+    means: Tensor,
     rates: Tensor,
     due: Tensor,
 ) -> None:
-    """Drive the first rows by gradient sums (S, K, P) over samples (S, K), where due (S, K), in two ticks."""
+    """Drive the first rows by mean gradients (S, K, P), where due (S, K), in two ticks."""
     numbers, rows = due.cumsum(0), len(points)
     trained = [Trained(RULES[rule], point) for rule, point in zip(rules, points, strict=True)]
-    for tick in torch.arange(len(sums)).chunk(2):
+    for tick in torch.arange(len(means)).chunk(2):
         gradient = torch.zeros_like(state.weights)
         updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]))
-        updates.begin(Coming(numbers[tick], rates[tick], samples[tick]))
+        updates.begin(Coming(numbers[tick], rates[tick]))
         for step, number in enumerate(tick.tolist()):
             before = state.weights.clone(), state.first.clone(), state.second.clone()
-            gradient[:rows] = sums[number]
-            updates.apply(step, torch.zeros(rows))
+            gradient[:rows] = means[number]
+            written_over = updates.apply(step, torch.zeros(rows))
+            assert written_over == bool(due[number].all())
             idle = torch.cat([~due[number], torch.ones(BELOW, dtype=torch.bool)])
             for old, new in zip(before, (state.weights, state.first, state.second), strict=True):
                 assert torch.equal(old[idle], new[idle]), "a row that is not due comes back as it was"
-            assert not gradient[:rows][due[number]].any(), "the sums of those that are due are used up"
+            assert written_over or not gradient[:rows][due[number]].any(), "the gradients of those due are used up"
 
 
 def test_every_optimizer_of_the_space_has_a_rule() -> None:
@@ -162,10 +162,9 @@ def check_against_torch(
     rows = len(rules)
     initial = state.weights[:rows].clone()
     mean = torch.randn(STEPS, rows, WEIGHTS, generator=generator, dtype=torch.float64)
-    samples = torch.randint(1, 300, (STEPS, rows), generator=generator)
     rates = torch.rand(STEPS, rows, generator=generator, dtype=torch.float64)
     due = torch.rand(STEPS, rows, generator=generator) < share_due
-    train(rules, own, state, mean * samples[..., None], samples, rates, due)
+    train(rules, own, state, mean, rates, due)
     for row, (rule, point) in enumerate(zip(rules, own, strict=True)):
         weight = nn.Parameter(initial[row].clone())
         optimizer = torch_optimizer(rule, [weight], point)
@@ -195,7 +194,7 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
     ones = torch.ones(10, 1, dtype=torch.int64)
     gradient = torch.zeros(1, len(row)).double()
     updates = Updates(state, gradient, [Trained(RULES["muon"], point)], ones > 0, ones == 0)
-    updates.begin(Coming(ones.cumsum(0), ones, ones))
+    updates.begin(Coming(ones.cumsum(0), ones))
     for step in range(10):
         gradient.copy_(torch.randn(1, len(row)))
         for name, view in layout.views(gradient).items():
@@ -229,7 +228,6 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
     steps = 3
     numbers = done + torch.arange(1, steps + 1)[:, None]  # (S, K)
     rates = factors(["cosine"] * rows, numbers, done * 2 + steps)
-    samples = torch.randint(1, 300, (steps, rows), generator=generator)
     gradients = torch.randn(steps, rows, WEIGHTS, generator=generator, dtype=dtype)
     start = make_state(rows, dtype, generator)
     start.first, start.second = torch.randn(2, rows, WEIGHTS, generator=generator, dtype=dtype)
@@ -243,7 +241,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
         gradient, every = torch.zeros_like(state.weights), torch.ones(steps, len(picked), dtype=torch.bool)
         trained = [Trained(RULES[rule], own[i]) for i in picked]
         updates = Updates(state, gradient, trained, every, ~every)
-        updates.begin(Coming(numbers[:, picked], rates[:, picked], samples[:, picked]))
+        updates.begin(Coming(numbers[:, picked], rates[:, picked]))
         for step in range(steps):
             gradient.copy_(gradients[step, picked])
             updates.apply(step, torch.zeros(len(picked)))
@@ -265,7 +263,7 @@ def test_spared_weights_do_not_decay(rule: str) -> None:
     ones = torch.ones(1, 2, dtype=torch.int64)
     told = {"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}
     updates = Updates(state, torch.zeros_like(weights), [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0)
-    updates.begin(Coming(ones, ones, ones))
+    updates.begin(Coming(ones, ones))
     updates.apply(0, torch.zeros(2))
     before, after = layout.views(weights), layout.views(state.weights)
     for name in layout.names:

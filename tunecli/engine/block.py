@@ -119,6 +119,7 @@ class Block:
         self._failure: str | None = None
         self._scoring: Scoring | None = None
         self._gradient.zero_()
+        self._used_up = False
         self._joining = {}
         self._seconds_before = [0.0] * len(self.slots)
         for row, slot in enumerate(self.slots):
@@ -137,9 +138,20 @@ class Block:
         if self._updates is None or (low, high) != (self._low, self._high):
             self._updates = self._make_updates(low, high)
         self._low, self._high = low, high
-        self._updates.begin(self._coming(found.ends, found.sizes))
+        self._share = self._shares(found.sizes).to(gradient)
+        self._updates.begin(self._coming(found.ends))
         lengths = self._batches[0].lengths[self._step : high] if self._lane.micro is None else None
         self._read = self._train.stream(_indices(self._index[self._step - low :], lengths))
+
+    def _shares(self, sizes: Tensor) -> Tensor:
+        """What a sample's gradient is divided by, inverted, (S, B), from what the batches count (S, K).
+
+        A user's step says so afterwards. A batch that counts nothing has no gradient, and none is divided by zero.
+        """
+        shares = torch.ones(len(sizes), self._gradient.shape[0], dtype=torch.float64)
+        if self._lane.task.step is None:
+            shares[:, : sizes.shape[1]] = torch.where(sizes > 0, 1 / sizes, 1.0)
+        return shares
 
     def _join(self) -> None:
         """Rows that start at this step take up what they had; what a row computed before is not its own."""
@@ -155,13 +167,16 @@ class Block:
         row = self.slots.index(slot)
         if self._step == 0 or row in self._joining:
             return self._joining.get(row)
+        if self._used_up:
+            self._gradient.zero_()
+            self._used_up = False
         sums = torch.stack([self._loss[row], self._norm[row], self._count[row], self._counted[row]]).tolist()
         step = min(self._step, self._batches[row].steps)
         seconds = self._seconds_before[row] + self._seconds / len(self.slots)
         return Partial(step, self._gradient[row], tuple(sums), seconds)
 
-    def _coming(self, ends: Tensor, sizes: Tensor) -> Coming:
-        """The updates of this stretch, from where batches end (S, K) and what they count (S, K)."""
+    def _coming(self, ends: Tensor) -> Coming:
+        """The updates of this stretch, from where batches end (S, K)."""
         slots = self.slots
         before = [slot.updates + int(b.ends[: self._low].sum()) for slot, b in zip(slots, self._batches, strict=True)]
         numbers = torch.tensor(before) + ends.cumsum(0)  # (S, K)
@@ -169,7 +184,7 @@ class Block:
         totals = torch.tensor([slot.run.epochs for slot in slots]) * epoch
         scales = [slot.plateau.scale for slot in slots]
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
-        return Coming(numbers, rates, sizes)
+        return Coming(numbers, rates)
 
     def train(self, deadline: float) -> bool:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
@@ -226,7 +241,7 @@ class Block:
             self._way.draw_by(sample_keys(self._seeds, index))
         self._adding = True
         with self._randomness(step):
-            losses, counts = self._way.add_gradient(read, present)
+            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up)
         self._adding, self._updating = False, True
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)
@@ -234,7 +249,7 @@ class Block:
             self._count += counts
             self._counted += counts
         assert self._updates is not None
-        self._updates.apply(place, self._norm, self._count if counts is not None else None)
+        self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None)
         self._updating = False
 
     def _fits_alone(self, place: int) -> bool:

@@ -66,6 +66,10 @@ class Layout:
                 found[name] = part.view(len(matrix), *shape)
         return found
 
+    def filling(self, matrix: Tensor) -> Tensor:
+        """What no weight has of a matrix (K, P), at the end of its rows."""
+        return matrix[:, self.offsets[-1] + math.prod(self.shapes[-1]) :]
+
     def row(self, module: nn.Module) -> Tensor:
         """The trained weights of a module as one row (P,)."""
         parameters = dict(module.named_parameters())
@@ -130,16 +134,21 @@ class Looped:
         self._module, self._loss, self._weighted = module, loss, weighted
         self._shape = {name: column[0] for name, column in shape.items()}
         parameters = dict(module.named_parameters())
-        gradients = layout.views(gradient)
-        for name, view in layout.views(weights).items():
-            parameters[name].data = view[0]
-            parameters[name].grad = gradients[name][0]
+        self._parameters = [parameters[name] for name in layout.names]
+        self._gradients = [view[0] for view in layout.views(gradient).values()]
+        self._filling = layout.filling(gradient)
+        for parameter, view in zip(self._parameters, layout.views(weights).values(), strict=True):
+            parameter.data = view[0]
 
-    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, Tensor | None]:
+    def add_gradient(
+        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """As Rowwise's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
 
         What a user's step counts (1,) is known only now.
         """
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = None if over else gradient
         count: Tensor | None = None
         if isinstance(self._loss, Step):
             loss, counted = self._loss(self._module, samples.batch())
@@ -148,8 +157,20 @@ class Looped:
             outputs = as_outputs(call(self._module, samples.inputs), present.shape[0])
             losses = sample_losses(self._loss, outputs, samples.targets, self._shape)
             loss = (losses * present if self._weighted else losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward(None if share is None else share[0].to(loss))  # type: ignore[no-untyped-call]  # torch's own
+        if over:
+            self._write_over()
         return loss.detach()[None], count
+
+    def _write_over(self) -> None:
+        """Put the gradients that autograd has made into the row: adding them to zeros would take twice as long."""
+        found = [(own, p.grad) for own, p in zip(self._gradients, self._parameters, strict=True) if p.grad is not None]
+        torch._foreach_copy_([own for own, _ in found], [new for _, new in found])
+        self._filling.zero_()
+        for own, parameter in zip(self._gradients, self._parameters, strict=True):
+            if parameter.grad is None:
+                own.zero_()
+            parameter.grad = own
 
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         with torch.no_grad(), evaluating(self._module):

@@ -49,11 +49,10 @@ class Trained:
 @dataclass(frozen=True, slots=True, eq=False)
 class Coming:
     """The S coming updates of K rows, (S, K) each: `numbers` says which update of its run each is, from 1; `rates` is
-    the schedule's factor on the learning rate; `sizes` how many samples its batch has, or the sum of their weights."""
+    the schedule's factor on the learning rate."""
 
     numbers: Tensor
     rates: Tensor
-    sizes: Tensor
 
 
 class Updates:
@@ -91,12 +90,9 @@ class Updates:
         # On the CPU, whatever the device: a few numbers, of which a GPU takes all at once.
         told = [_told(row) for row in self._rows]
         columns = {name: _column([own[name] for own in told]) for name in told[0]}
-        # A batch that counts nothing has no gradient, and none is divided by zero.
-        share = torch.where(coming.sizes > 0, 1 / coming.sizes.double(), 1.0)
         # The average begins with the weights after the first update, as torch's AveragedModel does.
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
-        moving = torch.stack([share, keep], dim=1)[..., None]  # (S, 2, K, 1)
-        self._moving = _Slices(moving.to(self._gradient))
+        self._kept = _Slices(keep[:, None, :, None].to(self._gradient))  # (S, 1, K, 1)
         self._l1, self._clip = columns["l1"].to(self._gradient), columns["clip_norm"].to(self._gradient)
         self._told = told
         self._rates = (columns["learning_rate"][:, 0] * coming.rates.double()).tolist()
@@ -115,19 +111,20 @@ class Updates:
         return _Slices(torch.stack(parts, dim=1).to(self._gradient))
 
     @torch.no_grad()
-    def apply(self, step: int, norm: Tensor, count: Tensor | None = None) -> None:
-        """Update the rows that are due after a micro-step, and use up their gradient (K, P), summed over the batch.
+    def apply(self, step: int, norm: Tensor, count: Tensor | None = None) -> bool:
+        """Update the rows that are due after a micro-step, by their mean gradients (K, P), and use these up: they are
+        zero again, or where True is returned whatever they may be, as all rows were due: the next are written over.
 
-        A row's share of the sum is one over the size of its batch, or over `count` (K,), which becomes zero again. l1
-        adds l1 * sign(weight) to the mean gradient and l2 adds l2 * weight, except where the rule is decoupled: then
-        it shrinks the weights (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all
-        weights, as torch's clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
+        With `count` (K,), which becomes zero again, they are sums over so many samples. l1 adds l1 * sign(weight)
+        to the mean gradient and l2 adds l2 * weight, except where the rule is decoupled: then it shrinks the weights
+        (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all weights, as torch's
+        clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
         """
         due = self._steps[step]
         if due is None:
-            return
+            return False
         for span in due.spans:
-            self._prepare(span, step, norm, count)
+            self._prepare(span, norm, count)
         numbers = self._numbers[step]
         for row in due.each:
             fused = self._fused[row]
@@ -137,19 +134,20 @@ class Updates:
             self._step(group, step)
         for span in due.spans:
             if span.averages and self._state.average is not None:
-                _, keep = self._moving.at(step, span.rows)
+                (keep,) = self._kept.at(step, span.rows)
                 self._state.average[span.rows].mul_(keep).addcmul_(self._state.weights[span.rows], 1 - keep)
-            self._gradient[span.rows].zero_()
+            if not due.whole:
+                self._gradient[span.rows].zero_()
+        return due.whole
 
-    def _prepare(self, span: Span, step: int, norm: Tensor, count: Tensor | None) -> None:
-        """Make the sums of some rows the gradient that their rules take."""
+    def _prepare(self, span: Span, norm: Tensor, count: Tensor | None) -> None:
+        """Make of the gradients of some rows what their rules take."""
         rows = span.rows
-        share, _ = self._moving.at(step, rows)
+        mean = self._gradient[rows]
         if count is not None:
             own = count[rows]
-            share = torch.where(own > 0, 1 / own, 1.0)[:, None].to(share)
+            mean *= torch.where(own > 0, 1 / own, 1.0)[:, None].to(mean)
             own.zero_()
-        mean = self._gradient[rows].mul_(share)
         if span.last:
             norm[rows] = mean.double().norm(dim=1)
         if span.clip:

@@ -22,13 +22,14 @@ SMALL = 4096
 products that it adds into rows of a matrix one by one."""
 
 
-def rewrite(graph: fx.Graph, gradients: int) -> None:
-    """Simplify a graph that `record` gave. Its last `gradients` outputs are added to as many last arguments instead."""
+def rewrite(graph: fx.Graph, gradients: int, *, over: bool = False) -> None:
+    """Simplify a graph that `record` gave. Its last `gradients` outputs are added to as many last arguments instead, or
+    written `over` them."""
     for simplify in (_drop_idle, _add_bias_in_product, _turn_product, _drop_idle):
         for node in list(graph.nodes):
             simplify(graph, node)
         graph.eliminate_dead_code()
-    _add_gradients(graph, gradients)
+    _add_gradients(graph, gradients, over=over)
     for node in list(graph.nodes):
         _write_over(graph, node)
     for node in graph.nodes:
@@ -123,21 +124,23 @@ def _transposed(graph: fx.Graph, before: fx.Node, node: Any) -> fx.Node:
     return _first(node) if _transposes(node, 1, 2) else _insert(graph, before, aten.transpose.int, node, 1, 2)
 
 
-def _add_gradients(graph: fx.Graph, gradients: int) -> None:
-    """The last outputs are added to the last arguments, and are outputs no more."""
+def _add_gradients(graph: fx.Graph, gradients: int, *, over: bool) -> None:
+    """The last outputs are added to the last arguments, or written over them, and are outputs no more."""
     *_, output = graph.nodes
     (found,) = output.args
     kept = len(found) - gradients
     places = [node for node in graph.nodes if node.op == "placeholder"][-gradients:] if gradients else []
     for place, addend in zip(places, found[kept:], strict=True):
-        if addend is None:
-            continue
         with graph.inserting_before(output):
+            if addend is None:
+                if over:
+                    graph.call_method("zero_", (place,))
+                continue
             large = _value(place)[0].numel() > SMALL and addend.target is aten.bmm.default
             if large and len(addend.users) == 1:
-                graph.call_method("baddbmm_", (place, *addend.args))
+                graph.call_method("baddbmm_", (place, *addend.args), {"beta": 0} if over else {})
             else:
-                graph.call_method("add_", (place, addend))
+                graph.call_method("copy_" if over else "add_", (place, addend))
     output.args = (found[:kept],)
     for node in reversed(graph.nodes):  # not what adds: it has no users either
         if node.op == "call_function" and not node.users:

@@ -33,17 +33,25 @@ class Recorded:
         self._computed: dict[Any, Computed] = {}
 
     def losses_and_gradient(
-        self, weights: list[Tensor], samples: Samples, present: Tensor, shape: Shape, keys: Tensor | None
+        self,
+        weights: list[Tensor],
+        samples: Samples,
+        present: Tensor,
+        shape: Shape,
+        keys: Tensor | None,
+        *,
+        over: bool = False,
     ) -> Computed:
-        """From weights, inputs, targets, present (B, m), the loss's shape, keys (B, m) if dropout is drawn, and
-        gradients to the loss sums (B,). Raises Unrecordable.
+        """From weights, inputs, targets, present (B, m), what of a sample's gradient counts (B, m), the loss's shape,
+        keys (B, m) if dropout is drawn, and gradients, which are added to or written `over`, to the loss sums (B,).
+        Raises Unrecordable.
         """
-        known = "training", present.shape, keys is None
+        known = "training", present.shape, keys is None, over
         if known not in self._computed:
             targets, names = samples.targets, self.layout.names
             inputs = tree_map(torch.clone, samples.inputs)
             leaves = [own.detach().requires_grad_() for own in weights]
-            loss_of = loss_gradient(self._loss, shape)
+            loss_of, counts = loss_gradient(self._loss, shape), present.clone()
 
             def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
                 found = self._call(dict(zip(names, values, strict=True)), inputs, present.shape[1])
@@ -52,14 +60,17 @@ class Recorded:
             def computed() -> Sequence[Tensor]:
                 with torch.enable_grad():
                     found: Tensor = vmap(outputs, randomness="different")(leaves, inputs)
-                    losses, back = loss_of(found.detach(), targets, present)
+                    losses, back = loss_of(found.detach(), targets, counts)
                     # `grad_outputs` would import sympy, for half a second, to check their shapes.
                     found.register_hook(lambda _: back)  # type: ignore[no-untyped-call]  # torch's own
                     gradients = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
                 return [(losses * present).sum(1), *gradients]
 
-            read = [*leaves, *tree_leaves(inputs), targets, present, *shape.values(), *([] if keys is None else [keys])]
-            self._computed[known] = self._record(computed, read, keys, [torch.empty_like(own) for own in weights])
+            given = [targets, present, counts, *shape.values(), *([] if keys is None else [keys])]
+            gradients = [torch.empty_like(own) for own in weights]
+            self._computed[known] = self._record(
+                computed, [*leaves, *tree_leaves(inputs), *given], keys, gradients, over=over
+            )
         return self._computed[known]
 
     def outputs(self, weights: list[Tensor], inputs: Inputs, samples: int) -> Computed:
@@ -87,6 +98,8 @@ class Recorded:
         read: list[Tensor],
         keys: Tensor | None = None,
         gradients: Sequence[Tensor] = (),
+        *,
+        over: bool = False,
     ) -> Computed:
         if any(map(_is_hooked, self._module.modules())):
             raise Unrecordable("it has hooks: what they do can stand in forward")
@@ -100,7 +113,7 @@ class Recorded:
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
             raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
-        rewrite(recorded.graph, len(gradients))
+        rewrite(recorded.graph, len(gradients), over=over)
         recorded.recompile()
         computed: Computed = recorded.forward
         return computed
@@ -129,6 +142,7 @@ class Rowwise:
         self._recorded, self._shape = recorded, shape
         self._weights = list(recorded.layout.views(weights).values())
         self._gradients = list(recorded.layout.views(gradient).values())
+        self._filling = recorded.layout.filling(gradient)
         self._keys: Tensor | None = None
 
     def draw_by(self, keys: Tensor | None) -> None:
@@ -136,15 +150,22 @@ class Rowwise:
         self._keys = keys
 
     @torch.no_grad()
-    def add_gradient(self, samples: Samples, present: Tensor) -> tuple[Tensor, None]:
-        """Add to the gradient and return the loss sums (B,); inputs (B, m, *feature), targets and present (B, m).
+    def add_gradient(
+        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False
+    ) -> tuple[Tensor, None]:
+        """Add the gradient of each row's loss sum, or its `share` (B,) of that, to what the row has, or write it `over`
+        that; returns the loss sums (B,). Inputs (B, m, *feature), targets and present (B, m).
 
         The second value is what the sums count, None where that was known before.
         """
         keys = [] if self._keys is None else [self._keys]
-        computed = self._recorded.losses_and_gradient(self._weights, samples, present, self._shape, self._keys)
-        read = *tree_leaves(samples.inputs), samples.targets, present, *self._shape.values(), *keys
+        weights, shape = self._weights, self._shape
+        computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, over=over)
+        counts = present if share is None else present * share[:, None]
+        read = *tree_leaves(samples.inputs), samples.targets, present, counts, *self._shape.values(), *keys
         (losses,) = computed(*self._weights, *read, *self._gradients)
+        if over:
+            self._filling.zero_()
         return losses, None
 
     @torch.no_grad()

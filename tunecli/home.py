@@ -70,7 +70,7 @@ def find_study(
             return _begun(home / argument, overrides, replaced)
         if argument in data.BUNDLED:
             return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
-    if path.is_dir() or path.suffix.lower() == ".npy":
+    if argument and (path.is_dir() or path.suffix.lower() == ".npy"):
         return study_of_table(path, overrides, replaced)
     names = {
         *bundled_names(),
@@ -129,7 +129,7 @@ def find_folder(argument: str | None, home: Path, address: Address | None = None
     name = read_question(path).name if path.suffix == ".toml" else argument
     if is_function(argument) or path.suffix == ".py":
         name = table_name(source_file(argument, Path.cwd()) if is_function(argument) else path)
-    if path.suffix.lower() in data.TABLE_SUFFIXES or (path.is_dir() and not NAME.fullmatch(argument)):
+    if path.suffix.lower() in data.TABLE_SUFFIXES or (argument and path.is_dir() and not NAME.fullmatch(argument)):
         name = table_name(path.absolute())
     plain = table_name(Path(f"{name}.csv"))
     if path.name == name and is_begun(home / plain):

@@ -16,12 +16,13 @@ REPORT = """
 import sys
 from pathlib import Path
 from tunecli.cli.options import read_summary
+from tunecli.home import find_database
 from tunecli.report import formats
 from tunecli.trial import State
 folder, window, seen = Path(sys.argv[1]), int(sys.argv[2]), set()
 print("ready", flush=True)
 while not (folder / "enough").exists():
-    summary = read_summary(folder)
+    summary = read_summary(find_database(folder))
     formats.as_json(summary)
     flight = [t for t in summary.trials if t.state is State.RUNNING]
     ticks = {t.start_tick + t.fidelity - 1 for t in flight}

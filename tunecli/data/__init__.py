@@ -6,8 +6,10 @@ Only names and values here, so that a study file is checked without loading torc
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -112,6 +114,10 @@ def categories(preprocessing: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(len(own["levels"]) + 1 for own in preprocessing["columns"] if own["kind"] == "code")
 
 
+LOOKED_INTO = 1000
+"""So many folders are looked into for a picture: somebody may name the root of a disk."""
+
+
 def holds_arrays(folder: Path) -> bool:
     """Whether it is a folder of NumPy's arrays, each in a .npy file."""
     return any(folder.glob("*.npy"))
@@ -119,8 +125,8 @@ def holds_arrays(folder: Path) -> bool:
 
 def holds_pictures(folder: Path) -> bool:
     """Whether it is a folder of class folders with pictures in them, or of parts of such."""
-    found = (path for pattern in ("*/*", "*/*/*", "**/*") for path in folder.glob(pattern) if path.parent != folder)
-    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in found)
+    below = islice(os.walk(folder, followlinks=True), 1, LOOKED_INTO)
+    return any(name.lower().endswith(PICTURE_SUFFIXES) for _, _, names in below for name in names)
 
 
 def check_source(source: str, base: Path) -> None:

@@ -168,9 +168,11 @@ def _spread(mapped: Any) -> Tensor:
 
 
 def rows_of(part: Tensor, index: Tensor | slice) -> Tensor:
-    """The rows of an index of any shape, or in a slice, which copies nothing of a tensor."""
-    if not hasattr(part, "index_select"):
-        return part.take(index)  # type: ignore[arg-type]  # a Mapped, as a tensor takes no slice
+    """The rows of an index of any shape, or in a slice, which copies nothing of a tensor; of a list (texts, say) those
+    in a slice."""
+    if hasattr(part, "rows"):
+        found: Tensor = part.take(index)  # type: ignore[arg-type]  # a Mapped, which takes slices as well
+        return found
     if isinstance(index, slice):
         return part[index]
     # Copies whole samples: a third of the time of part[index], which gives the same.

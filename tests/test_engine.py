@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.conftest import examples
 from tunecli.data import Samples
-from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, stretch, worker
+from tunecli.engine import LOOPED, Engine, LocalEngine, Plan, Processes, Snapshot, Task, child, stretch
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
 from tunecli.engine.functions import Step
@@ -68,7 +68,7 @@ def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         yield lambda task: LocalEngine(task, request.param)
         return
     # Forked they are there at once, and the tests' own models need not be sent; `test_workers` has them spawned.
-    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
     begun: list[Processes] = []
 
     def make(task: Task) -> Engine:

@@ -19,7 +19,7 @@ from typing import Any
 from tunecli import __version__, checkpoint
 from tunecli.engine import Snapshot
 from tunecli.errors import CheckpointError, StorageError
-from tunecli.source import is_function, source_file
+from tunecli.source import named_functions, source_file
 from tunecli.trial import Measurement, Run
 
 EVERY_SECONDS = 30.0
@@ -147,18 +147,7 @@ class Snapshots:
 def code_of(document: Any, base: Path) -> dict[str, str]:
     """The hash of every file that a question names as `file.py:function`: other code trains otherwise."""
     found: dict[str, str] = {}
-    for name in _texts(document):
-        if is_function(name) and (path := source_file(name, base)).is_file():
+    for name in named_functions(document):
+        if (path := source_file(name, base)).is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for own in value.values():
-            yield from _texts(own)
-    elif isinstance(value, list | tuple):
-        for own in value:
-            yield from _texts(own)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -49,6 +50,7 @@ def load_function(source: str, base: Path) -> Callable[..., Any]:
         try:
             with _importable(path.parent):
                 spec.loader.exec_module(module)
+            _note_code(path.parent)
         except (Exception, SystemExit) as error:  # a script without a main guard may well exit
             del sys.modules[module_name]
             raise SourceError(
@@ -85,6 +87,46 @@ def call(source: str, keys: Mapping[str, Any], base: Path) -> Any:
         raise SourceError(
             f"{source} raised {describe(error, path)}", hint=f"it was called with {given or 'no keys'}"
         ) from error
+
+
+def named_functions(document: Any) -> Iterator[str]:
+    """Every `file.py:function` that a nest of dicts and lists names."""
+    if isinstance(document, str):
+        if is_function(document):
+            yield document
+    elif isinstance(document, Mapping | list | tuple):
+        for own in document.values() if isinstance(document, Mapping) else document:
+            yield from named_functions(own)
+
+
+_loaded: dict[Path, str] = {}
+"""The user's files that this process has loaded, each with the hash of what it held then."""
+
+
+def loaded_code(sources: Iterable[str], base: Path) -> dict[Path, str]:
+    """The files that these functions were loaded from, modules beside them included, with the hashes of what was
+    loaded; what they import later, when they are called, is not seen."""
+    folders = [source_file(source, base).parent for source in sources]
+    return {path: code for path, code in _loaded.items() if any(map(path.is_relative_to, folders))}
+
+
+def code_now(path: Path) -> str:
+    """The hash of what a file of `loaded_code` holds: as this process has loaded it, else as it is now."""
+    return _loaded.get(path) or _hash(path)
+
+
+def _note_code(folder: Path) -> None:
+    below = f"{folder}{os.sep}"
+    for module in tuple(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.startswith(below) and "site-packages" not in file:
+            _loaded.setdefault(Path(file), _hash(Path(file)))
+
+
+def _hash(path: Path) -> str:
+    with suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return ""
 
 
 @contextmanager

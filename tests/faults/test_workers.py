@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Question
 from tests.faults.conftest import Report
 from tests.test_workers import timeless
-from tunecli.engine import worker
+from tunecli.engine import child
 from tunecli.search import Noticed, search
 
 
@@ -20,7 +20,7 @@ def test_a_killed_worker_changes_no_trial(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Forked, a worker is there at once, so that one dies at any moment of a search and not in its first.
-    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
     draw, kills, same, workers = random.Random(0), 100 if full else 3, 0, set()
     study = question(trials=16, window=8, train={"epochs": 8})
     list(search(study, tmp_path / "whole"))

@@ -9,10 +9,11 @@ from torch import Tensor
 from tunecli.engine.device import resolve_device
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import LOOPED, Plan, choose_plan
-from tunecli.engine.processes import Processes, engine_of
+from tunecli.engine.processes import Processes
 from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits
+from tunecli.engine.work import engine_of
 from tunecli.trial import Measurement, Run
 
 __all__ = [

@@ -1,7 +1,8 @@
 """An engine made of engines: one in each of some worker processes.
 
 Which worker trains a run never changes what comes of it. So a run goes where the least is to do, and those of a worker
-that died are trained again in a new one, up to where they were.
+that died are trained again, up to where they were: in a new one, or where none can be started any more, by the others
+or by this process.
 """
 
 from __future__ import annotations
@@ -9,24 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from tunecli.data import Data
-from tunecli.engine.local import LocalEngine
-from tunecli.engine.own import load_optimizer
-from tunecli.engine.plan import Plan
+from tunecli.engine.child import Child, WorkerDied
+from tunecli.engine.messages import Lost
+from tunecli.engine.pace import Pace
 from tunecli.engine.snapshot import Snapshot
-from tunecli.engine.task import Task, make_task
 from tunecli.engine.traits import Traits
-from tunecli.engine.worker import Announce, Lost, Make, Worker, WorkerDied
-from tunecli.errors import ModelError, OutOfMemory, StorageError, TunecliError
-from tunecli.study import Study
+from tunecli.engine.work import Make
+from tunecli.engine.worker import Here, Worker
+from tunecli.errors import ModelError, StorageError, TunecliError
 from tunecli.trial import Measurement, Run
 
 if TYPE_CHECKING:
@@ -40,31 +36,8 @@ MOST_KEPT = 1 << 29
 
 POLL_SECONDS = 0.1
 
-
-def engine_of(study: Study, data: Data, task: Task, plan: Plan, device: str) -> Make:
-    """What makes the engine of a study in a worker, where the samples lie in memory that all processes share.
-
-    `task` is this process's: functions of a user's own cannot be sent, so a worker loads them itself.
-    """
-    sent = _Sent(study, replace(data, test=data.validation), tuple(task.optimizers), torch.get_default_dtype())
-    return partial(_make_engine, sent, plan, device)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What a task is made from. A user's code may have set the default type of numbers."""
-
-    study: Study
-    data: Data
-    optimizers: tuple[str, ...]
-    dtype: torch.dtype
-
-
-def _make_engine(sent: _Sent, plan: Plan, device: str, announce: Announce) -> LocalEngine:
-    torch.set_default_dtype(sent.dtype)
-    own = {source: load_optimizer(source, sent.study.base) for source in sent.optimizers}
-    task = replace(make_task(sent.study, sent.data), optimizers=own)
-    return LocalEngine(task, plan, device, announce)
+REST_SECONDS = 2.0
+"""How long snapshots wait for the steps that workers are in."""
 
 
 class Processes:
@@ -86,47 +59,46 @@ class Processes:
         tell: Callable[[str], None],
         moving: Iterable[Run] = (),
     ) -> None:
-        self._here, self._make, self._tell = here, make, tell
-        self._share = window / workers
-        self._moving = {run.trial: run for run in moving}
-        self._waiting = bool(self._moving)
-        self._pending_here = 0
+        self._engine, self._make, self._window, self._tell = here, make, window, tell
+        moving = tuple(moving)
+        self._here = Here(here, make, moving)
+        self._own = Worker(self._here, moving)
+        self._waiting = bool(moving)
+        self._hiring, self._stillborn = True, 0
         self._ticks: dict[int, int] = {}
         self._deaths: dict[int, tuple[int, int]] = {}
         self._snapshots: dict[int, Snapshot] = {}
+        self._resting = False
         self._late: list[Measurement] = []
         self._given_up: list[Measurement] = []
-        self._stillborn = 0
-        self._pace = _Pace()
-        self._workers: list[Worker] = []
+        self._pace = Pace()
+        self._hired: dict[Worker, Child] = {}
         try:
-            self._workers += (Worker(make) for _ in range(workers))
+            for _ in range(workers):
+                self._hire()
         except BaseException:
-            self._end_workers()
+            self.close()
             raise
 
     def close(self) -> None:
-        self._end_workers()
-        self._here.close()
+        for child in self._hired.values():
+            child.kill()
 
-    def _end_workers(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        self._workers = []
+    def _hire(self) -> Worker:
+        child = Child(self._make)
+        worker = Worker(child)
+        self._hired[worker] = child
+        return worker
 
     def traits(self, run: Run) -> Traits:
-        return self._here.traits(run)
+        return self._engine.traits(run)
 
     def epoch_updates(self, run: Run) -> int:
         found: int = self._ask(run, "epoch_updates")
         return found
 
     def start(self, run: Run) -> None:
-        if self._waiting:
-            self._here.start(run)
-            self._moving[run.trial] = run
-        else:
-            self._begin(run, 0, "start", run)
+        self._begin(run, 0, "start", run)
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:
         self._begin(run, snapshot.fidelity, "restore", run, snapshot)
@@ -135,11 +107,12 @@ class Processes:
     def _begin(self, run: Run, ticks: int, *asked: Any) -> None:
         while True:
             worker = self._choose(run)
+            if run.trial in worker.runs:
+                raise ModelError("no worker process is left")  # for a run of this process to move to
             try:
                 worker.ask(*asked)
             except WorkerDied:
-                cause = worker.last_words()
-                self._replace(worker)
+                cause = self._replace(worker)
                 if self._often_died(run.trial):
                     raise ModelError(f"its worker process {cause} while it was started") from None
             else:
@@ -149,68 +122,65 @@ class Processes:
     def _choose(self, run: Run) -> Worker:
         """A worker that has less than its share to do: the one with most runs of the same optimizer, which are updated
         together; else the one with the least to do."""
-
-        def to_do(worker: Worker) -> float:
-            return self._pace.of(worker.runs.values())
+        if self._waiting or not self._hired:
+            return self._own
 
         def alike(worker: Worker) -> int:
             return sum(own.hparams["optimizer"] == run.hparams["optimizer"] for own in worker.runs.values())
 
-        share = self._share * self._pace.mean() - self._pace.of([run]) / 2
-        free = [worker for worker in self._workers if not worker.reviving and to_do(worker) <= share]
-        if free:
-            return min(free, key=lambda worker: (-alike(worker), to_do(worker)))
-        return min(self._workers, key=lambda worker: (worker.reviving, to_do(worker)))
+        share = self._window / len(self._hired) * self._pace.mean() - self._pace.of([run]) / 2
+        free = [worker for worker in self._hired if not worker.reviving and self._to_do(worker) <= share]
+        return min(free, key=lambda own: (-alike(own), self._to_do(own))) if free else self._freest()
+
+    def _freest(self) -> Worker:
+        """The worker that has the least to do, or this process where there is none."""
+        return min(
+            self._hired,
+            key=lambda own: (bool(own.reviving), not own.ready, self._to_do(own)),
+            default=self._own,
+        )
+
+    def _to_do(self, worker: Worker) -> float:
+        return self._pace.of(worker.runs.values())
 
     def advance(self, deadline: float) -> list[Measurement]:
-        if not self._late and not self._busy():
+        self._resting = False
+        for worker in self._hired:
+            worker.go_on()
+        if not self._late and not self._pending():
             self._begin_tick()
         while True:
-            try:
-                if self._pending_here:
-                    measured = self._here.advance(deadline)
-                    self._pending_here -= len(measured)
-                    self._late += measured
-                self._hear_all()
-            except OutOfMemory:
-                if not self._late:
-                    raise
-                deadline = 0.0  # what others have shown is told first
+            if self._own.busy:
+                self._here.step()
+            for worker in (self._own, *self._hired):
+                try:
+                    self._hear(worker)
+                except WorkerDied:
+                    self._replace(worker)
+                    break  # others may have been hired, or be gone
             left = deadline - time.monotonic()
-            if left <= 0 or not self._busy():
+            if left <= 0 or not self._pending():
                 measured, self._late = self._late, []
                 return measured
-            wait([worker.fileno() for worker in self._workers if worker.pending], min(left, POLL_SECONDS))
+            said = [child.fileno() for child in self._hired.values()]
+            wait(said, 0 if self._own.busy else min(left, POLL_SECONDS))
 
-    def _hear_all(self) -> None:
-        for worker in tuple(self._workers):
-            try:
-                self._hear(worker)
-            except WorkerDied:
-                self._replace(worker)
-                break  # there may be none left
-            except TunecliError as error:
-                if not self._waiting:
-                    raise
-                self._go_on_alone(error.message)
-                break
-
-    def _busy(self) -> bool:
-        return bool(self._pending_here) or any(worker.pending for worker in self._workers)
+    def _pending(self) -> bool:
+        """Whether runs have still to finish this tick."""
+        return any(worker.pending for worker in (self._own, *self._hired))
 
     def _begin_tick(self) -> None:
-        if self._waiting and self._workers and all(worker.ready for worker in self._workers):
+        if self._waiting and self._hired and all(worker.ready for worker in self._hired):
             self._move()
         self._late, self._given_up = self._given_up, []
-        self._pending_here = len(self._moving)
-        for worker in self._workers:
+        for worker in (self._own, *self._hired):
             worker.begin_tick()
 
     def _move(self) -> None:
         """Give the runs of this process to the workers, but for those whose state cannot be taken out or put in."""
         self._waiting = False
-        for run in tuple(self._moving.values()):
-            snapshot = self._here.snapshot(run)
+        for run in tuple(self._own.runs.values()):
+            snapshot: Snapshot | None = self._own.ask("snapshot", run)
             if snapshot is None:
                 continue
             try:
@@ -220,18 +190,15 @@ class Processes:
             except TunecliError:
                 self._deaths.pop(run.trial, None)
                 continue  # it trains well where it is
-            self._here.free(run)
-            del self._moving[run.trial]
+            self._own.ask("free", run)
+            del self._own.runs[run.trial]
 
     def free(self, run: Run) -> None:
-        if self._moving.pop(run.trial, None) is not None:
-            self._here.free(run)
-            return
-        del self._ticks[run.trial]
+        self._ticks.pop(run.trial, None)
         self._deaths.pop(run.trial, None)
         self._snapshots.pop(run.trial, None)
         self._given_up = [own for own in self._given_up if own.trial != run.trial]
-        worker = self._place(run)
+        worker = self._worker_of(run)
         if worker is not None:
             del worker.runs[run.trial]
             try:
@@ -243,16 +210,47 @@ class Processes:
         found: dict[str, Tensor] = self._ask(run, "weights")
         return found
 
+    def _ask(self, run: Run, method: str) -> Any:
+        while (worker := self._worker_of(run)) is not None:
+            try:
+                return worker.ask(method, run)
+            except WorkerDied:
+                self._replace(worker)
+        raise ModelError(f"trial {run.trial} is in no worker process")
+
     def snapshot(self, run: Run) -> Snapshot | None:
-        """As every engine's; None, too, while a run is trained again because its worker died."""
-        if run.trial in self._moving:
-            return self._here.snapshot(run)
-        worker = self._place(run)
-        if worker is None or worker.reviving:
+        """As every engine's; the one before, or None, while a run is trained again because its worker died, and while
+        its worker is in the middle of a step that is too long to wait for."""
+        worker = self._worker_of(run)
+        if worker is None or run.trial in worker.reviving or not self._rests(worker):
             return self._snapshots.get(run.trial)
-        found: Snapshot | None = self._ask(run, "snapshot")
-        self._keep(run, found)
+        try:
+            found: Snapshot | None = worker.ask("snapshot", run)
+        except WorkerDied:  # it is replaced when it is heard
+            return self._snapshots.get(run.trial)
+        if worker is not self._own:
+            self._keep(run, found)
         return found
+
+    def _rests(self, worker: Worker) -> bool:
+        """Whether a worker is between two steps. All are asked to come to rest at once, and waited for a while."""
+        if not self._resting:
+            self._resting = True
+            until = time.monotonic() + REST_SECONDS
+            coming = {own: child.fileno() for own, child in self._hired.items() if own.ready and own.busy}
+            for own in coming:
+                own.pause()
+            while coming and (left := until - time.monotonic()) > 0:
+                wait(coming.values(), left)
+                for own in tuple(coming):
+                    try:
+                        self._hear(own)
+                    except WorkerDied:
+                        del coming[own]
+                    else:
+                        if own.paused:
+                            del coming[own]
+        return worker.paused or not worker.busy
 
     def _keep(self, run: Run, snapshot: Snapshot | None) -> None:
         """Have a snapshot at hand for the day that the run's worker dies."""
@@ -260,41 +258,32 @@ class Processes:
         if snapshot is not None and sum(map(_size, (snapshot, *self._snapshots.values()))) <= MOST_KEPT:
             self._snapshots[run.trial] = snapshot
 
-    def _ask(self, run: Run, method: str) -> Any:
-        if run.trial in self._moving:
-            return getattr(self._here, method)(run)
-        while (worker := self._place(run)) is not None:
-            try:
-                return worker.ask(method, run)
-            except WorkerDied:
-                self._replace(worker)
-        raise ModelError(f"trial {run.trial} is in no worker process")
-
-    def _place(self, run: Run) -> Worker | None:
+    def _worker_of(self, run: Run) -> Worker | None:
         """The worker that holds a run; None where it was given up."""
-        return next((worker for worker in self._workers if run.trial in worker.runs), None)
+        return next((worker for worker in (self._own, *self._hired) if run.trial in worker.runs), None)
 
     def _hear(self, worker: Worker) -> None:
         measured = worker.hear()
-        if worker.ready:
+        if worker.ready and worker is not self._own:
             self._stillborn = 0
         for own in measured:
             self._ticks[own.trial] = own.fidelity
             self._pace.learn(worker.runs[own.trial], own.seconds)
         self._late += measured
+        if worker.paused and not self._resting:
+            # It came to rest when nobody waited for it any more: the next to ask gets what it is now.
+            for run in worker.runs.values():
+                if run.trial not in worker.reviving:
+                    self._keep(run, worker.ask("snapshot", run))
+            worker.go_on()
 
-    def _replace(self, worker: Worker) -> None:
-        """A worker died: another one takes its runs over, but for those that are given up."""
+    def _replace(self, worker: Worker) -> str:
+        """A worker died: others take its runs over, but for those that are given up. Returns how it ended."""
         with suppress(WorkerDied):
             self._hear(worker)
-        cause = worker.last_words()
-        worker.kill()
-        self._stillborn += not worker.ready
-        if self._stillborn >= MOST_DEATHS and self._waiting:
-            self._go_on_alone(f"the last one {cause}")
-            return
-        if self._stillborn >= MOST_DEATHS:
-            raise StorageError(f"a worker process {cause} at its start", hint="search with --workers 1")
+        child = self._hired.pop(worker)
+        cause = worker.fell or child.exit()
+        child.kill()
         for trial in worker.at_work:
             before, deaths = self._deaths.get(trial, (-1, 0))
             ticks = self._ticks.get(trial, 0)
@@ -309,16 +298,32 @@ class Processes:
             for trial, run in worker.runs.items()
             if trial not in failed
         ]
-        self._tell(_told(cause, len(lost), failed))
-        fresh = Worker(self._make)
-        self._workers[self._workers.index(worker)] = fresh
+        fresh = self._hire_another(worker, cause)
+        if worker.failed is None:
+            self._tell(_told(cause, len(lost), failed, "another" if self._hired else "this process"))
         if lost:
-            fresh.revive(lost)
+            (fresh or self._freest()).revive(lost)
+        return cause
 
-    def _go_on_alone(self, reason: str) -> None:
-        """There will be no workers; all runs are still in this process."""
-        self._tell(f"worker processes cannot be started, this one goes on alone: {reason}")
-        self._end_workers()
+    def _hire_another(self, worker: Worker, cause: str) -> Worker | None:
+        """A worker in the place of one that died; None, which is said once, where none can be had any more."""
+        self._stillborn += not worker.ready
+        reason = None
+        if worker.failed is not None:
+            reason = worker.failed.message
+        elif self._stillborn >= MOST_DEATHS:
+            reason = f"the last one {cause}"
+        elif self._hiring:
+            try:
+                return self._hire()
+            except TunecliError as error:
+                reason = error.message
+        if self._hiring:
+            self._hiring = False
+            self._tell(f"no worker process can be started: {reason}")
+        if not self._hired:
+            self._tell("this process goes on alone")
+        return None
 
     def _often_died(self, trial: int) -> bool:
         return self._deaths.get(trial, (0, 0))[1] >= MOST_DEATHS
@@ -334,42 +339,12 @@ def _failure(trial: int, fidelity: int, cause: str) -> Measurement:
     return Measurement(trial, fidelity, nan, nan, nan, nan, 0.0, reason)
 
 
-def _told(cause: str, lost: int, failed: list[int]) -> str:
+def _told(cause: str, lost: int, failed: list[int], where: str) -> str:
     """A worker's end, in a line."""
     parts = [f"a worker process {cause}"]
     if lost:
-        parts.append("its trial goes on in another" if lost == 1 else f"its {lost} trials go on in another")
+        parts.append(f"its trial goes on in {where}" if lost == 1 else f"its {lost} trials go on in {where}")
     if failed:
         trials = ", ".join(map(str, failed))
         parts.append(f"{'trial' if len(failed) == 1 else 'trials'} {trials} failed after {MOST_DEATHS} attempts")
     return "; ".join(parts)
-
-
-class _Pace:
-    """How long a tick of a run takes: the mean of those like it."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Any, tuple[float, float]] = {}
-
-    def learn(self, run: Run, seconds: float) -> None:
-        for key in (_kind(run), None):
-            count, sum_ = self._seen.get(key, (0.0, 0.0))
-            self._seen[key] = count + 1, sum_ + seconds
-
-    def mean(self) -> float:
-        count, seconds = self._seen.get(None, (1.0, 1.0))
-        return seconds / count
-
-    def of(self, runs: Iterable[Run]) -> float:
-        """The expected seconds of a tick of them; before any was seen, their number."""
-        return sum(map(self._of, runs))
-
-    def _of(self, run: Run) -> float:
-        count, seconds = self._seen.get(_kind(run)) or self._seen.get(None) or (1.0, 1.0)
-        return seconds / count
-
-
-def _kind(run: Run) -> tuple[Any, ...]:
-    """What the cost of a run depends on most: how it is batched, and what it is built from."""
-    shaped = sorted(own for own in run.hparams.items() if own[0].startswith("model."))
-    return run.hparams["batch_size"], run.hparams["optimizer"], *shaped

@@ -1,0 +1,137 @@
+"""A worker in a process of its own: the search's end of the pipe to it, and what that process does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from tunecli.engine.messages import FAILED, FELL, Message, packed, unpacked
+from tunecli.engine.work import Make, Work
+from tunecli.errors import DataError, StorageError, TunecliError
+from tunecli.source import describe
+
+CONTEXT = multiprocessing.get_context("spawn")
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""They reach the whole process group, and it is for the search to say what becomes of its workers."""
+
+
+class WorkerDied(Exception):
+    """The process has ended; `last_words` says how."""
+
+
+class Child:
+    """The process, begun; as the search sees it. Raises StorageError or DataError where it cannot be."""
+
+    def __init__(self, make: Make) -> None:
+        self._killed_for_memory = _killed_for_memory()
+        self._connection, theirs = CONTEXT.Pipe()
+        resource_tracker.ensure_running()  # beforehand, for it lets through the signals that are held back here
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._process = CONTEXT.Process(target=_main, args=(theirs, make))
+            self._process.start()
+        except (OSError, RuntimeError) as error:
+            self._connection.close()
+            raise StorageError(
+                f"cannot start a worker process: {describe(error)}",
+                hint="free some memory (of /dev/shm too, where the data are shared), or search with --workers 1",
+            ) from error
+        except Exception as error:  # whatever a Dataset of the user's own meets when it is sent
+            self._connection.close()
+            raise DataError(
+                f"the data cannot be sent to a worker process: {describe(error)}",
+                hint="keep a Dataset's classes and functions at the top of their file, or search with --workers 1",
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            theirs.close()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def send(self, *message: Any) -> None:
+        with suppress(OSError):  # it is gone, which is seen where it is heard
+            self._connection.send(tuple(map(packed, message)))
+
+    def receive(self, timeout: float | None) -> tuple[int, Any] | None:
+        """The next message, or None where none came in time. Raises WorkerDied."""
+        wait([self._connection, self._process.sentinel], timeout)
+        try:
+            if not self._connection.poll():
+                # What it has begun itself may hold its end of the pipe open: so the process is looked at, too.
+                if self._process.is_alive():
+                    return None
+                raise WorkerDied
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDied from error
+        return kind, unpacked(value)
+
+    def exit(self) -> str:
+        """How it has ended."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return f"ended with exit code {code}"
+        how = f"was killed by {signal.Signals(-code).name}"
+        return f"{how}, out of memory" if _killed_for_memory() > self._killed_for_memory else how
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def _killed_for_memory() -> int:
+    """How many processes the kernel has ended for want of memory, where it tells."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
+def _main(connection: Connection, make: Make) -> None:
+    """The worker process: do what is asked until the search is gone."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.dup2(sys.stderr.fileno(), 1)  # what a user's code prints is no result
+
+    def say(kind: int, value: Any) -> None:
+        connection.send((kind, packed(value)))
+
+    try:
+        work = Work(make, say)
+        while True:
+            if work.busy and not connection.poll():
+                work.step()
+            else:
+                message: Message = connection.recv()
+                work.do(tuple(map(unpacked, message)))
+    except (EOFError, ConnectionError):
+        return
+    except TunecliError as error:
+        say(FAILED, error)
+    except BaseException as error:
+        say(FELL, describe(error))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End where the search is gone, killed perhaps, whatever a user's code is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

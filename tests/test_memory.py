@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.conftest import Command, Question
 from tests.test_engine import make_run, make_task, shown, start, tick
 from tunecli.data import Samples
-from tunecli.engine import LocalEngine, Plan, worker
+from tunecli.engine import LocalEngine, Plan, child
 from tunecli.engine.lane import Lane
 from tunecli.engine.rowwise import Rowwise
 from tunecli.engine.update import Updates
@@ -108,7 +108,7 @@ def test_a_search_that_goes_on_keeps_the_smaller_blocks_and_comes_to_the_same(
 
 
 def test_workers_halve_their_blocks_together(wide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
     run_short(monkeypatch, rows=4)
     alone, _ = run(wide, tmp_path / "alone")
     shared, told = run(wide, tmp_path / "shared", workers=2)

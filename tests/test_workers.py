@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,77 @@ def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
     told = [event.text for event in run(study, tmp_path / "s", workers=None) if isinstance(event, Noticed)]
     assert told[1:] == ["no worker process can be started: the model is broken now", "this process goes on alone"]
     assert {trial.state for trial in timeless(tmp_path / "s")} == {State.COMPLETE}
+
+
+@pytest.mark.usefixtures("forked")
+def test_no_more_workers_are_started_than_have_a_trial_each(question: Question, tmp_path: Path) -> None:
+    study = question(trials=4, window=2)
+    events = run(study, tmp_path / "s", workers=20)
+    assert [event.workers for event in events if isinstance(event, Opened)] == [2]
+    told = [event.text for event in events if isinstance(event, Noticed)]
+    assert told == ["--workers 20: 2 are enough, 2 trials are in flight at a time"]
+    events = run(replace(study).with_trials(5), tmp_path / "s", workers=20)
+    assert [event.workers for event in events if isinstance(event, Opened)] == [0]
+    told = [event.text for event in events if isinstance(event, Noticed)]
+    assert told == ["--workers 20: 1 is enough, only 1 trial is left"]
+
+
+def kill_one(events: Iterator[Event], tick: int, meanwhile: Callable[[], None] = lambda: None) -> list[str]:
+    """What a search tells of which a worker is killed, and after what else is done."""
+    told, killed = [], False
+    for event in events:
+        told += [event.text] if isinstance(event, Noticed) else []
+        if not killed and getattr(event, "tick", 0) >= tick:
+            killed = True
+            meanwhile()
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    return told
+
+
+def test_a_worker_that_is_started_later_does_not_load_what_was_edited_since(
+    own: Callable[..., Study], tmp_path: Path
+) -> None:
+    study, file = own(trials=8, window=4, train={"epochs": 30}), tmp_path / "model.py"
+    run(study, tmp_path / "whole")
+    edited = MODEL.replace("nn.ReLU()", "nn.Tanh()")
+    told = kill_one(search(study, tmp_path / "s", workers=2), 2, lambda: file.write_text(edited) and None)
+    assert told[0].startswith("a worker process was killed by SIGKILL; its 2 trials go on in another")
+    assert told[1:] == ["no worker process can be started: model.py has changed since this search loaded it"]
+    assert timeless(tmp_path / "s") == timeless(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("left", [0, 1], ids=["none", "one"])
+def test_trials_go_on_where_they_can_when_no_other_worker_can_be_started(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    flag = tmp_path / "flag"
+    employed: Callable[..., Any] = loop.engine_of
+
+    def engine_of(*given: Any) -> Callable[..., Any]:
+        def make(announce: Any) -> Any:
+            if flag.exists() and os.getpid() not in able:
+                raise MemoryError("cannot allocate")
+            able.append(os.getpid())
+            return made(announce)
+
+        able, made = [os.getpid()], employed(*given)
+        return make
+
+    def break_down() -> None:
+        flag.touch()
+        for other in multiprocessing.active_children()[1 + left :]:
+            os.kill(other.pid or 0, signal.SIGKILL)
+
+    study = question(trials=12, window=6, train={"epochs": 12})
+    run(study, tmp_path / "whole")
+    monkeypatch.setattr(loop, "engine_of", engine_of)
+    told = kill_one(search(study, tmp_path / "s", workers=2), 4, break_down)
+    cause = "no worker process can be started: the last one ended with MemoryError: cannot allocate"
+    assert sum(own.startswith(cause) for own in told) == 1
+    assert ("this process goes on alone" in told) == (left == 0)
+    assert timeless(tmp_path / "s") == timeless(tmp_path / "whole")
+    assert not multiprocessing.active_children()
 
 
 def seen(trial: int, ticks: int, seconds: float = 1.0) -> tuple[Measurement, ...]:

@@ -78,7 +78,7 @@ def finetune(
         fresh=fresh,
     )
     console = live.progress_console()
-    with live.Interrupt().listening() as interrupt:
+    with live.Interrupt(typed_command()).listening() as interrupt:
         folder, database = find_results(study, home, storage)
         found = epochs_of(folder, request, interrupt, database)
         result = live.show_finetune(found, console)

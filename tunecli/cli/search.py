@@ -97,7 +97,7 @@ def search(
     database = find_database(folder, address, fresh=fresh)
     if fresh and (aside := set_aside(folder)):
         console.say(f"the earlier study is now {aside}")
-    with live.Interrupt().listening() as interrupt:
+    with live.Interrupt(typed_command()).listening() as interrupt:
         found = events(
             question,
             folder,

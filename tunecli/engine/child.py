@@ -32,7 +32,7 @@ class Child:
     """The process, begun; as the search sees it. Raises StorageError or DataError where it cannot be."""
 
     def __init__(self, make: Make) -> None:
-        self._killed_for_memory = _killed_for_memory()
+        self._killed_before = killed_for_memory()
         self._connection, theirs = CONTEXT.Pipe()
         resource_tracker.ensure_running()  # beforehand, for it lets through the signals that are held back here
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -83,7 +83,7 @@ class Child:
         if code >= 0:
             return f"ended with exit code {code}"
         how = f"was killed by {signal.Signals(-code).name}"
-        return f"{how}, out of memory" if _killed_for_memory() > self._killed_for_memory else how
+        return f"{how}, out of memory" if killed_for_memory() > self._killed_before else how
 
     def kill(self) -> None:
         self._process.kill()
@@ -91,7 +91,7 @@ class Child:
         self._connection.close()
 
 
-def _killed_for_memory() -> int:
+def killed_for_memory() -> int:
     """How many processes the kernel has ended for want of memory, where it tells."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():

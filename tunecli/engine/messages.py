@@ -9,7 +9,7 @@
     (GO_ON,)
 
 Before it computes runs it says which (AT_WORK), before it ends by an error, which one (FELL). What is asked of it in
-the middle of a tick it answers between two steps.
+the middle of a tick it answers between two steps, and after FAILED for want of memory as well.
 """
 
 from __future__ import annotations

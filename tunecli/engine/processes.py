@@ -22,7 +22,8 @@ from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.traits import Traits
 from tunecli.engine.work import Make
 from tunecli.engine.worker import Here, Worker
-from tunecli.errors import ModelError, StorageError, TunecliError
+from tunecli.errors import ModelError, OutOfMemory, StorageError, TunecliError
+from tunecli.patience import REST_SECONDS
 from tunecli.trial import Measurement, Run
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ MOST_KEPT = 1 << 29
 """Bytes of snapshots that are kept at hand; a run without one is trained again from its start."""
 
 POLL_SECONDS = 0.1
-
-REST_SECONDS = 2.0
-"""How long snapshots wait for the steps that workers are in."""
 
 
 class Processes:
@@ -77,12 +75,17 @@ class Processes:
             for _ in range(workers):
                 self._hire()
         except BaseException:
-            self.close()
+            self._end_workers()
             raise
 
     def close(self) -> None:
+        self._end_workers()
+        self._here.close()
+
+    def _end_workers(self) -> None:
         for child in self._hired.values():
             child.kill()
+        self._hired.clear()
 
     def _hire(self) -> Worker:
         child = Child(self._make)
@@ -150,20 +153,28 @@ class Processes:
         if not self._late and not self._pending():
             self._begin_tick()
         while True:
-            if self._own.busy:
-                self._here.step()
-            for worker in (self._own, *self._hired):
-                try:
-                    self._hear(worker)
-                except WorkerDied:
-                    self._replace(worker)
-                    break  # others may have been hired, or be gone
+            try:
+                if self._own.busy:
+                    self._here.step()
+                self._hear_all()
+            except OutOfMemory:
+                if not self._late:
+                    raise
+                deadline = 0.0  # what others have shown is told first
             left = deadline - time.monotonic()
             if left <= 0 or not self._pending():
                 measured, self._late = self._late, []
                 return measured
             said = [child.fileno() for child in self._hired.values()]
             wait(said, 0 if self._own.busy else min(left, POLL_SECONDS))
+
+    def _hear_all(self) -> None:
+        for worker in (self._own, *self._hired):
+            try:
+                self._hear(worker)
+            except WorkerDied:
+                self._replace(worker)
+                break  # others may have been hired, or be gone
 
     def _pending(self) -> bool:
         """Whether runs have still to finish this tick."""
@@ -245,12 +256,12 @@ class Processes:
                 for own in tuple(coming):
                     try:
                         self._hear(own)
-                    except WorkerDied:
+                    except (WorkerDied, OutOfMemory):  # which is seen to when they are heard in `advance`
                         del coming[own]
                     else:
                         if own.paused:
                             del coming[own]
-        return worker.paused or not worker.busy
+        return worker.paused or not worker.busy or worker.failed is not None
 
     def _keep(self, run: Run, snapshot: Snapshot | None) -> None:
         """Have a snapshot at hand for the day that the run's worker dies."""
@@ -264,8 +275,6 @@ class Processes:
 
     def _hear(self, worker: Worker) -> None:
         measured = worker.hear()
-        if worker.ready and worker is not self._own:
-            self._stillborn = 0
         for own in measured:
             self._ticks[own.trial] = own.fidelity
             self._pace.learn(worker.runs[own.trial], own.seconds)
@@ -307,7 +316,7 @@ class Processes:
 
     def _hire_another(self, worker: Worker, cause: str) -> Worker | None:
         """A worker in the place of one that died; None, which is said once, where none can be had any more."""
-        self._stillborn += not worker.ready
+        self._stillborn = 0 if worker.ready else self._stillborn + 1
         reason = None
         if worker.failed is not None:
             reason = worker.failed.message

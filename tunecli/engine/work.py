@@ -17,6 +17,7 @@ from tunecli.engine.local import LocalEngine
 from tunecli.engine.messages import (
     ANSWER,
     AT_WORK,
+    FAILED,
     GO_ON,
     MEASURED,
     PAUSE,
@@ -33,7 +34,7 @@ from tunecli.engine.messages import (
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task, make_task
-from tunecli.errors import InputError, TunecliError
+from tunecli.errors import InputError, OutOfMemory, TunecliError
 from tunecli.source import code_now, is_function, load_function, loaded_code, named_functions
 from tunecli.study import Study
 from tunecli.trial import Measurement, Run
@@ -92,19 +93,17 @@ class Work:
     def __init__(self, make: Make, say: Say, here: tuple[Engine, Iterable[Run]] | None = None) -> None:
         self._make, self._say = make, say
         self._place: dict[int, Engine] = {}
+        self._engines: list[Engine] = []
         if here is not None:
             engine, runs = here
-            self._engines = [engine]
+            self._engines.append(engine)
             self._place = {run.trial: engine for run in runs}
         else:
-            self._engines = [self._new()]
+            self._another()
         self._left: dict[int, int] = {}
         self._replays: deque[tuple[set[int], Iterator[None]]] = deque()
         self._paused = False
         say(READY, None)
-
-    def _new(self) -> Engine:
-        return self._make(partial(self._say, AT_WORK))
 
     @property
     def busy(self) -> bool:
@@ -119,7 +118,9 @@ class Work:
             self._left = {place: count for place, count in counts.items() if count}
         elif method == REVIVE:
             lost: list[Lost] = arguments[0]
-            self._replays.append(({own.run.trial for own in lost}, self._revive(lost)))
+            engine = next((own for own in self._engines if own not in self._place.values()), None) or self._another()
+            self._place |= {own.run.trial: engine for own in lost}
+            self._replays.append(({own.run.trial for own in lost}, self._revive(engine, lost)))
         elif method == PAUSE:
             self._paused = True
             self._say(PAUSED, None)
@@ -129,7 +130,23 @@ class Work:
             self._answer(method, *arguments)
 
     def step(self) -> None:
-        """Train for a slice of time, what is to be trained again first."""
+        """Train for a slice of time, what is to be trained again first.
+
+        Where memory runs out nothing is trained any more, and all that it holds can still be taken out.
+        """
+        try:
+            self._train()
+        except OutOfMemory as error:
+            self._left.clear()
+            self._replays.clear()
+            self._say(FAILED, error)
+
+    def close(self) -> None:
+        """Let go of all that its engines hold."""
+        for engine in self._engines:
+            engine.close()
+
+    def _train(self) -> None:
         if self._replays:
             for _ in self._replays[0][1]:
                 return
@@ -149,9 +166,10 @@ class Work:
         while any(run.trial in trials for trials, _ in self._replays):
             self.step()
         starts = method in ("start", "restore")
-        engine = self._place.setdefault(run.trial, self._engines[0]) if starts else self._place[run.trial]
         if starts:
             self._say(AT_WORK, (run.trial,))
+            self._place[run.trial] = self._between_ticks()
+        engine = self._place[run.trial]
         try:
             value = getattr(engine, method)(run, *more)
         except TunecliError as error:
@@ -165,13 +183,17 @@ class Work:
             self._say(AT_WORK, ())
         self._say(ANSWER, value)
 
-    def _revive(self, lost: Sequence[Lost]) -> Iterator[None]:
+    def _between_ticks(self) -> Engine:
+        """An engine that no run is trained again in."""
+        revived = [self._place[trial] for trials, _ in self._replays for trial in trials]
+        return next((own for own in self._engines if own not in revived), None) or self._another()
+
+    def _another(self) -> Engine:
+        self._engines.append(self._make(partial(self._say, AT_WORK)))
+        return self._engines[-1]
+
+    def _revive(self, engine: Engine, lost: Sequence[Lost]) -> Iterator[None]:
         """Train them, slice by slice, so that all arrive in the same tick; say what those that are due show in it."""
-        engine = next((own for own in self._engines if own not in self._place.values()), None)
-        if engine is None:
-            engine = self._new()
-            self._engines.append(engine)
-        self._place |= {own.run.trial: engine for own in lost}
         waiting = sorted(lost, key=lambda own: own.missing)
         running = 0
         measured: list[Measurement] = []

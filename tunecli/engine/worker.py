@@ -58,6 +58,10 @@ class Here:
         if self._work.busy:
             self._work.step()
 
+    def close(self) -> None:
+        """Let go of all that its engines hold."""
+        self._work.close()
+
 
 class Worker:
     """`runs` are those it holds, `pending` those that have to finish the tick, `reviving` those that are brought again
@@ -117,14 +121,15 @@ class Worker:
             self._place.send(GO_ON)
 
     def hear(self) -> list[Measurement]:
-        """What it has measured since, by its last words too. Raises WorkerDied, and what its engine raised."""
+        """What it has measured since, by its last words too. Raises WorkerDied, and what its engine raised, once all
+        that it measured before is told."""
         try:
             while self._receive(0):
                 pass
         except WorkerDied:
             if not self._measured and not (self.ready and self.failed):
                 raise
-        if self.ready and self.failed is not None:
+        if self.ready and self.failed is not None and not self._measured:
             raise self.failed
         measured, self._measured = self._measured, []
         self.pending -= {own.trial for own in measured}

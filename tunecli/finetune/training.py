@@ -22,15 +22,13 @@ from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
 from tunecli.finetune.fitting import data_of, fit_study, hparams_of
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
+from tunecli.patience import PAUSE_SECONDS
 from tunecli.snapshots import Kept, Snapshots, code_of
 from tunecli.space import settings_of
 from tunecli.storage import Database
 from tunecli.store import Store, load_kept, read
 from tunecli.study import read_study
 from tunecli.trial import Run, better, derive_seed
-
-PAUSE_SECONDS = 0.1
-"""How long the engine works before signals are looked at."""
 
 
 class Training:

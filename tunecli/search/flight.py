@@ -9,9 +9,6 @@ from tunecli.engine import Engine, Snapshot
 from tunecli.snapshots import Kept, Snapshots
 from tunecli.trial import Measurement, Run
 
-STOP_SECONDS = 3.0
-"""For the snapshots of a search that is asked to stop: it has five seconds for everything."""
-
 
 class Flight:
     """What an engine trains, tick by tick, and what an earlier search left of it. Another engine may take over."""

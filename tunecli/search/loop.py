@@ -16,6 +16,7 @@ from tunecli.engine.task import make_task
 from tunecli.errors import OutOfMemory, StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
+from tunecli.patience import PAUSE_SECONDS, STOP_SECONDS
 from tunecli.points import shown
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
@@ -23,7 +24,7 @@ from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.fit import fit, with_earlier_optimizers
-from tunecli.search.flight import STOP_SECONDS, Flight
+from tunecli.search.flight import Flight
 from tunecli.search.forecast import REPAYS_SECONDS, Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
@@ -35,9 +36,6 @@ from tunecli.study import Study, load_data
 from tunecli.study.program import cores
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
-PAUSE_SECONDS = 0.1
-"""How long the engine works before the loop looks at signals and lets its events be shown."""
-
 
 class Loop:
     """One search, from where the record ends to where it stops."""
@@ -48,7 +46,6 @@ class Loop:
         if self.data.streamed:
             study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
-        self.workers = min(place.workers or 1, study.window)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
         self._told: list[str] = []
         self._employed = 0
@@ -99,6 +96,7 @@ class Loop:
         for given in queue:
             self.ledger.enqueue(given)
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
+        self.workers = self._useful(place.workers or 1)
 
     def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
         """Have so many worker processes train, those that this one trains already as soon as they are there."""
@@ -107,6 +105,16 @@ class Loop:
         moving = [self._run(trial.number, trial.hparams) for trial in training]
         self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
         self.flight.engine = self.engine
+
+    def _useful(self, workers: int) -> int:
+        """So many workers, but no more than there will ever be trials in flight for."""
+        left = max(1, self.ledger.missing + len(self.ledger.in_flight))
+        most = min(self.study.window, left)
+        if workers > most:
+            trials = "1 trial is" if most == 1 else f"{most} trials are"
+            why = f"only {trials} left" if left < self.study.window else f"{trials} in flight at a time"
+            self._told.append(f"--workers {workers}: {most} {'is' if most == 1 else 'are'} enough, {why}")
+        return min(workers, most)
 
     def _consider_workers(self, seconds: float) -> None:
         """Start worker processes where what is left to train repays them, and nobody said how many there should be.
@@ -168,6 +176,7 @@ class Loop:
         self.flight = Flight(self.engine, self.snapshots)
         if self.workers > 1:
             self._employ(self.workers)
+        yield from self._noticed()
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -192,6 +201,7 @@ class Loop:
             self._consider_workers(math.inf if until is None else until - time.monotonic())
         if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
+        self.store.flush()
         self._explain()
         self.store.flush()
         self.shelf.clear_away()

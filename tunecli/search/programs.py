@@ -11,6 +11,7 @@ from typing import Any
 from tunecli.alarm import overdue
 from tunecli.home import write_question
 from tunecli.importance import importance
+from tunecli.patience import PAUSE_SECONDS
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search import Begun
@@ -23,9 +24,6 @@ from tunecli.store import Store, read
 from tunecli.study import ProgramStudy
 from tunecli.suggest import Asked, Suggester
 from tunecli.trial import Measurement, State, Trial
-
-PAUSE_SECONDS = 0.1
-"""How long the loop waits for its programs before it looks at signals and lets its events be shown."""
 
 UNKNOWN_LENGTH = 10**9
 """How many reports a trial may make: no program says."""

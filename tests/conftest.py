@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from tests.postgres import Server, find_programs, running
 from tunecli.cli import main
-from tunecli.live.terminal import SIGNALS
+from tunecli.live.interrupt import SIGNALS
 from tunecli.search import search
 from tunecli.study import Study, make_study
 

@@ -345,8 +345,16 @@ def test_a_search_without_hope_ends_well_but_for_its_code(tunecli: Command, tmp_
     assert "Best: trial" in done.out
     assert "2 in flight, no pruner," in done.err
     assert " left" not in done.err[: done.err.index("error: ")].splitlines()[-1]
-    assert "tunecli report own --home h tells more" in done.err
-    assert "--set search.max_failures=4" in done.err
+    message, hint = done.complaint
+    assert re.fullmatch(
+        r"2 trials in a row failed, the search\.max_failures; (\d+) of \d+: "
+        r"the model raised ValueError: sixteen \(own\.py, line \d+\)",
+        message,
+    )
+    assert hint == (
+        "tunecli report own --home h tells more; mend it and go on, or with --set search.max_failures=4:\n"
+        "  tunecli search own.toml --home h"
+    )
 
 
 def test_a_file_without_its_function_is_told_how_to_name_one(refused: Callable[..., str], tmp_path: Path) -> None:

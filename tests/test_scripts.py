@@ -518,6 +518,45 @@ def test_a_window_of_programs_runs_at_once_and_ends_with_the_search(tmp_path: Pa
     assert [trial.state for trial in trials(study)] == [State.RUNNING] * 3
 
 
+LATE = "it took more than {}, the search.trial_timeout"
+
+SLOW = """
+import json, subprocess, sys, time
+
+print(json.dumps({"loss": 1.0}), flush=True)
+if float(sys.argv[1]) < 0.5:
+    subprocess.Popen(["sleep", "1000"])
+    time.sleep(1000)
+"""
+
+
+def test_a_program_that_takes_longer_than_a_trial_may_fails_with_all_that_it_began(tmp_path: Path) -> None:
+    script(tmp_path, SLOW)
+    more = {"trials": 3, "window": 3, "sampler": "random", "trial_timeout": "2s"}
+    study = command(tmp_path, "mine.py {pace}", space={"pace": {"low": 0, "high": 1}}, **more)
+    ended = run(study)[-1]
+    assert isinstance(ended, Ended)
+    assert ended.how == "done"
+    assert {trial.state for trial in trials(study)} == {State.COMPLETE, State.FAILED}
+    for trial in trials(study):
+        late = (State.FAILED, None, LATE.format("2 seconds"))
+        expected = late if trial.hparams["pace"] < 0.5 else (State.COMPLETE, 1.0, None)
+        assert (trial.state, trial.value, trial.reason) == expected
+        assert trial.fidelity == 1, "what it reported stays"
+    assert alive(tmp_path) == []
+
+
+def test_an_objective_that_takes_longer_than_a_trial_may_has_failed(tmp_path: Path) -> None:
+    slow = (
+        "\nimport time\n\ndef objective(trial):\n    while trial.number == 1:\n        time.sleep(0.01)\n    return 1\n"
+    )
+    study = objective(tmp_path, slow, trials=2, trial_timeout="1s")
+    run(study)
+    quick, slow_one = trials(study)
+    assert quick.state is State.COMPLETE
+    assert (slow_one.state, slow_one.reason) == (State.FAILED, LATE.format("1 second"))
+
+
 def test_a_search_that_is_stopped_or_out_of_time_goes_on_later(tmp_path: Path) -> None:
     script(tmp_path, SLEEPER.replace("range(1000)", "range(40)"))
     study = command(tmp_path, "mine.py {l1}", trials=2, pruner="none")

@@ -720,6 +720,38 @@ def test_a_model_that_no_longer_works_fails_the_trials_in_flight(own: Question, 
         assert trial.end_tick >= trial.start_tick + trial.fidelity - 1
 
 
+REFUSING = """
+class Refusing(nn.Sequential):
+    def forward(self, inputs):
+        if self.training and len(inputs) > 8 and Path({flag!r}).exists():  # more than it is tried with
+            raise ValueError("refused since")
+        return super().forward(inputs)
+"""
+
+
+@pytest.mark.parametrize("window", [3, 8], ids=["one by one", "in blocks"])
+def test_a_trial_that_fails_while_it_is_trained_again_ends_and_its_neighbours_go_on(
+    own: Question, tmp_path: Path, window: int
+) -> None:
+    study = own(4, 5, window=window, sampler="random", pruner="none")
+    file, flag = tmp_path / "own.py", tmp_path / "flag"
+    refusing = MODEL.replace("return model\n", "return Refusing(*model) if width == 5 else model\n")
+    file.write_text(refusing + REFUSING.format(flag=str(flag)))
+    calls = iter(range(100))
+    run(study, tmp_path / "tiny", stop=lambda: next(calls) > 3)
+    before = {trial.number: trial for trial in trials(tmp_path / "tiny")}
+    hit = [trial for trial in before.values() if trial.hparams["model.width"] == 5 and trial.curve]
+    assert hit
+    assert {trial.state for trial in before.values()} == {State.RUNNING}
+    flag.touch()
+    file.write_text(file.read_text() + "# mended")  # or it went on from snapshots, and nothing were trained again
+    assert ending(study, tmp_path / "tiny").how == "done"
+    for trial in trials(tmp_path / "tiny"):
+        assert trial.state is (State.FAILED if trial.hparams["model.width"] == 5 else State.COMPLETE)
+        assert trial.state is State.COMPLETE or "ValueError: refused since" in (trial.reason or "")
+    assert [trials(tmp_path / "tiny")[trial.number].curve for trial in hit] == [trial.curve for trial in hit]
+
+
 def test_a_model_that_learns_otherwise_than_it_did_is_told_and_what_is_stored_stays(
     own: Question, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 CLOSED = 0
 
+INTERRUPTED = "interrupted; nothing acknowledged is lost"
+
 
 class Interrupt:
     """Signals that ask a command to stop: `asked` holds the first. `again` is what to type to go on with it.
@@ -59,6 +61,10 @@ class Interrupt:
         told_before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         try:
             yield self
+        except KeyboardInterrupt:
+            if self.asked is not None:  # by then all is closed, and Python's own end takes another second
+                _leave(INTERRUPTED, self._again, self.exit_code)
+            raise
         finally:
             signal.set_wakeup_fd(told_before)
             for number in SIGNALS:
@@ -72,7 +78,7 @@ class Interrupt:
             if second is None:
                 _leave("stopped in the middle of a long step, which is computed again", self._again, _exit_code(first))
             elif second != CLOSED and _next_signal(heard, AT_ONCE_SECONDS) != CLOSED:
-                _leave("interrupted; nothing acknowledged is lost", self._again, _exit_code(second))
+                _leave(INTERRUPTED, self._again, _exit_code(second))
         os.close(heard)
 
 

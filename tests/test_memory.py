@@ -1,6 +1,8 @@
 """Where memory runs out: less is computed at once from then on, and a trial that does not fit alone fails alone."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,30 @@ def test_workers_halve_their_blocks_together(wide: Any, tmp_path: Path, monkeypa
     shared, told = run(wide, tmp_path / "shared", workers=2)
     assert told == ["memory ran out: up to 4 trials at once from now on, not 16"]
     assert values(shared) == values(alone)
+
+
+def test_memory_can_run_out_while_trials_of_a_worker_that_died_are_trained_again(
+    wide: Any, plain: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
+    take = Samples.take
+    able: list[int | None] = []
+
+    def runs_short(self: Samples, index: Any) -> Samples:
+        if able and os.getpid() not in able and not isinstance(index, slice) and len(index) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+        return take(self, index)
+
+    monkeypatch.setattr(Samples, "take", runs_short)
+    told = []
+    for event in search(wide, tmp_path / "study", workers=2):
+        told += [event.text] if isinstance(event, Noticed) else []
+        if not able and getattr(event, "tick", 0) == 2:
+            able += [os.getpid(), *(own.pid for own in multiprocessing.active_children())]
+            os.kill(able[-1] or 0, signal.SIGKILL)
+    assert told[0].startswith("a worker process was killed by SIGKILL; its ")
+    assert told[1:] == ["memory ran out: up to 2 trials at once from now on, not 16"]
+    assert values(read(tmp_path / "study" / "study.db")) == values(plain)
 
 
 MODEL = """

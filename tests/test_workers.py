@@ -139,7 +139,7 @@ def test_a_search_goes_on_with_another_number_of_workers(question: Question, tmp
 def test_a_long_search_starts_workers_by_itself_and_hands_its_trials_over(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = question(trials=12, window=34, train={"epochs": 6})  # two blocks
+    study = question(trials=12, train={"epochs": 6})
     run(study, tmp_path / "one")
     assert not any(isinstance(event, Noticed) for event in run(study, tmp_path / "short", workers=None))
     monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
@@ -201,7 +201,7 @@ def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
     monkeypatch.setattr(loop, "engine_of", lambda *given: make)
     monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
     monkeypatch.setattr(loop, "cores", lambda: 2)
-    study = question(trials=4, window=34, train={"epochs": 40}, pruner="none")
+    study = question(trials=4, window=4, train={"epochs": 40}, pruner="none")
     told = [event.text for event in run(study, tmp_path / "s", workers=None) if isinstance(event, Noticed)]
     assert told[1:] == ["no worker process can be started: the model is broken now", "this process goes on alone"]
     assert {trial.state for trial in timeless(tmp_path / "s")} == {State.COMPLETE}

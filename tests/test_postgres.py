@@ -52,6 +52,7 @@ def asked(postgres: Server, address: Address, monkeypatch: pytest.MonkeyPatch) -
     [
         ("postgresql://u:p%40s@h:54/d?sslmode=require", "postgresql://u@h:54/d?sslmode=require", {"password": "p@s"}),
         ("postgres://h/d?password=p1&sslpassword=q2", "postgresql://h/d", {"password": "p1", "sslpassword": "q2"}),
+        ("postgresql://u%40org@h/d?passwd=p1&pwd=q2", "postgresql://u%40org@h/d", {"passwd": "p1", "pwd": "q2"}),
         ("postgresql+psycopg2://u@/d", "postgresql://u@/d", {}),
         ("sqlite:////tmp/../tmp/a.db", "sqlite:////tmp/a.db", {}),
     ],
@@ -62,8 +63,31 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str, secrets:
     assert not any(own in repr(address) for own in secrets.values())
 
 
-@pytest.mark.parametrize("url", ["mysql://u:s3cr3t@h/d", "study.db", "sqlite://", "postgresql://u:s3cr3t@h:x/d", ""])
-def test_another_database_is_refused_and_both_are_named(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "study.db",
+        "sqlite://",
+        "",
+        *(
+            f"{own}s3cr3t{rest}"
+            for own, rest in [
+                ("mysql://u:", "@h/d"),
+                ("sqlite://u:", "@h/f.db"),
+                ("tuner:", "@h/db"),
+                ("postgresql:u:", "@h/db"),
+                ("host=h password='my ", "' dbname=x"),
+                ("postgresql://u:", "@h:x/d"),
+                ("postgresql://u:", "/db"),
+                ("postgresql://u:pa@", "@h/db"),
+                ("postgresql://u:p?a@", "@h/db"),
+                ("postgresql://us/er:", "@h/db"),
+                ("postgresql://u@h/db#password=", ""),
+            ]
+        ),
+    ],
+)
+def test_another_database_is_refused_and_what_was_typed_is_not_shown(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_address(url)
     assert "s3cr3t" not in f"{caught.value.message} {caught.value.hint} {caught.value.__cause__}"

@@ -24,7 +24,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 _IN_URL = re.compile(r"(:/{1,2}[^\s:/?@]*):\S*@")  # a path makes one slash of two
-_HIDDEN = r"\w*(?:password|secret)"
+_HIDDEN = r"\w*(?:password|passwd|passw|pwd|secret)"
 _IN_QUERY = re.compile(rf"(?i)[?&]?\b{_HIDDEN}=[^&\s'\"]*")
 
 

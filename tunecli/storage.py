@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.errors import UsageError
-from tunecli.output import is_secret, without_password
+from tunecli.output import is_secret
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 POSTGRES = "postgresql"
 _NAMES = {"sqlite": "sqlite", POSTGRES: POSTGRES, "postgres": POSTGRES}
 _TAKES = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+_WRITTEN = "write @ : / ? # % in a password as %40 %3A %2F %3F %23 %25, or give it in PGPASSWORD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +58,31 @@ Database = Path | Shared
 
 
 def read_address(text: str) -> Address:
-    """The database that a URL names; a file's path is relative to this folder. Raises UsageError."""
+    """The database that a URL names; a file's path is relative to this folder.
+
+    Raises UsageError, without the text that is refused: where the password is in it, nobody knows.
+    """
     from sqlalchemy import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
-    scheme, separator, _ = text.partition("://")
+    scheme, separator, rest = text.partition("://")
     name = _NAMES.get(scheme.partition("+")[0])
     if not separator or name is None:
-        got = f"{scheme}://..." if separator else repr(without_password(text))
         raise UsageError(
-            f"--storage takes an SQLite or a PostgreSQL database, got {got}", hint=f"--storage takes {_TAKES}"
+            "--storage takes the URL of an SQLite or a PostgreSQL database", hint=f"--storage takes {_TAKES}"
         )
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
         # Without what raised it: that can hold the half of a password with a slash in it.
-        raise UsageError(
-            f"--storage is no URL: {without_password(text)!r}",
-            hint="write @ : / ? # % in a password as %40 %3A %2F %3F %23 %25, or give it in PGPASSWORD",
-        ) from None
+        raise UsageError(f"--storage {name}://... is no URL", hint=_WRITTEN) from None
     if name == "sqlite":
         if url.database in (None, "", ":memory:") or url.host or url.query:
-            raise UsageError(f"--storage takes a file after sqlite:///, got {text!r}", hint=f"--storage takes {_TAKES}")
+            raise UsageError("--storage takes a file after sqlite:///", hint=f"--storage takes {_TAKES}")
         return Address(URL.create(name, database=str(Path(url.database).expanduser().resolve())))
+    if rest.partition("?")[0].count("@") > 1 or any(own in f"{url.host}{url.database}" for own in "@#"):
+        # Else what follows it in a password is taken for the host or the database, and shown.
+        raise UsageError(f"--storage {name}://... has an @ or a # too many", hint=_WRITTEN)
     secrets = {key: str(value) for key, value in url.query.items() if is_secret(key)}
     if url.password is not None:
         secrets["password"] = str(url.password)

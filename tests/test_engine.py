@@ -894,6 +894,29 @@ class Mixing(nn.Module):
         return outputs
 
 
+class Sparse(nn.Module):
+    """Its table's gradient is a sparse tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4, sparse=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.table((x.abs() * 2).long().clamp(max=8)).mean(1))
+        return found
+
+
+def test_a_sparse_gradient_trains_as_a_dense_one() -> None:
+    runs = [make_run(trial) for trial in range(2)]
+    sparse, dense = (make_task(own) for own in (Sparse, lambda: _dense(Sparse())))
+    assert outcomes(LocalEngine(sparse, LOOPED), runs) == outcomes(LocalEngine(dense, LOOPED), runs)
+
+
+def _dense(module: Sparse) -> Sparse:
+    module.table.sparse = False
+    return module
+
+
 class Tied(nn.Module):
     """Two names of one weight."""
 

@@ -107,6 +107,18 @@ def test_other_files_are_left_out_with_a_notice(tmp_path: Path) -> None:
     assert load(folder).notices == ("photos: 1 file is no picture and left out: cat/notes.txt",)
 
 
+def test_a_link_back_to_the_whole_folder_adds_no_picture(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "photos")
+    whole = load(folder)
+    (folder / "cat" / "all").symlink_to(folder)
+    assert len(load(folder).train) == len(whole.train)
+
+
+def test_pictures_do_not_stream_which_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="pictures do not stream"):
+        load(fill(tmp_path / "photos"), stream=True)
+
+
 def test_a_folder_that_cannot_be_meant_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds neither folders of pictures nor .npy files"):

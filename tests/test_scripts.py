@@ -770,3 +770,12 @@ def test_a_mistake_is_answered_and_nothing_is_written(
     assert words in message
     assert hint.strip()
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_name_that_an_objective_has_is_refused_to_a_model(tunecli: Any, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    assert tunecli("search", "own.py:objective", "--trials", "1", "--direction", "minimize").code == 0
+    (tmp_path / "own.csv").write_text("x,y\n" + "".join(f"{number},{number % 2}\n" for number in range(40)))
+    done = tunecli("search", "own.csv", "--target", "y", "--trials", "1")
+    assert done.code == 3
+    assert "was begun with another question" in done.err

@@ -63,6 +63,10 @@ def read(folder: Path, wanted: Sequence[int] | None, fitted: Mapping[str, Any], 
     every = [file for part in files for file, _ in part]
     earlier = Form.of(fitted) if fitted.get("kind") == "pictures" else None
     form = _form(every, wanted, earlier)
+    if stream:
+        raise DataError(
+            "pictures do not stream, got data.stream = true", hint="leave it out: they are read into memory"
+        )
     taken = len(every) * form.channels * form.size[0] * form.size[1]
     if streams(stream, taken):
         size = f"{taken / 2**30:.1f} GiB, more than a quarter of the memory"
@@ -120,7 +124,11 @@ def _class_folders(folder: Path) -> list[dict[str, Path]]:
 def _pictures(folder: Path, others: list[Path]) -> list[Path]:
     """The pictures of a folder and those below, sorted; what else is there, but hidden files, joins the `others`."""
     pictures: list[Path] = []
+    own = folder.resolve()
     for path, folders, names in os.walk(folder, followlinks=True):
+        if path != str(folder) and (own == (real := Path(path).resolve()) or real in own.parents):
+            folders.clear()  # a link back to where it lies: all would be there again
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):

@@ -86,5 +86,5 @@ def _deal(pieces: int, chunks: int, seed: int) -> Tensor:
     """Chunk after chunk the pieces that it has."""
     draw = torch.Generator().manual_seed(seed)
     # (stretches, chunks): which chunk gets which piece of a stretch.
-    chunk_of = torch.rand(-(-pieces // chunks), chunks, generator=draw).argsort(1).flatten()[:pieces]
-    return torch.argsort(chunk_of + torch.rand(pieces, dtype=torch.float64, generator=draw))
+    chunk_of = torch.rand(-(-pieces // chunks), chunks, generator=draw).argsort(dim=1, stable=True).flatten()[:pieces]
+    return torch.argsort(chunk_of + torch.rand(pieces, dtype=torch.float64, generator=draw), stable=True)

@@ -95,7 +95,7 @@ class Block:
         micro, join = self._lane.micro, self._lane.mixes_samples
         train = self._lane.train
         in_parts = self._lane.task.step is not None or not isinstance(train, Samples) or train.chunked is not None
-        if in_parts and not join and batch > EVALUATION_SAMPLES:
+        if micro is None and in_parts and not join and batch > EVALUATION_SAMPLES:
             micro = EVALUATION_SAMPLES  # less memory than a whole batch, and the sum is the same
         return epoch_batches(samples, batch, micro, join_lone=join)
 

@@ -165,7 +165,8 @@ class Looped:
     def _write_over(self) -> None:
         """Put the gradients that autograd has made into the row: adding them to zeros would take twice as long."""
         found = [(own, p.grad) for own, p in zip(self._gradients, self._parameters, strict=True) if p.grad is not None]
-        torch._foreach_copy_([own for own, _ in found], [new for _, new in found])
+        dense = [new.to_dense() if new.is_sparse else new for _, new in found]  # an embedding's may be sparse
+        torch._foreach_copy_([own for own, _ in found], dense)
         self._filling.zero_()
         for own, parameter in zip(self._gradients, self._parameters, strict=True):
             if parameter.grad is None:

@@ -167,7 +167,13 @@ class LocalEngine:
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:
         self.start(run)
-        put_snapshot(self._slots[run.trial], snapshot)
+        try:
+            put_snapshot(self._slots[run.trial], snapshot)
+        except (RuntimeError, MemoryError) as error:
+            self.free(run)
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"{out_of_memory(error)}: a smaller model needs less") from error
 
     def epoch_updates(self, run: Run) -> int:
         return epoch_updates(run.hparams["batch_size"], len(self._train), join_lone=self.traits(run).mixes_samples)

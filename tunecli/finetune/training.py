@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,8 @@ class Training:
         self, result: Finetuned, weights: Mapping[str, Tensor], manifest: Mapping[str, Any], legs: Iterable[_Leg]
     ) -> Finetuned:
         """What follows the checkpoint, and does nothing twice: the reading recorded, and only then the result told."""
-        if not any(own.values.get("checkpoint") == result.checkpoint.name for own in self.record.readings):
+        reading = json.loads(json.dumps(manifest["finetuned"]))  # as it comes back from a database
+        if not any(own.values == reading for own in self.record.readings):
             store = Store(self.database, self.study.space)
             store.read_split("test", "finetune", self.trial.number, manifest["finetuned"])
             store.flush()

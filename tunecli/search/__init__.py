@@ -240,7 +240,7 @@ def open_record(study: Question, folder: Path, database: Database) -> tuple[Reco
 
 def _streamed(record: Record) -> bool:
     """Whether the data of a study were read from their files so far."""
-    return bool(record.document["data"].get("stream"))
+    return bool(record.document.get("data", {}).get("stream"))  # a program's study has no data
 
 
 def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:

@@ -104,7 +104,7 @@ def begin(folder: Path, case: Case) -> subprocess.Popen[bytes]:
 
 
 def stop(begun: subprocess.Popen[bytes], folder: Path, case: Case) -> float:
-    """Ask it to stop in the middle of its long step; returns the seconds until it has ended, from the last signal on."""
+    """Ask it to stop in the middle of its long step; returns the seconds from the last signal to its end."""
     while not (folder / "begun").exists():
         assert begun.poll() is None, (folder / "said").read_text()
         time.sleep(0.01)

@@ -167,6 +167,44 @@ def test_several_studies_share_a_file(tunecli: Command, tmp_path: Path) -> None:
     assert (tmp_path / "runs.db").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_shared_database_that_is_lost_is_never_begun_anew_unasked(tunecli: Command, tmp_path: Path) -> None:
+    """Moved, and emptied: what was trained stays as it is until `--fresh`."""
+    first = tunecli(*SEARCH, "--storage", "sqlite:///runs.db", "--format", "json").document
+    kept = {path: path.read_bytes() for path in (tmp_path / "studies" / "iris").rglob("*.*") if path.is_file()}
+    (tmp_path / "runs.db").rename(tmp_path / "away.db")
+    for again in (SEARCH, (*SEARCH, "--seed", "1", "--storage", "sqlite:///runs.db")):
+        lost = tunecli(*again)
+        assert (lost.code, "no longer holds the study iris" in lost.complaint[0]) == (3, True)
+        assert "--fresh" in lost.complaint[1]
+        (tmp_path / "runs.db").touch()
+    assert {path: path.read_bytes() for path in kept} == kept
+    (tmp_path / "away.db").rename(tmp_path / "runs.db")
+    assert tunecli(*SEARCH, "--format", "json").document["trials"] == first["trials"]
+    (tmp_path / "runs.db").write_bytes(b"")
+    assert tunecli(*SEARCH, "--fresh").code == 0
+
+
+def test_a_mistyped_database_does_not_stick_and_anothers_own_is_refused(tunecli: Command, tmp_path: Path) -> None:
+    assert tunecli(*SEARCH, "--storage", "sqlite:///none/runs.db").code == 5
+    (tmp_path / "studies" / "iris").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "studies" / "iris" / "storage").touch()  # as an earlier version could leave it
+    assert tunecli(*SEARCH).code == 0
+    own = tunecli(*SEARCH, "--set", "name=second", "--storage", "sqlite:///studies/iris/study.db")
+    assert (own.code, "the study iris's own" in own.complaint[0]) == (3, True)
+    assert tunecli("report", "iris").code == 0
+    assert not (tmp_path / "studies" / "second").exists()
+
+
+def test_a_study_whose_beginning_was_killed_before_its_database_was_written_down_goes_on(
+    tunecli: Command, tmp_path: Path
+) -> None:
+    storage = tmp_path / "studies" / "iris" / "storage"
+    assert tunecli(*SEARCH, "--storage", "sqlite:///runs.db").code == 0
+    storage.unlink()
+    assert tunecli(*SEARCH, "--storage", "sqlite:///runs.db").code == 0
+    assert storage.read_text() == f"sqlite:///{tmp_path}/runs.db\n"
+
+
 KILLED = """
 import os, sys
 from tunecli.cli import main

@@ -156,7 +156,13 @@ def _begun_folders(home: Path) -> list[Path]:
 
 def is_begun(folder: Path) -> bool:
     """Whether a study's results lie here, wherever its trials are."""
-    return (folder / "study.db").exists() or (folder / "storage").exists()
+    return (folder / "study.db").exists() or is_remembered(folder)
+
+
+def is_remembered(folder: Path) -> bool:
+    """Whether the study in `folder` was begun in a database that it shares. An empty file is what a kill left."""
+    path = folder / "storage"
+    return path.exists() and path.stat().st_size > 0
 
 
 def study_folders(home: Path) -> list[Path]:
@@ -167,12 +173,18 @@ def study_folders(home: Path) -> list[Path]:
 def find_database(folder: Path, address: Address | None = None, *, fresh: bool = False) -> Database:
     """Where the trials of the study in `folder` are, or will be: at `address`, where the folder says, or in it.
 
-    Raises InputError where `address` is another database than the study's, unless it begins anew there (`fresh`).
+    Raises InputError where `address` is another database than the study's, unless it begins anew there (`fresh`), or
+    the file of another study's own.
     """
     kept = _remembered(folder)
     own = folder / "study.db" if kept is None else Shared(_address(folder, kept), folder.name)
     if address is None or address.file == (folder / "study.db").resolve():
         return own
+    if address.file is not None and address.file.name == "study.db" and (address.file.parent / "study.toml").exists():
+        raise InputError(
+            f"{address} is the study {address.file.parent.name}'s own, and holds no other",
+            hint="name a file that studies may share: --storage sqlite:///runs.db",
+        )
     if not fresh and (own.exists() if isinstance(own, Path) else str(own) != str(address)):
         raise InputError(
             f"the study in {folder} is kept in {own}, not in {address}",
@@ -184,7 +196,7 @@ def find_database(folder: Path, address: Address | None = None, *, fresh: bool =
 def _remembered(folder: Path) -> str | None:
     """The database of the study in `folder` by its URL; None where it is the file beside it."""
     try:
-        return (folder / "storage").read_text(encoding="utf-8").strip()
+        return (folder / "storage").read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -199,12 +211,19 @@ def _address(folder: Path, text: str) -> Address:
 
 
 def remember(folder: Path, database: Database) -> None:
-    """Write down in the study's folder where its trials are, so that its name is enough; a password never."""
-    if isinstance(database, Shared):
-        try:
-            write_new(folder / "storage", f"{database}\n".encode())
-        except OSError as error:
-            raise _unwritable(folder / "storage", error) from error
+    """Write down in the study's folder where its trials are, so that its name is enough; a password never.
+
+    Once the study is there: what is written down says that it was begun.
+    """
+    if not isinstance(database, Shared) or is_remembered(folder):
+        return
+    path = folder / "storage"
+    try:
+        unfinished = path.with_name("storage.new")
+        write_new(unfinished, f"{database}\n".encode())
+        unfinished.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def questions(home: Path) -> list[Path]:

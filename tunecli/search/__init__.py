@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, TunecliError, UsageError
-from tunecli.home import find_database, is_begun, remove_unknown_checkpoints
+from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints
 from tunecli.points import first_point, no_values, shown
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
@@ -100,6 +100,7 @@ def search(
     with hold(folder, database or find_database(folder)) as held:
         record, changed = open_record(study, folder, held)
         if record is not None:
+            remember(folder, held)
             study = study.with_window(int(record.document["search"]["window"]))
             if isinstance(study, Study):
                 study = study.with_stream(_streamed(record))
@@ -219,6 +220,11 @@ def open_record(study: Question, folder: Path, database: Database) -> tuple[Reco
 
     Raises InputError where the study cannot go on with that, or not here."""
     if is_unfinished(database) or is_deleted(database):
+        if isinstance(database, Shared) and is_remembered(folder):
+            raise InputError(
+                f"{database} no longer holds the study {database.study}, which was begun in it",
+                hint="put it back, or begin anew with --fresh, which sets aside what is left",
+            )
         return None, ()
     if isinstance(database, Shared) and not (folder / "study.toml").exists():
         raise InputError(

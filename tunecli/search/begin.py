@@ -1,4 +1,4 @@
-"""How a study comes to be on disk: its question first, then its empty database."""
+"""How a study comes to be on disk: its question first, then its empty database, then where that is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def begin(
     **environment: str,
 ) -> None:
     """Write the question and the database of a new study. `environment` is what else a result may depend on."""
-    remember(folder, database)
     write_question(folder, study)
     create_study(
         database,
@@ -46,3 +45,4 @@ def begin(
             **environment,
         },
     )
+    remember(folder, database)

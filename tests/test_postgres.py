@@ -184,6 +184,33 @@ def test_a_shared_database_that_is_lost_is_never_begun_anew_unasked(tunecli: Com
     assert tunecli(*SEARCH, "--fresh").code == 0
 
 
+def test_a_setting_aside_that_was_killed_between_its_two_names_is_finished(tunecli: Command, tmp_path: Path) -> None:
+    option = ("--storage", "sqlite:///runs.db")
+    first = tunecli(*SEARCH, *option, "--format", "json").document
+    aside = tmp_path / "studies" / "iris-20260102-030405"
+    (tmp_path / "studies" / "iris").rename(aside)
+    assert tunecli(*SEARCH, *option, "--seed", "1", "--fresh").code == 0
+    assert {own.study for own in studies_in(read_address("sqlite:///runs.db"))} == {"iris", aside.name}
+    assert tunecli("report", aside.name, "--format", "json").document["trials"] == first["trials"]
+    # One of another home is nobody's to rename.
+    assert tunecli(*SEARCH, *option, "--fresh", "--home", "other").code == 3
+
+
+def test_a_study_in_a_shared_file_is_held_by_one_writer_whatever_its_home(tmp_path: Path) -> None:
+    shared = Shared(read_address(f"sqlite:///{tmp_path}/runs.db"), "own")
+    with hold(tmp_path / "a" / "own", shared):
+        assert is_held(None, shared)
+        with (
+            pytest.raises(StorageError, match=r"the study own in sqlite:.*held by another tunecli \(process"),
+            hold(tmp_path / "b" / "own", shared),
+        ):
+            pass
+        with hold(tmp_path / "b" / "other", replace(shared, study="other")):
+            pass
+    assert not is_held(None, shared)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mistyped_database_does_not_stick_and_anothers_own_is_refused(tunecli: Command, tmp_path: Path) -> None:
     assert tunecli(*SEARCH, "--storage", "sqlite:///none/runs.db").code == 5
     (tmp_path / "studies" / "iris").mkdir(parents=True, exist_ok=True)

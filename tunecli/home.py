@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -208,6 +209,15 @@ def _address(folder: Path, text: str) -> Address:
         return read_address(text)
     except UsageError as error:
         raise InputError(f"{folder / 'storage'} holds no URL of a database", hint=error.hint) from error
+
+
+def set_aside_by_half(folder: Path, database: Shared) -> Path | None:
+    """The folder that was renamed before its study in `database` was, when a kill came between."""
+    for found in sorted(folder.parent.glob(f"{folder.name}-*")):
+        stamp = re.fullmatch(r"\d{8}-\d{6}", found.name.removeprefix(f"{folder.name}-"))
+        if stamp and is_remembered(found) and _remembered(found) == str(database):
+            return found
+    return None
 
 
 def remember(folder: Path, database: Database) -> None:

@@ -95,7 +95,7 @@ def search(
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
     database = find_database(folder, address, fresh=fresh)
-    if fresh and (aside := set_aside(folder)):
+    if fresh and (aside := set_aside(folder, database)):
         console.say(f"the earlier study is now {aside}")
     with live.Interrupt(typed_command()).listening() as interrupt:
         found = events(

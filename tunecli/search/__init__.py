@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, TunecliError, UsageError
-from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints
+from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints, set_aside_by_half
 from tunecli.points import first_point, no_values, shown
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
@@ -260,11 +260,14 @@ def contradiction(folder: Path, changes: list[str], back: str | None = None) -> 
     )
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Give an earlier study a name of its own, so that a new one can begin; returns its new folder. Deletes nothing."""
-    database = find_database(folder)
+def set_aside(folder: Path, wanted: Database | None = None) -> Path | None:
+    """Give an earlier study a name of its own, so that a new one can begin in `wanted`; returns its new folder.
+
+    Deletes nothing. Where a kill had come between the two names, the second one follows.
+    """
     if not is_begun(folder):
-        return None
+        return _finish_setting_aside(folder, wanted)
+    database = find_database(folder)
     with hold(folder, database) as held:
         aside = folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
         _rename(folder, aside)
@@ -274,6 +277,17 @@ def set_aside(folder: Path) -> Path | None:
             except TunecliError:
                 _rename(aside, folder)
                 raise
+    return aside
+
+
+def _finish_setting_aside(folder: Path, database: Database | None) -> Path | None:
+    if not isinstance(database, Shared) or (aside := set_aside_by_half(folder, database)) is None:
+        return None
+    if is_unfinished(database) or not is_unfinished(replace(database, study=aside.name)):
+        return None
+    with hold(folder, database) as held:
+        assert isinstance(held, Shared)
+        rename(held, aside.name)
     return aside
 
 

@@ -1,18 +1,19 @@
-"""One writer a study: a lock of the operating system, which dies with its process; in PostgreSQL also one of the
-server's, which goes with its connection."""
+"""One writer a study: a lock of the operating system, which dies with its process; in a database that several share
+also one there: a file beside SQLite's, for the study may have a second home, or PostgreSQL's, which goes with its
+connection."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunecli.errors import InputError, StorageError
 from tunecli.files import find_link, make_folder
 from tunecli.storage import Database, Shared
-from tunecli.store.database import holding, is_held_there
+from tunecli.store.database import file_of, holding, is_held_there
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
     A study that comes to nothing, because its question is a mistake, leaves no folder behind.
     """
     home_is_new = not folder.parent.exists()
-    descriptor = _acquire(folder)
+    descriptor = _acquire(lambda: _open(folder), f"the study in {folder}")
     try:
         _sign(descriptor, folder / "lock")
         database = database or folder / "study.db"
@@ -31,6 +32,9 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
             # Here, and on every other machine that searches there.
             with holding(database) as held:
                 yield held
+        elif isinstance(database, Shared):
+            with _holding_file(database):
+                yield database
         else:
             yield database
     finally:
@@ -43,6 +47,35 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
         os.close(descriptor)
 
 
+@contextmanager
+def _holding_file(database: Shared) -> Iterator[None]:
+    """Hold the study in an SQLite database that it shares, whatever its home."""
+    path = _beside(database)
+    descriptor = _acquire(lambda: _open_beside(database), f"the study {database.study} in {database}")
+    try:
+        _sign(descriptor, path)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _beside(database: Shared) -> Path:
+    file = file_of(database)
+    assert file is not None
+    return file.with_name(f"{file.name}.{database.study}.lock")
+
+
+def _open_beside(database: Shared) -> int:
+    try:
+        return os.open(_beside(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {database}: {error.strerror}", hint="is its folder there, and may you write to it?"
+        ) from error
+
+
 def _sign(descriptor: int, path: Path) -> None:
     """Say in the lock who holds it."""
     try:
@@ -52,22 +85,22 @@ def _sign(descriptor: int, path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(open_lock: Callable[[], int], study: str) -> int:
     """The locked file's descriptor."""
     while True:
-        descriptor = _open(folder)
+        descriptor = open_lock()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise StorageError(
-                f"the study in {folder} is held by another tunecli (process {holder or 'unknown'})",
+                f"{study} is held by another tunecli (process {holder or 'unknown'})",
                 hint="wait until it ends, or give this search a name of its own",
             ) from error
         if os.fstat(descriptor).st_nlink:
             return descriptor
-        # Another process removed it, with its study that came to nothing, after it was opened here.
+        # Another process removed it, which came to its end, after it was opened here.
         os.close(descriptor)
 
 
@@ -90,16 +123,21 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
 
 
 def is_held(folder: Path | None, database: Database | None = None) -> bool:
-    """Whether a process holds the study: on any machine where PostgreSQL has it, else on this one, in `folder`.
+    """Whether a process holds the study: on any machine where PostgreSQL has it, else on this one, in `folder` or
+    in a file that it shares.
 
     Does not disturb one that is about to. Raises StorageError or InputError where the server cannot be asked.
     """
     if isinstance(database, Shared) and database.address.file is None:
         return is_held_there(database)
-    if folder is None:
+    if isinstance(database, Shared):
+        lock = _beside(database)
+    elif folder is not None:
+        lock = folder / "lock"
+    else:
         return False
     try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -873,6 +873,19 @@ def test_an_epoch_laid_out_in_stretches_has_the_bits_of_one_laid_out_at_once(
             assert outcomes(make_local(task), runs) == whole
 
 
+def test_a_batch_that_two_stretches_share_is_weighted_as_a_whole(
+    make_local: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 samples in micro-batches of 16 or 64: the only batch goes on after the fourth step."""
+    drawn = draw_samples(300, 0, torch.float32)
+    task = make_task(train=replace(drawn, weights=torch.rand(300, generator=torch.Generator().manual_seed(0)) * 3))
+    runs = [make_run(trial, batch_size="full") for trial in range(2)]
+    whole = outcomes(make_local(task), runs)
+    monkeypatch.setattr(stretch, "LAID_OUT", 1)
+    monkeypatch.setattr(stretch, "LEAST_STEPS", 4)
+    assert outcomes(make_local(task), runs) == whole
+
+
 def test_every_call_makes_progress_however_near_its_deadline() -> None:
     """61 samples in batches of 16: four steps."""
     engine = start(LocalEngine(make_task(), BLOCKS_OF_32), [make_run(0, batch_size=16)])

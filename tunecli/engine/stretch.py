@@ -36,7 +36,7 @@ class Stretch:
     """Micro-steps from `low` on, S of them, of a block of B rows whose first K train.
 
     `index` (S, B, m) are the samples, `present` (S, B, m) what each counts, 0 where it only fills; `active` (S, B) says
-    which rows train. `ends` (S, K) counts the batches that are complete and `sizes` (S, K) what such a batch counts.
+    which rows train. `ends` (S, K) counts the batches that are complete, `sizes` (S, K) what each step's batch has.
     """
 
     low: int
@@ -94,12 +94,13 @@ def _read(batches: Batches, order: Order, low: int, high: int) -> tuple[Tensor, 
 
 
 def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: Tensor) -> Tensor:
-    """(S,) for each micro-step what its batch weighs, where that batch ends by `high`."""
+    """(S,) for each micro-step what its batch weighs, also what of it lies before `low` or from `high` on."""
     ended = batches.ends[:low].nonzero()
     begin = int(ended[-1]) + 1 if len(ended) else 0  # of the batch that is open at `low`
-    index, real = _read(batches, order, begin, high)
-    ends = batches.ends[begin:high]
+    end = high + int(batches.ends[high - 1 :].nonzero()[0])  # of the one that is open at `high`
+    index, real = _read(batches, order, begin, end)
+    ends = batches.ends[begin:end]
     batch = ends.cumsum(0) - ends.long()  # (S,) the number of each step's batch
-    sums = torch.zeros(high - begin, dtype=torch.float64)
+    sums = torch.zeros(end - begin, dtype=torch.float64)
     sums.index_add_(0, batch, (weights[index] * real).double().sum(1))
-    return sums[batch][low - begin :]
+    return sums[batch][low - begin : high - begin]

@@ -53,7 +53,7 @@ def engine_epoch(engine: Engine, runs: Sequence[Run]) -> Callable[[], None]:
     return epoch
 
 
-def make_epoch(side: str, name: str, trials: int, cores: int) -> Callable[[], None]:
+def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
     task, runs = make_task(name, SAMPLES), sample_runs(0, None, l1=False)[:trials]
     kind, _, threads = side.rpartition(" ")
     if kind in ("res", "DL"):
@@ -62,20 +62,18 @@ def make_epoch(side: str, name: str, trials: int, cores: int) -> Callable[[], No
     processes = kind.partition(" ")[0]
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
     plan = replace(choose_plan(weights, WINDOW), threads=int(threads))
-    if plan.block_rows > 1:  # one block for each process, which costs what one block for all of them does
-        plan = replace(plan, block_rows=min(plan.block_rows, max(8, WINDOW // cores)))
     local = make_local(name, plan)
     if processes == "1":
         return engine_epoch(local, runs)
     return engine_epoch(Processes(local, partial(make_local, name, plan), int(processes), len(runs), print), runs)
 
 
-def work(orders: Connection, side: str, trials: int, cores: int) -> None:
+def work(orders: Connection, side: str, trials: int) -> None:
     """One side's process: makes what it is told to, and says how many seconds an epoch of all trials took."""
     epoch: Callable[[], None] = lambda: None  # noqa: E731
     while (order := orders.recv()) is not None:
         if order != "epoch":
-            epoch = make_epoch(side, order, trials, cores)
+            epoch = make_epoch(side, order, trials)
             continue
         began = time.perf_counter()
         epoch()
@@ -104,7 +102,7 @@ def main() -> None:
     sides: dict[str, Connection] = {}
     for side in (*engines, *loops):
         sides[side], theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, side, given.trials, cores), daemon=False).start()
+        context.Process(target=work, args=(theirs, side, given.trials), daemon=False).start()
     rows = []
     for name in given.models:
         times = measure(sides, name, given.rounds)

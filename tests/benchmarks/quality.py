@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def ours(study: Study, folder: Path) -> tuple[Found, int]:
 
 def theirs(task: Task, own: Data, seeds: Sequence[int], trials: int) -> list[Found]:
     """What plain Optuna finds with each seed."""
-    engine = make_engine(task, len(seeds))
+    engine = make_engine(task)
     studies = [
         optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)) for seed in seeds
     ]
@@ -96,8 +95,8 @@ def theirs(task: Task, own: Data, seeds: Sequence[int], trials: int) -> list[Fou
     return found
 
 
-def make_engine(task: Task, rows: int) -> LocalEngine:
-    return LocalEngine(task, replace(choose_plan(10_000, window=32), block_rows=rows))
+def make_engine(task: Task) -> LocalEngine:
+    return LocalEngine(task, choose_plan(10_000, window=32))
 
 
 def train(engine: LocalEngine, runs: Sequence[Run], own: Data) -> list[list[float]]:
@@ -120,7 +119,7 @@ def rows_beside_loop(task: Task, own: Data, trials: int) -> str:
     split = Split(own.train.inputs, own.train.targets, own.validation.inputs, own.validation.targets)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     runs = [Run(number, 0, suggest(study.ask()), EPOCHS) for number in range(trials)]
-    rows = train(make_engine(task, trials), runs, own)
+    rows = train(make_engine(task), runs, own)
     loops = []
     for run in runs:
 

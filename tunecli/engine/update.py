@@ -186,7 +186,8 @@ class _Slices:
 def _told(row: Trained) -> dict[str, float]:
     """Every hparam that a rule may read."""
     defaults = {**DEFAULTS, **row.rule.defaults}
-    return {name: float(row.hparams.get(name, defaults.get(name, 0.0))) for name in ("learning_rate", *defaults)}  # type: ignore[arg-type]
+    read = {name: row.hparams.get(name, defaults.get(name, 0.0)) for name in ("learning_rate", *defaults)}
+    return {name: float(value) for name, value in read.items()}  # type: ignore[arg-type]  # rules read numbers alone
 
 
 def _column(values: list[float]) -> Tensor:

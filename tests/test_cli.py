@@ -27,7 +27,7 @@ from tunecli.search import Progress
 from tunecli.store import hold, read
 from tunecli.trial import State
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "80"}
+ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "80"}
 
 
 Command = Callable[..., Any]
@@ -36,7 +36,7 @@ Command = Callable[..., Any]
 def process(*arguments: str, cwd: Path, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tunecli", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, text=True, **streams)  # type: ignore[no-any-return]
+    return subprocess.Popen(command, cwd=cwd, env=os.environ | ENVIRONMENT, text=True, **streams)  # type: ignore[no-any-return]
 
 
 FLOWERS = """
@@ -631,6 +631,8 @@ def test_a_search_whose_progress_nobody_reads_goes_on(home: Path, tmp_path: Path
         (["report"], {"torch", "optuna", "pandas", "sklearn"}),
         (["ls"], {"torch", "optuna", "pandas", "sklearn", "numpy"}),
         (["search", "tiny"], {"torch", "optuna", "pandas"}),
+        # The first search of all, once some search has left an empty database to begin the next one with.
+        (["search", "digits", "--trials=1", "--set=train.epochs=1"], {"alembic", "pandas", "sklearn"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -645,7 +647,12 @@ except SystemExit as end:
     print("\\n", end.code, *sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     code, *modules = done.stdout.splitlines()[-1].split()
     assert code == "0", done.stderr

@@ -88,6 +88,23 @@ def test_digits_are_flat_pixels_from_zero_to_one_whatever_the_split() -> None:
     assert rows == {(bytes(row), label) for row, label in zip(bunch.data.astype("float32"), bunch.target, strict=True)}
 
 
+@pytest.mark.parametrize("keys", [{"features": [f"pixel_{n // 8}_{n % 8}" for n in range(64)]}, {"fitted": True}])
+def test_digits_are_the_same_where_they_are_asked_for_as_columns(keys: dict[str, Any]) -> None:
+    whole = bundled("digits", seed=3)
+    if "fitted" in keys:
+        keys = {"fitted": json.loads(json.dumps(dict(whole.preprocessing)))}
+    columns = bundled("digits", seed=3, **keys)
+    assert columns.fingerprint() == whole.fingerprint()
+    assert columns.classes == whole.classes
+    assert json.dumps(dict(columns.preprocessing)) == json.dumps(dict(whole.preprocessing))
+
+
+def test_columns_of_digits_can_be_chosen_and_predicted_as_a_quantity() -> None:
+    loaded = bundled("digits", features=["pixel_3_4", "pixel_0_1"], task="regression")
+    assert (loaded.task, loaded.features, loaded.classes) == ("regression", (2,), ())
+    assert [column["name"] for column in loaded.preprocessing["columns"]] == ["pixel_0_1", "pixel_3_4"]
+
+
 def test_a_regression_target_is_standardized_by_the_training_split_and_can_be_restored() -> None:
     loaded = bundled("diabetes")
     scale, mean = loaded.target_scale, loaded.preprocessing["target"]["mean"]

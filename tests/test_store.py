@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -468,6 +469,29 @@ def test_optunas_own_storage_would_have_written_the_same_rows(store: Store, data
             study._storage.set_trial_state_values(own._trial_id, ENDED[trial.state], values)
     study.enqueue_trial({"optimizer": "sgd"})
     assert rows(database) == rows(other)
+
+
+def test_a_database_that_was_kept_without_a_study_begins_the_next_as_a_new_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dump(path: Path) -> list[str]:
+        create(path)
+        lines = sqlite3.connect(path).iterdump()
+        return [re.sub(r"\d{4}-\d\d-\d\d[ T][\d:.]+", "NOW", line) for line in lines]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    new = dump(tmp_path / "new.db")
+    (kept,) = (tmp_path / "cache").rglob("*.db")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    with monkeypatch.context() as without:
+        without.setattr(optuna.storages, "RDBStorage", None)
+        assert dump(tmp_path / "next.db") == new
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])  # spoilt: then it is made, and kept, anew
+    assert dump(tmp_path / "last.db") == new
+    assert len(kept.read_bytes()) == len(whole)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # where nothing can be kept
+    assert dump(tmp_path / "other.db") == new
 
 
 def test_what_is_not_committed_is_invisible(store: Store, database: Database) -> None:

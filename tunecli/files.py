@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache: `$XDG_CACHE_HOME/tunecli/NAME`, by default below `~/.cache`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "tunecli", name)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing; what is there stays as it is. Raises OSError."""
     if not folder.exists():

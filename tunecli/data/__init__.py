@@ -194,7 +194,7 @@ def load(
     whether inputs stay in their files; None: where they are large, `mapped.streams`.
     Raises DataError, or SourceError from the user's function.
     """
-    from tunecli.data import bundled, npz, prepare, read, table, user
+    from tunecli.data import bundled, npz, prepare, user
 
     check_source(source, base)
     wishes = prepare.Wishes(
@@ -207,6 +207,8 @@ def load(
     elif source in BUNDLED:
         raw = bundled.read(source)
     elif path.suffix.lower() in COLUMN_SUFFIXES:
+        from tunecli.data import read, table
+
         levelled = table.written((fitted or {}).get("columns", ()))
         raw = read.read(path, target, weight, levelled)
     elif path.is_dir() and not holds_arrays(path):

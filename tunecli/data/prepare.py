@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunecli.data import Data, Samples, arrays, stream, table
-from tunecli.data.raw import Raw, Stream, Table
+from tunecli.data import Data, Samples, arrays, stream
+from tunecli.data.raw import Pixels, Raw, Stream, Table
 from tunecli.data.split import split_indices
 from tunecli.data.targets import as_numbers, encode_classes, infer_task, unit
 from tunecli.errors import DataError, did_you_mean
@@ -42,6 +42,10 @@ class Wishes:
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:
     """Split and preprocess; what is learned is learned from the training split alone. Raises DataError."""
+    if isinstance(raw, Pixels):
+        if wishes.features is None and not wishes.fitted and wishes.task != "regression":
+            return _prepare_pixels(raw, wishes)
+        raw = raw.as_table()
     if isinstance(raw, Table):
         return _prepare_table(_choose(raw, wishes.features), wishes)
     if isinstance(raw, Stream):
@@ -71,7 +75,20 @@ def _choose(raw: Table, features: Sequence[str] | None) -> Table:
     return replace(raw, frame=raw.frame[chosen], columns=columns)
 
 
+def _prepare_pixels(raw: Pixels, wishes: Wishes) -> Data:
+    """What comes of them as a table, and sooner."""
+    codes, labels = encode_classes(raw.target, raw.classes)
+    parts, notices = split_indices(len(codes), wishes.split, wishes.seed, codes, labels)
+    inputs, targets = torch.from_numpy((raw.values / raw.white).astype(np.float32)), torch.from_numpy(codes)
+    train, validation, test = (Samples(inputs[part], targets[part]) for part in parts)
+    target = {"name": "target", "mean": 0.0, "scale": 1.0}
+    preprocessing = {"kind": "table", "columns": raw.columns, "target": target}
+    return Data(raw.name, "classification", train, validation, test, labels, preprocessing, notices=notices)
+
+
 def _prepare_table(raw: Table, wishes: Wishes) -> Data:
+    from tunecli.data import table
+
     values = raw.target.to_numpy()
     task = wishes.task or infer_task(values)
     labels: tuple[str, ...] = ()
@@ -113,6 +130,8 @@ def _part(weights: Tensor | None, part: Array) -> Tensor | None:
 
 def _columns(raw: Table, train: Array, wishes: Wishes) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
     """The encoding of each column: an earlier one, the source's own, or one learned from the training rows."""
+    from tunecli.data import table
+
     fitted = wishes.fitted
     if fitted and fitted.get("kind") == "table":
         columns = fitted["columns"]

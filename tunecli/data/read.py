@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tunecli.data.raw import Table
-from tunecli.data.table import LARGEST
+from tunecli.data.scaling import LARGEST
 from tunecli.errors import DataError, did_you_mean
 
 SEPARATORS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}

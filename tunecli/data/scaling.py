@@ -14,6 +14,7 @@ from torch import Tensor
 from tunecli.data.samples import rows_of
 
 LARGEST = float(np.finfo(np.float32).max)
+"""What training can hold. In a table a number beyond it, infinities included, counts as missing."""
 
 LEARNED_AT_ONCE = 1 << 24
 """Numbers that are widened to float64 at once where mean and scale are learned: 128 MiB."""

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from tunecli.data import dates
+from tunecli.data.scaling import LARGEST
 from tunecli.errors import DataError
 
 MAX_LEVELS = 50
@@ -28,9 +29,6 @@ MAX_LEVELS = 50
 SKEWED = 2.0
 """Numbers whose skewness is beyond this, in either direction, are made milder. 2 is that of an exponential: below it,
 as in breast_cancer, what is straight in the numbers as they are would be bent."""
-
-LARGEST = float(np.finfo(np.float32).max)
-"""What training can hold; a number beyond it, infinities included, counts as missing."""
 
 BOOLEANS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}, {"on", "off"})
 BOOLEAN_WORDS = frozenset().union(*BOOLEANS)

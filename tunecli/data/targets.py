@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from tunecli.data.table import LARGEST
+from tunecli.data.scaling import LARGEST
 from tunecli.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INFERRED_CLASSES = 20
 """Whole numbers with at most this many different values are taken for classes, with more for a quantity."""
@@ -59,6 +61,8 @@ def as_numbers(target: pd.Series[Any]) -> Array:
     try:
         numbers = target.to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
+        import pandas as pd
+
         text = target[pd.to_numeric(target, errors="coerce").isna()]
         raise DataError(
             f"regression needs numbers, the target holds {str((text if len(text) else target).iloc[0])!r}",

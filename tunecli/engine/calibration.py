@@ -20,7 +20,7 @@ from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
 from tunecli.errors import OutOfMemory, TunecliError
-from tunecli.files import make_folder, write_new
+from tunecli.files import cache_folder, make_folder, write_new
 from tunecli.trial import Run
 
 BUDGET_SECONDS = 2.0
@@ -154,10 +154,8 @@ def remember(shape: Mapping[str, Any], timings: Iterable[Timing]) -> None:
 
 
 def _path(shape: Mapping[str, Any]) -> Path:
-    """In the user's cache: `$XDG_CACHE_HOME/tunecli/plans`, by default below `~/.cache`."""
     name = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:32]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "tunecli", "plans", f"{name}.json")
+    return cache_folder("plans") / f"{name}.json"
 
 
 def _processor() -> str:

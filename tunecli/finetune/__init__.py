@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.home import find_database
+from tunecli.loading import loading
 from tunecli.storage import Database
 from tunecli.store import hold
 
@@ -108,6 +109,7 @@ def finetune(
     """
     with hold(folder, database or find_database(folder)) as held:
         # torch is loaded after the lock is held: what cannot begin says so at once.
-        from tunecli.finetune.training import Training
+        with loading():
+            from tunecli.finetune.training import Training
 
         yield from Training(folder, held, request).events(stop)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, TunecliError, UsageError
 from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints, set_aside_by_half
+from tunecli.loading import loading
 from tunecli.points import first_point, no_values, shown
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
@@ -168,7 +169,8 @@ def _make_loop(study: Question, begun: Begun, place: Place, queue: list[Hparams]
         from tunecli.search.programs import ProgramLoop
 
         return ProgramLoop(study, begun)
-    from tunecli.search.loop import Loop
+    with loading():
+        from tunecli.search.loop import Loop
 
     return Loop(study, begun, place, queue)
 

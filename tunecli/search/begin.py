@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import optuna
 
 from tunecli import __version__
 from tunecli.home import remember, write_question
@@ -40,7 +39,7 @@ def begin(
         environment={
             "tunecli": __version__,
             "python": platform.python_version(),
-            "optuna": optuna.__version__,
+            "optuna": version("optuna"),
             "platform": platform.platform(),
             **environment,
         },

@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tunecli.errors import InputError
 from tunecli.files import make_folder, sync_folder
 from tunecli.storage import Database
+from tunecli.store import blank
 from tunecli.store.database import connect, one_at_a_time, optunas_url, release, unwritable
 
 SCHEMA_VERSION = 3
@@ -151,7 +152,9 @@ def _put_in_place(path: Path, name: str, direction: str, row: Mapping[str, objec
     unfinished = path.with_name(path.name + ".new")
     make_folder(path.parent)
     unfinished.unlink(missing_ok=True)
-    _make_tables(unfinished)
+    if not blank.recall(unfinished, _ours):
+        _make_tables(unfinished)
+        blank.remember(unfinished, _ours)
     _insert_study(unfinished, name, direction, row)
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from tunecli.sampler.kernels import column
 from tunecli.sampler.model import Model
 from tunecli.sampler.parzen import Mixture
 from tunecli.sampler.tpe import CANDIDATES, Tpe, grouped
-from tunecli.sampler.truncnorm import log_mass, quantile
+from tunecli.sampler.truncnorm import Truncated, log_mass
 from tunecli.space import Choice, Float, Int, Range, build_space, distribution_json
 from tunecli.trial import Hparams, State, Trial
 
@@ -166,7 +166,7 @@ def compare(names: list[str], count: int, seed: int) -> None:
 )
 def test_a_quantile_is_scipys(share: float, mu: float, sigma: float) -> None:
     a, b, q = (np.array([own]) for own in ((0 - mu) / sigma, (1 - mu) / sigma, share))
-    (found,), (mass,) = quantile(q, a, b), log_mass(a, b)
+    (found,), (mass,) = Truncated.between(a, b).quantile(q), log_mass(a, b)
     assert found * sigma == pytest.approx(stats.truncnorm.ppf(share, a[0], b[0]) * sigma, abs=1e-9)
     assert mass == pytest.approx(np.log(stats.norm.cdf(b[0]) - stats.norm.cdf(a[0])), rel=1e-7, abs=1e-12)
 

@@ -34,9 +34,19 @@ class Scale:
         # The same, but numpy's logarithm and the one above may differ in the last bit: Optuna has both, each in its
         # place.
         self.prior = (float(np.log(low)), float(np.log(high))) if self.log else (low, high)
+        self._middle, self.width = 0.5 * (self.low + self.high), self.high - self.low
 
     def inward(self, internal: Array) -> Array:
         return np.log(internal) if self.log else internal
+
+    def centred(self, points: Array) -> Array:
+        """Points, `inward` ones, from -0.5 at the lower end to 0.5 at the upper one."""
+        return (points - self._middle) / self.width
+
+    def log_norms(self, mus: Array, sigmas: Array) -> Array:
+        """What the logarithms of the truncated kernels are less by than those of their bells, bins or densities."""
+        log_norms = log_mass((self.low - mus) / sigmas, (self.high - mus) / sigmas)
+        return log_norms if self.whole else log_norms + (np.log(sigmas) + LOG_ROOT_2PI)
 
     def outward(self, points: Array) -> Array:
         points = np.exp(points) if self.log else points
@@ -53,22 +63,25 @@ class NumberKernels:
     sigmas: Array
     log_norms: Array
 
-    def multiply(self, log_densities: Array, internal: Array) -> None:
-        """Take the bells at these points into account; `log_densities` is (points, kernels)."""
-        if self.scale.whole:
-            log_densities += self._log_bins(internal)
-            return
-        points = self.scale.inward(internal)
-        z = points[:, None] - self.mus
-        z *= math.sqrt(0.5) / self.sigmas
-        np.square(z, out=z)
-        log_densities -= z
-        for place in np.flatnonzero((points < self.scale.low) | (points > self.scale.high)):
-            # By rounding alone, and then of some kernels only.
-            z, a, b = ((edge - self.mus) / self.sigmas for edge in (points[place], self.scale.low, self.scale.high))
-            log_densities[place, (z < a) | (z > b)] = -np.inf
+    def quadratic(self) -> tuple[Array, Array, Array]:
+        """The logarithm of each bell as a polynomial in `centred` points: what their squares, they themselves and one
+        are multiplied by."""
+        mus, sigmas = self.scale.centred(self.mus), self.sigmas / self.scale.width
+        precisions = 0.5 / np.square(sigmas)
+        linear = 2.0 * mus * precisions
+        return -precisions, linear, -0.5 * mus * linear
 
-    def _log_bins(self, internal: Array) -> Array:
+    def cut(self, points: Array) -> Array | None:
+        """What is added where points lie outside of the range, by rounding alone, and then for some kernels only."""
+        if points.min() >= self.scale.low and points.max() <= self.scale.high:
+            return None
+        added = np.zeros((len(points), len(self.mus)))
+        for place in np.flatnonzero((points < self.scale.low) | (points > self.scale.high)):
+            z, a, b = ((edge - self.mus) / self.sigmas for edge in (points[place], self.scale.low, self.scale.high))
+            added[place, (z < a) | (z > b)] = -np.inf
+        return added
+
+    def log_bins(self, internal: Array) -> Array:
         """The mass of each bin in each bell. Whole numbers are often the same, and so then are their kernels."""
         bins, bin_of = np.unique(internal, return_inverse=True)
         order = np.lexsort((self.sigmas, self.mus))
@@ -89,18 +102,15 @@ class ChoiceKernels:
     seen: NDArray[np.intp]
     table: Array
 
-    log_norms = 0.0
-
     def choose(self, kernels: NDArray[np.intp], shares: Array) -> Array:
         """The choice at each share, in [0, 1), of its kernel."""
         cumulated = np.cumsum(self.table[self.seen[kernels]], axis=-1)
         cumulated[:, -1] = 1.0
         return (cumulated < shares[:, None]).sum(axis=-1).astype(float)  # type: ignore[no-any-return]
 
-    def multiply(self, log_densities: Array, internal: Array) -> None:
-        log_table = np.log(self.table)
-        for choice in np.unique(internal):
-            log_densities[internal == choice] += log_table[:, int(choice)][self.seen]
+    def log_shares(self, internal: Array) -> Array:
+        """The logarithm of the share of each of these choices, by what a kernel has seen: (choices, seen)."""
+        return np.log(self.table.T[internal.astype(np.intp)])
 
 
 Kernels = NumberKernels | ChoiceKernels
@@ -117,6 +127,8 @@ class Numbers:
         self._order: Rows = np.empty(0, np.intp)
         # By trial: the width of its kernel when it was last asked for, and the logarithm of its norm.
         self._sigma, self._log_norm = np.empty(0), np.empty(0)
+        low, high = self._scale.prior
+        self._log_norm_of_prior = self._scale.log_norms(np.array([0.5 * (low + high)]), np.array([high - low]))
 
     def add(self, number: int, internal: float) -> None:
         """A trial of a higher number than those before it."""
@@ -127,27 +139,25 @@ class Numbers:
         low, high = self._scale.prior
         mus = self._mu[rows]
         if len(rows) < FEW:
-            order = np.argsort(mus, kind="stable")
+            order = rows[np.argsort(mus, kind="stable")]
         else:
-            place = np.full(len(self._mu), -1, np.intp)
-            place[rows] = np.arange(len(rows))
-            order = place[self._order]
-            order = order[order >= 0]
-        sigmas = np.empty(len(rows))
-        sigmas[order] = bandwidths(mus[order], low, high)
-        mus, sigmas = np.append(mus, 0.5 * (low + high)), np.append(sigmas, high - low)
-        return NumberKernels(self._scale, mus, sigmas, self._log_norms(rows, mus, sigmas))
+            among = np.zeros(len(self._mu), np.bool_)
+            among[rows] = True
+            order = self._order[among[self._order]]
+        self._widen(order, bandwidths(self._mu[order], low, high))
+        return NumberKernels(
+            self._scale,
+            np.append(mus, 0.5 * (low + high)),
+            np.append(self._sigma[rows], high - low),
+            np.append(self._log_norm[rows], self._log_norm_of_prior),
+        )
 
-    def _log_norms(self, rows: Rows, mus: Array, sigmas: Array) -> Array:
-        """Computed anew only where a width has changed, and for the prior."""
-        stale = np.append(self._sigma[rows] != sigmas[:-1], True)
-        mu, sigma = mus[stale], sigmas[stale]
-        log_norm = log_mass((self._scale.low - mu) / sigma, (self._scale.high - mu) / sigma)
-        if not self._scale.whole:
-            log_norm += np.log(sigma) + LOG_ROOT_2PI
-        changed = rows[stale[:-1]]
-        self._sigma[changed], self._log_norm[changed] = sigma[:-1], log_norm[:-1]
-        return np.append(self._log_norm[rows], log_norm[-1])
+    def _widen(self, rows: Rows, sigmas: Array) -> None:
+        """Give trials these widths; their norms are computed anew only where a width has changed."""
+        stale = np.flatnonzero(self._sigma[rows] != sigmas)
+        if len(stale):
+            changed, sigma = rows[stale], sigmas[stale]
+            self._sigma[changed], self._log_norm[changed] = sigma, self._scale.log_norms(self._mu[changed], sigma)
 
     def _take_in(self) -> None:
         """Sort what was added in among the others."""
@@ -169,11 +179,14 @@ class Numbers:
 
 def bandwidths(sorted_mus: Array, low: float, high: float) -> Array:
     """How wide each kernel is: as the larger gap to a neighbour, within limits; the outermost have one neighbour."""
-    gaps = np.diff(sorted_mus, prepend=low, append=high)
-    sigmas = np.maximum(gaps[:-1], gaps[1:])
-    if len(sigmas) >= 2:
+    count = len(sorted_mus)
+    edges = np.empty(count + 2)
+    edges[0], edges[1:-1], edges[-1] = low, sorted_mus, high
+    gaps = edges[1:] - edges[:-1]
+    sigmas: Array = np.maximum(gaps[:-1], gaps[1:])
+    if count >= 2:
         sigmas[0], sigmas[-1] = gaps[1], gaps[-2]
-    return np.clip(sigmas, (high - low) / min(100.0, 2.0 + len(sigmas)), high - low)
+    return sigmas.clip((high - low) / min(100.0, 2.0 + count), high - low)
 
 
 class Choices:

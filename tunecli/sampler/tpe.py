@@ -59,6 +59,8 @@ class Tpe:
         # The first trial of each pattern that has ended with a value; hparams are grouped by them.
         self._first: dict[int, int] = {}
         self._groups: list[Names] = []
+        # What the good trials of each group make, until other trials are good.
+        self._good_of: dict[Names, Mixture] = {}
 
     def add(self, trial: Trial) -> None:
         self._add({name: internal for name, (_, internal) in self._space.encode(trial.hparams).items()})
@@ -106,7 +108,9 @@ class Tpe:
         columns = [self._columns[name] for name in names]
         has = np.array([pattern.issuperset(names) for pattern in self._patterns])[self._pattern[: self._count]]
         part = self._part[: self._count]
-        good = Mixture(columns, np.flatnonzero(has & (part == GOOD)))
+        good = self._good_of.get(names)
+        if good is None:
+            good = self._good_of[names] = Mixture(columns, np.flatnonzero(has & (part == GOOD)))
         bad = Mixture(columns, np.flatnonzero(has & (part == BAD)))
         points = good.points(shares)
         place = np.argmax(good.log_densities(points) - bad.log_densities(points))
@@ -131,7 +135,8 @@ class Tpe:
         if not known:
             return
         self._ended = [trial for trial in self._ended if trial.end_tick is None or trial.end_tick > up_to_tick]
-        self._part[self._good()] = BAD
+        before = self._good()
+        self._part[before] = BAD
         for trial in known:
             if trial.state is State.FAILED:
                 self._part[trial.number] = UNUSED
@@ -142,7 +147,10 @@ class Tpe:
             if trial.number < self._first.get(pattern, self._count):
                 self._first[pattern] = trial.number
                 self._groups = []
-        self._part[self._good()] = GOOD
+        good = self._good()
+        self._part[good] = GOOD
+        if good != before:
+            self._good_of.clear()
         if not self._groups:
             order = sorted(self._first, key=self._first.__getitem__)
             self._groups = grouped([self._patterns[place] for place in order])

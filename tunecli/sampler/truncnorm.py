@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +38,38 @@ def log_mass(a: Array, b: Array) -> Array:
     return result
 
 
-def quantile(q: Array, a: Array, b: Array) -> Array:
-    """Where the share `q` of the mass between `a` and `b` lies below, all of one shape; `a` is below `b`."""
-    left = a < 0
-    right = ~left
-    mass = log_mass(a, b)
-    result = np.empty_like(q)
-    if left.any():
-        with np.errstate(divide="ignore"):  # a share of zero, which is set below
-            log_q = np.log(q[left])
-        result[left] = _log_quantile(np.logaddexp(_log_cdf(a[left]), log_q + mass[left]))
-    if right.any():
-        result[right] = -_log_quantile(np.logaddexp(_log_cdf(-b[right]), np.log1p(-q[right]) + mass[right]))
-    result[q == 0] = a[q == 0]
-    return result
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """Standard normal distributions between `a` and `b`, of one shape, `a` below `b`. `log_tail` is the logarithm of
+    the mass beyond the end from which it is counted: below `a` where that is left of the middle, else above `b`."""
+
+    a: Array
+    log_tail: Array
+    log_mass: Array
+
+    @classmethod
+    def between(cls, a: Array, b: Array) -> Truncated:
+        tail = np.where(a < 0, a, -b)
+        return cls(a, _log_cdf(tail.ravel()).reshape(a.shape), log_mass(a, b))
+
+    def at(self, places: NDArray[np.intp]) -> Truncated:
+        """Those at these places of the last axis."""
+        return Truncated(self.a[..., places], self.log_tail[..., places], self.log_mass[..., places])
+
+    def quantile(self, q: Array) -> Array:
+        """Where the share `q` of the mass lies below, for each a share of its own."""
+        left = self.a < 0
+        right = ~left
+        result = np.empty_like(q)
+        if left.any():
+            with np.errstate(divide="ignore"):  # a share of zero, which is set below
+                log_q = np.log(q[left])
+            result[left] = _log_quantile(np.logaddexp(self.log_tail[left], log_q + self.log_mass[left]))
+        if right.any():
+            log_q = np.log1p(-q[right])
+            result[right] = -_log_quantile(np.logaddexp(self.log_tail[right], log_q + self.log_mass[right]))
+        result[q == 0] = self.a[q == 0]
+        return result
 
 
 def _log_difference(log_p: Array, log_q: Array) -> Array:

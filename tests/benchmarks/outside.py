@@ -31,7 +31,7 @@ from tests.benchmarks import results
 from tunecli import live
 from tunecli.engine import Plan, Traits
 from tunecli.engine.task import Task
-from tunecli.search import ledger, loop, search, shelf
+from tunecli.search import fit, ledger, loop, search, shelf
 from tunecli.store import Store
 from tunecli.study import make_study
 from tunecli.trial import Hparams, Measurement, Run, derive_seed
@@ -142,8 +142,8 @@ def measure(trials: int, sampler: str, folder: Path) -> dict[str, Any]:
     study = make_study(document, folder, "outside", where="a benchmark")
     clock = Clock()
     Instant.clock = clock
-    loop.LocalEngine = Instant  # type: ignore[assignment, misc]
-    loop.repays_measuring = lambda study, task, run: False
+    fit.LocalEngine = Instant  # type: ignore[assignment, misc]
+    fit.repays_measuring = lambda study, task, run: False
     made: Callable[..., Any] = loop.make_proposer
 
     def make_proposer(*arguments: Any) -> Any:
@@ -164,6 +164,8 @@ def measure(trials: int, sampler: str, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         live.show(search(study, folder / "outside"), Console(file=nowhere, force_terminal=True, width=80))
         seconds = time.perf_counter() - began
+    if not clock.waited:
+        raise AssertionError("the search trained: it makes its engine elsewhere now")
     last = [cpu for cpu, _, started in clock.waited if started > 0.9 * trials]
     return {
         "trials": trials,

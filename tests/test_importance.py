@@ -2,14 +2,22 @@
 
 import math
 import random
+import warnings
 from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 
 from tunecli.importance import asked_by_hparam, importance
 from tunecli.sampler import make_proposer
-from tunecli.space import Space, build_space, distribution_json
+from tunecli.space import Space, build_space
 from tunecli.trial import Importance, State, Trial
 
 PLAIN = {
@@ -36,29 +44,55 @@ def explained(space: Space, trials: list[Trial], direction: str = "minimize") ->
     return found
 
 
+RANGES: dict[str, BaseDistribution] = {
+    "plain": FloatDistribution(-2.0, 3.0),
+    "log": FloatDistribution(1e-6, 10.0, log=True),
+    "stepped": FloatDistribution(0.0, 1.0, step=0.25),
+    "whole": IntDistribution(2, 400),
+    "few": IntDistribution(1, 4),
+    "by tens": IntDistribution(0, 200, step=10),
+    "whole log": IntDistribution(1, 3000, log=True),
+    "two": IntDistribution(1, 2, log=True),
+    "choice": CategoricalDistribution(["a", "b", "c"]),
+    "single": CategoricalDistribution(["a"]),
+    "fixed": IntDistribution(3, 3),
+}
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_it_is_optunas_where_all_trials_are_complete_and_read_all(direction: str) -> None:
-    space = build_space(PLAIN)
-    sign = 1 if direction == "minimize" else -1
-    points = drawn(space, 80)
-    trials = [
-        trial(n, point, sign * (abs(math.log10(point["learning_rate"]) + 2) + point["momentum"] / 4))
-        for n, point in enumerate(points)
-    ]
+@pytest.mark.parametrize("count", [20, 90, 400])
+def test_it_is_optunas_over_every_kind_of_range(count: int, direction: str) -> None:
+    """Some hparams are read by some trials only, and equal values are many."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    theirs = optuna.create_study(direction=direction)
-    for own in trials:
-        encoded = space.encode(own.hparams)
-        distributions = {
-            name: optuna.distributions.json_to_distribution(distribution_json(range_))
-            for name, (range_, _) in encoded.items()
+    theirs = optuna.create_study(direction=direction, sampler=optuna.samplers.RandomSampler(seed=count))
+    asked: dict[int, dict[str, tuple[str, float]]] = {}
+    for _ in range(count):
+        number = len(asked)
+        ranges = {
+            name: own for place, (name, own) in enumerate(RANGES.items()) if name == "log" or number % (place + 2)
         }
-        params = {name: distributions[name].to_external_repr(internal) for name, (_, internal) in encoded.items()}
-        theirs.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=own.value))
-    found = explained(space, trials, direction)
-    expected = optuna.importance.get_param_importances(theirs)
+        point = theirs.ask(ranges)
+        value = round(abs(math.log10(point.params["log"]) + 2) + point.params.get("plain", 0.5) ** 2, 1)
+        theirs.tell(point, value)
+        asked[number] = {
+            name: (distribution_to_json(own), own.to_internal_repr(point.params[name])) for name, own in ranges.items()
+        }
+    found = importance([trial(own.number, {}, own.value) for own in theirs.trials], asked, direction)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = optuna.importance.get_param_importances(theirs)
+    assert found is not None
+    assert found.shares == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_most_important_comes_first() -> None:
+    space = build_space(PLAIN)
+    trials = [
+        trial(n, point, abs(math.log10(point["learning_rate"]) + 2) + point["momentum"] / 4)
+        for n, point in enumerate(drawn(space, 80))
+    ]
+    found = explained(space, trials)
     assert found.trials == 80
-    assert found.shares == pytest.approx(expected)
     assert sum(found.shares.values()) == pytest.approx(1)
     assert next(iter(found.shares)) == "learning_rate"
     assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)

@@ -15,6 +15,7 @@ from tunecli.engine.plan import lessened
 from tunecli.engine.task import make_task
 from tunecli.errors import OutOfMemory, StorageError, TunecliError
 from tunecli.home import write_question
+from tunecli.importance import asked_by_hparam, importance
 from tunecli.patience import PAUSE_SECONDS, STOP_SECONDS
 from tunecli.points import shown
 from tunecli.pruner import make_pruner
@@ -212,9 +213,6 @@ class Loop:
         yield Ended(how, self.ledger.progress())
 
     def _explain(self) -> None:
-        # Here, for it loads Optuna, which nothing of the loop does.
-        from tunecli.importance import asked_by_hparam, importance
-
         trials = [own for t in self.ledger.trials if t.state.ended and (own := self._shown(t)) is not None]
         asked = {trial.number: asked_by_hparam(self.study.space, trial.hparams) for trial in trials}
         found = importance(trials, asked, self.direction)

@@ -80,16 +80,20 @@ def factors(schedules: list[str], numbers: Tensor, totals: Tensor) -> Tensor:
     return rate_factors(settings, numbers, totals, torch.ones_like(totals), [1.0] * len(schedules))
 
 
-def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator, *, fused: bool = True) -> State:
+def make_state(rows: int, dtype: torch.dtype, generator: torch.Generator, *, spared: bool = False) -> State:
     """Fresh rows, and BELOW them rows in the middle of some training."""
     weights, first, second = torch.randn(3, rows + BELOW, WEIGHTS, generator=generator, dtype=dtype)
     first[:rows], second[:rows] = 0, 0
     # Where weights may be spared, l1 and l2 take a mask, and no rule is fused.
-    return State(weights, first, second, decay=None if fused else torch.ones(WEIGHTS, dtype=dtype))
+    return State(weights, first, second, decay=torch.ones(WEIGHTS, dtype=dtype) if spared else None)
 
 
-WAYS = [(name, False) for name in RULES] + [(name, True) for name, rule in RULES.items() if rule.fused]
-"""Each optimizer on all rows at once, and those that torch has fused a row at a time as well."""
+WAYS = [
+    *((name, "rows") for name in RULES),
+    *((name, "fused") for name, rule in RULES.items() if rule.fused),
+    *((name, "compiled") for name, rule in RULES.items() if rule.compiled >= 0),
+]
+"""Each optimizer on all rows at once, and those that torch, or `update.c`, has for a row at a time as well."""
 
 
 def train(
@@ -99,18 +103,20 @@ def train(
     means: Tensor,
     rates: Tensor,
     due: Tensor,
+    *,
+    compiled: bool,
 ) -> None:
     """Drive the first rows by mean gradients (S, K, P), where due (S, K), in two ticks."""
     numbers, rows = due.cumsum(0), len(points)
     trained = [Trained(RULES[rule], point) for rule, point in zip(rules, points, strict=True)]
     for tick in torch.arange(len(means)).chunk(2):
         gradient = torch.zeros_like(state.weights)
-        updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]))
+        updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]), compiled=compiled)
         updates.begin(Coming(numbers[tick], rates[tick]))
         for step, number in enumerate(tick.tolist()):
             before = state.weights.clone(), state.first.clone(), state.second.clone()
             gradient[:rows] = means[number]
-            written_over = updates.apply(step, torch.zeros(rows))
+            written_over = updates.apply(step, torch.zeros(rows, dtype=torch.float64))
             assert written_over == bool(due[number].all())
             idle = torch.cat([~due[number], torch.ones(BELOW, dtype=torch.bool)])
             for old, new in zip(before, (state.weights, state.first, state.second), strict=True):
@@ -135,13 +141,15 @@ def float64() -> Iterator[None]:
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(1, 4))
 def test_a_row_is_trained_as_by_torch_at_its_own_pace(
-    way: tuple[str, bool], data: st.DataObject, seed: int, rows: int
+    way: tuple[str, str], data: st.DataObject, seed: int, rows: int
 ) -> None:
-    rule, fused = way
+    rule, how = way
     own = [data.draw(points(rule)) for _ in range(rows)]
     generator = torch.Generator().manual_seed(seed)
-    state = make_state(rows, torch.float64, generator, fused=fused)
-    check_against_torch([rule] * rows, own, state, generator, share_due=data.draw(st.sampled_from([0.3, 1.0])))
+    spared = how == "rows" or (how == "compiled" and data.draw(st.booleans()))
+    state = make_state(rows, torch.float64, generator, spared=spared)
+    share_due = data.draw(st.sampled_from([0.3, 1.0]))
+    check_against_torch([rule] * rows, own, state, generator, share_due=share_due, compiled=how == "compiled")
 
 
 @pytest.mark.usefixtures("float64")
@@ -151,12 +159,18 @@ def test_neighbours_with_other_optimizers_are_trained_side_by_side(data: st.Data
     rules = data.draw(st.lists(st.sampled_from([rule for rule in RULES if rule != "muon"]), min_size=2, max_size=8))
     own = [data.draw(points(rule)) for rule in rules]
     generator = torch.Generator().manual_seed(seed)
-    state = make_state(len(rules), torch.float64, generator, fused=data.draw(st.booleans()))
-    check_against_torch(rules, own, state, generator, share_due=0.5)
+    state = make_state(len(rules), torch.float64, generator, spared=data.draw(st.booleans()))
+    check_against_torch(rules, own, state, generator, share_due=0.5, compiled=data.draw(st.booleans()))
 
 
 def check_against_torch(
-    rules: list[str], own: list[dict[str, Any]], state: State, generator: torch.Generator, *, share_due: float
+    rules: list[str],
+    own: list[dict[str, Any]],
+    state: State,
+    generator: torch.Generator,
+    *,
+    share_due: float,
+    compiled: bool,
 ) -> None:
     """Train rows by random gradients, each at its own pace, and its twin by torch.optim."""
     rows = len(rules)
@@ -164,7 +178,7 @@ def check_against_torch(
     mean = torch.randn(STEPS, rows, WEIGHTS, generator=generator, dtype=torch.float64)
     rates = torch.rand(STEPS, rows, generator=generator, dtype=torch.float64)
     due = torch.rand(STEPS, rows, generator=generator) < share_due
-    train(rules, own, state, mean, rates, due)
+    train(rules, own, state, mean, rates, due, compiled=compiled)
     for row, (rule, point) in enumerate(zip(rules, own, strict=True)):
         weight = nn.Parameter(initial[row].clone())
         optimizer = torch_optimizer(rule, [weight], point)
@@ -216,10 +230,10 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
 @settings(max_examples=6, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(2, 40))
 def test_the_bits_of_a_row_do_not_depend_on_its_place(
-    way: tuple[str, bool], dtype: torch.dtype, data: st.DataObject, seed: int, rows: int
+    way: tuple[str, str], dtype: torch.dtype, data: st.DataObject, seed: int, rows: int
 ) -> None:
     """In the middle of a long run: bias corrections are powers with large exponents."""
-    rule, fused = way
+    rule, how = way
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(rows, 6, generator=generator).tolist()
     names = ("learning_rate", "momentum", "beta1", "beta2", "l1", "l2")
@@ -234,17 +248,17 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
 
     def trained(picked: list[int]) -> Tensor:
         places = torch.tensor(picked)
-        decay = None if fused else torch.ones(WEIGHTS, dtype=dtype)
+        decay = torch.ones(WEIGHTS, dtype=dtype) if how == "rows" else None
         state = State(start.weights[places], start.first[places], start.second[places].abs(), decay)
         state.first = state.first.abs() if rule == "adadelta" else state.first  # squares
         state.matrices = ((1, 2, 3), (7, 2, 2))
         gradient, every = torch.zeros_like(state.weights), torch.ones(steps, len(picked), dtype=torch.bool)
         trained = [Trained(RULES[rule], own[i]) for i in picked]
-        updates = Updates(state, gradient, trained, every, ~every)
+        updates = Updates(state, gradient, trained, every, ~every, compiled=how == "compiled")
         updates.begin(Coming(numbers[:, picked], rates[:, picked]))
         for step in range(steps):
             gradient.copy_(gradients[step, picked])
-            updates.apply(step, torch.zeros(len(picked)))
+            updates.apply(step, torch.zeros(len(picked), dtype=torch.float64))
         return torch.stack([state.weights, state.first, state.second], dim=1)  # (K, 3, P)
 
     crowd = data.draw(st.permutations(range(rows)))
@@ -252,8 +266,9 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
     assert torch.equal(trained(crowd), alone)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
-def test_spared_weights_do_not_decay(rule: str) -> None:
+def test_spared_weights_do_not_decay(rule: str, compiled: bool) -> None:
     """`decay_biases = false`: l1 and l2 hold for matrices, not for biases and norms."""
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     layout = Layout.of(module)
@@ -262,9 +277,11 @@ def test_spared_weights_do_not_decay(rule: str) -> None:
     state = State(weights.clone(), torch.zeros_like(weights), torch.zeros_like(weights), decay)
     ones = torch.ones(1, 2, dtype=torch.int64)
     told = {"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}
-    updates = Updates(state, torch.zeros_like(weights), [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0)
+    updates = Updates(
+        state, torch.zeros_like(weights), [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0, compiled=compiled
+    )
     updates.begin(Coming(ones, ones))
-    updates.apply(0, torch.zeros(2))
+    updates.apply(0, torch.zeros(2, dtype=torch.float64))
     before, after = layout.views(weights), layout.views(state.weights)
     for name in layout.names:
         spared = name.endswith("bias") or name.startswith("1.")

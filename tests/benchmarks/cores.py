@@ -30,6 +30,7 @@ from tests.benchmarks import results
 from tests.benchmarks.slots import loaded, plain, resident, sample_runs
 from tests.benchmarks.zoo import ZOO, make_task, measure
 from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
+from tunecli.engine.compiled import can_compile
 from tunecli.trial import Run
 
 WINDOW, SAMPLES = 32, 1437
@@ -61,7 +62,7 @@ def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
         return plain(task, runs, resident if kind == "res" else loaded)
     processes = kind.partition(" ")[0]
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    plan = replace(choose_plan(weights, WINDOW), threads=int(threads))
+    plan = replace(choose_plan(weights, WINDOW), threads=int(threads), compiled=can_compile("cpu"))
     local = make_local(name, plan)
     if processes == "1":
         return engine_epoch(local, runs)

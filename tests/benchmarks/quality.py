@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.benchmarks.plain import EPOCHS, Split, accuracies, suggest
 from tunecli.data import Data
 from tunecli.engine import LocalEngine, Task, choose_plan
 from tunecli.engine.batches import epoch_order
+from tunecli.engine.compiled import can_compile
 from tunecli.engine.task import build_model, evaluate, make_task
 from tunecli.search import search
 from tunecli.store import read
@@ -96,7 +98,7 @@ def theirs(task: Task, own: Data, seeds: Sequence[int], trials: int) -> list[Fou
 
 
 def make_engine(task: Task) -> LocalEngine:
-    return LocalEngine(task, choose_plan(10_000, window=32))
+    return LocalEngine(task, replace(choose_plan(10_000, window=32), compiled=can_compile("cpu")))
 
 
 def train(engine: LocalEngine, runs: Sequence[Run], own: Data) -> list[list[float]]:

@@ -30,6 +30,7 @@ from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, Plan, Task, choose_plan
 from tunecli.engine.batches import batch_length, epoch_order
+from tunecli.engine.compiled import can_compile
 from tunecli.space import Choice, Int, Range, build_space
 from tunecli.trial import Run, Value
 
@@ -168,10 +169,13 @@ def main() -> None:
     task = narrow_task() if given.model == "narrow" else wide_task()
     runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    chosen = replace(choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32), threads=1)
-    plans = {"chosen": chosen, "looped": LOOPED}
+    compiled = can_compile("cpu")
+    chosen = choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32)
+    chosen = replace(chosen, threads=1, compiled=compiled)
+    plans = {"chosen": chosen, "looped": replace(LOOPED, compiled=compiled)}
     if given.plans:
-        plans = {text: Plan((own := text.split(":"))[0], int(own[1]), int(own[2]), 1) for text in given.plans}
+        parts = {text: text.split(":") for text in given.plans}
+        plans = {text: Plan(way, int(cap), int(rows), 1, compiled=compiled) for text, (way, cap, rows) in parts.items()}
     sides = {name: slots(task, runs, plan) for name, plan in plans.items()}
     sides |= {"res": plain(task, runs, resident), "DL": plain(task, runs, loaded)}
     torch.set_num_threads(1)

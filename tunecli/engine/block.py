@@ -76,7 +76,7 @@ class Block:
                 due[begin - low : end - low, row] = batches.ends[begin:end]
                 last[end - 1 - low, row] = end == batches.steps
         trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
-        return Updates(self._state, self._gradient, trained, due, last)
+        return Updates(self._state, self._gradient, trained, due, last, compiled=self._lane.compiled)
 
     def _loss_shape(self) -> Shape:
         """What shapes the loss, (B,) each; an empty row has what the first row has. A step shapes its own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from tunecli.data import Samples
+from tunecli.engine.device import processor
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
@@ -122,7 +122,7 @@ def _some(samples: Any, count: int) -> Any:
 def shape_of(task: Task, device: str, **more: Any) -> dict[str, Any]:
     """What a measurement holds for: the machine, the versions, the model's shape, and what else is given."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch": torch.__version__,
@@ -156,11 +156,3 @@ def remember(shape: Mapping[str, Any], timings: Iterable[Timing]) -> None:
 def _path(shape: Mapping[str, Any]) -> Path:
     name = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder("plans") / f"{name}.json"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

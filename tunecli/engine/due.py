@@ -34,9 +34,8 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class Step:
     """What is updated after one micro-step: `spans` and `groups` cover the same rows, but for those in `each`, which
-    are updated one by one. `whole`: every row is."""
+    are updated one by one."""
 
-    whole: bool
     spans: tuple[Span, ...]
     groups: tuple[Group, ...]
     each: tuple[int, ...]
@@ -89,7 +88,7 @@ def _lay_out(kinds: Sequence[Kind], own: Sequence[int], due: tuple[bool, ...], l
         if due[rows.start] and (rule := kinds[rows.start].rule) is not None
     )
     each = (row for row, kind in enumerate(kinds) if due[row] and kind.rule is None)
-    return Step(all(due), tuple(spans), tuple(groups), tuple(each))
+    return Step(tuple(spans), tuple(groups), tuple(each))
 
 
 def _stretches(rows: int, key: Callable[[int], Hashable]) -> Iterator[slice]:

@@ -102,9 +102,11 @@ class Lane:
         stochastic: bool,
         mixes_samples: bool,
         evaluated: int,
+        compiled: bool,
         device: torch.device,
     ) -> None:
-        self.task, self.train, self.validation, self.evaluated = task, train, validation, evaluated
+        self.task, self.train, self.validation = task, train, validation
+        self.evaluated, self.compiled = evaluated, compiled
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []

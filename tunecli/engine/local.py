@@ -106,6 +106,7 @@ class LocalEngine:
                 stochastic=found.stochastic,
                 mixes_samples=found.mixes_samples,
                 evaluated=self._plan.evaluated,
+                compiled=self._plan.compiled,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)

@@ -21,7 +21,8 @@ EVALUATION_SAMPLES = 1024
 class Plan:
     """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
     `cap`: largest micro-batch (None: whole batches); `block_rows`: at most so many rows are computed at once, which
-    from two on changes the speed alone; `threads`: of the process; `evaluated`: so many samples are evaluated at once.
+    from two on changes the speed alone; `threads`: of the process; `evaluated`: so many samples are evaluated at once;
+    `compiled`: updates are those of `update.c`.
     """
 
     way: str
@@ -29,6 +30,7 @@ class Plan:
     block_rows: int
     threads: int
     evaluated: int = EVALUATION_SAMPLES
+    compiled: bool = False
 
     def halved(self, of: str, at: int) -> Plan:
         """The plan with half of the `at` rows of a block, or samples `evaluated` at once, that did not fit: the next
@@ -47,12 +49,14 @@ class Plan:
 
 
 def lessened(before: Plan, now: Plan) -> list[str]:
-    """What is computed at once now, and what was before."""
+    """What is computed at once now, and what was before; and that updates are compiled no more."""
     found = []
     if now.block_rows != before.block_rows:
         found.append(f"up to {now.block_rows} trials at once from now on, not {before.block_rows}")
     if now.evaluated != before.evaluated:
         found.append(f"{now.evaluated} samples evaluated at once from now on, not {before.evaluated}")
+    if before.compiled and not now.compiled:
+        found.append("there is no C compiler (cc) any more: updates are torch's own, whose last bits differ")
     return found
 
 
@@ -124,4 +128,5 @@ def rivals(written: Plan, window: int, largest_batch: int, blocks: int, *, loope
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
     at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _most_rows(window, blocks)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
-    return [written, *(plan for plan in found if plan != written)]
+    alike = [replace(plan, compiled=written.compiled) for plan in found]
+    return [written, *(plan for plan in alike if plan != written)]

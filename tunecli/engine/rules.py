@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tunecli.engine.compiled import NUMBERS
 from tunecli.engine.fused import FUSED, FusedStep
 
 DEFAULTS: dict[str, float] = {
@@ -43,7 +44,8 @@ class Rule:
 
     `decoupled`: l2 shrinks the weights instead of adding to the gradient; `takes_l2`: `step` sees to it itself.
     `by_matrix`: `step` is told where in a row the `matrices` lie. `defaults` are where it has not the usual ones.
-    `fused`: the same update of one row at a time, for a CPU.
+    `fused` and `compiled`: the same update of one row at a time, for a CPU: torch's own, and the number of ours in
+    `update.c`, below 0 where there is none.
     """
 
     scalars: Callable[[Columns, Tensor], tuple[Tensor, ...]]
@@ -53,6 +55,7 @@ class Rule:
     by_matrix: bool = False
     defaults: Mapping[str, float] = field(default_factory=dict)
     fused: FusedStep | None = None
+    compiled: int = -1
 
 
 def _power(of: Tensor, number: Tensor) -> Tensor:
@@ -295,16 +298,16 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_sgd_scalars, _sgd, fused=FUSED["sgd"]),
-    "adagrad": Rule(rate_alone, _adagrad, fused=FUSED["adagrad"]),
-    "rmsprop": Rule(_rmsprop_scalars, _rmsprop),
-    "adam": Rule(_adam_scalars, _adam, fused=FUSED["adam"]),
-    "adamw": Rule(_adam_scalars, _adam, decoupled=True, fused=FUSED["adamw"]),
-    "nadam": Rule(_nadam_scalars, _nadam),
-    "radam": Rule(_radam_scalars, _radam),
-    "adamax": Rule(_adamax_scalars, _adamax),
-    "adadelta": Rule(rate_alone, _adadelta),
-    "lion": Rule(_lion_scalars, _lion, decoupled=True, defaults={"beta2": 0.99}),
+    "sgd": Rule(_sgd_scalars, _sgd, fused=FUSED["sgd"], compiled=NUMBERS["sgd"]),
+    "adagrad": Rule(rate_alone, _adagrad, fused=FUSED["adagrad"], compiled=NUMBERS["adagrad"]),
+    "rmsprop": Rule(_rmsprop_scalars, _rmsprop, compiled=NUMBERS["rmsprop"]),
+    "adam": Rule(_adam_scalars, _adam, fused=FUSED["adam"], compiled=NUMBERS["adam"]),
+    "adamw": Rule(_adam_scalars, _adam, decoupled=True, fused=FUSED["adamw"], compiled=NUMBERS["adam"]),
+    "nadam": Rule(_nadam_scalars, _nadam, compiled=NUMBERS["nadam"]),
+    "radam": Rule(_radam_scalars, _radam, compiled=NUMBERS["radam"]),
+    "adamax": Rule(_adamax_scalars, _adamax, compiled=NUMBERS["adamax"]),
+    "adadelta": Rule(rate_alone, _adadelta, compiled=NUMBERS["adadelta"]),
+    "lion": Rule(_lion_scalars, _lion, decoupled=True, defaults={"beta2": 0.99}, compiled=NUMBERS["lion"]),
     "muon": Rule(_muon_scalars, _muon, decoupled=True, by_matrix=True, defaults={"momentum": 0.95}),
 }
 """Every optimizer by its name in a study file."""

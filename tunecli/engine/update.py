@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunecli.engine.compiled import TOLD, Compiled, is_compiled
 from tunecli.engine.due import Group, Kind, Span, lay_out
 from tunecli.engine.rules import DEFAULTS, Matrices, Rule
 from tunecli.trial import Hparams
@@ -59,11 +60,32 @@ class Updates:
     """The updates of the first K rows of a block, each row by its own rule at its own pace; the other rows are empty.
 
     `due` (S, K) says after which of S micro-steps a row's batch is complete, `last` (S, K) where it is the last one of
-    the epoch. A row that is not due is left as it is, and nothing is computed for it.
+    the epoch. A row that is not due is left as it is, and nothing is computed for it. `compiled`: by `update.c`, where
+    that can be and it has a row's rule.
     """
 
-    def __init__(self, state: State, gradient: Tensor, rows: Sequence[Trained], due: Tensor, last: Tensor) -> None:
+    def __init__(
+        self,
+        state: State,
+        gradient: Tensor,
+        rows: Sequence[Trained],
+        due: Tensor,
+        last: Tensor,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self._state, self._gradient, self._rows = state, gradient, rows
+        self._whole = due.all(1).tolist()
+        compiled = compiled and is_compiled(gradient.dtype, gradient.device)
+        numbers = [row.rule.compiled if compiled else -1 for row in rows]
+        self._in_c = [place for place, number in enumerate(numbers) if number >= 0]
+        self._compiled: Compiled | None = None
+        if self._in_c:
+            matrices = {"weights": state.weights, "gradient": gradient, "first": state.first, "second": state.second}
+            more = {"average": state.average, "decay": state.decay}
+            told = [[{**_told(row), "decoupled": float(row.rule.decoupled)}[name] for name in TOLD] for row in rows]
+            self._compiled = Compiled(numbers, told, due, last, **matrices, **more)
+            due = due & (torch.tensor(numbers) < 0)
         fusible = gradient.device.type == "cpu" and state.decay is None
         self._fused = [row.rule.fused if fusible else None for row in rows]
         self._each = list(
@@ -76,7 +98,7 @@ class Updates:
     def _kind(self, place: int) -> Kind:
         row = self._rows[place]
         told, number = row.hparams, None
-        if self._fused[place] is None:
+        if self._fused[place] is None and place not in self._in_c:
             number = next((n for n, rule in enumerate(self._rules) if rule is row.rule), len(self._rules))
             if number == len(self._rules):
                 self._rules.append(row.rule)
@@ -100,6 +122,8 @@ class Updates:
         self._l2 = [columns["l2"][places].to(self._gradient) for places in self._places]
         known = zip(self._rules, self._places, strict=True)
         self._scalars = [self._of_rule(rule, places, columns, coming) for rule, places in known]
+        if self._compiled is not None:
+            self._compiled.begin(columns["learning_rate"][:, 0] * coming.rates, coming.numbers)
 
     def _of_rule(self, rule: Rule, places: list[int], columns: Mapping[str, Tensor], coming: Coming) -> _Slices:
         """What a rule computes of its rows' hparams for each update, (S, n, K', 1); by how much l2 shrinks is first."""
@@ -120,9 +144,12 @@ class Updates:
         (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all weights, as torch's
         clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
         """
+        whole: bool = self._whole[step]
+        if self._compiled is not None:
+            self._compiled.apply(step, norm, count, whole=whole)
         due = self._steps[step]
         if due is None:
-            return False
+            return whole
         for span in due.spans:
             self._prepare(span, norm, count)
         numbers = self._numbers[step]
@@ -136,9 +163,9 @@ class Updates:
             if span.averages and self._state.average is not None:
                 (keep,) = self._kept.at(step, span.rows)
                 self._state.average[span.rows].mul_(keep).addcmul_(self._state.weights[span.rows], 1 - keep)
-            if not due.whole:
+            if not whole:
                 self._gradient[span.rows].zero_()
-        return due.whole
+        return whole
 
     def _prepare(self, span: Span, norm: Tensor, count: Tensor | None) -> None:
         """Make of the gradients of some rows what their rules take."""

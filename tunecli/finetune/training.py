@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
+from tunecli.engine.compiled import can_compile
 from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
@@ -108,7 +109,7 @@ class Training:
         joined = data_room.joined(self.data.train, self.data.validation)
         task = replace(self.task, train=joined, validation=None, build=build, trial_seconds=None)
         trainable = sum(p.numel() for p in build(run).parameters() if p.requires_grad)
-        plan = choose_plan(trainable, window=1)
+        plan = replace(choose_plan(trainable, window=1), compiled=can_compile(resolve_device(self.request.device)))
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
         return _Leg(of, task, plan, snapshots)

@@ -54,6 +54,8 @@ def explain(event: Opened) -> Text:
         lines = ["as the study was begun"]
     else:
         lines = [f"by the written rule, as {_unmeasured_because(event)}:", _rule(event)]
+    how = "compiled" if event.plan.compiled else "torch's own, as no C compiler (cc) was found"
+    lines += [f"updates are {how}"] if event.device == "cpu" else []
     return Text.assemble(("plan   ", "bold"), "\n       ".join(lines))
 
 

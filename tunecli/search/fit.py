@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from tunecli.engine import LocalEngine, Plan
 from tunecli.engine.calibration import Timing, best
+from tunecli.engine.compiled import can_compile
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.task import Task
 from tunecli.errors import TunecliError
@@ -34,7 +35,7 @@ class Fitted:
 def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
     """Try the model by the first point of the space that works; raises the first point's error where none does.
 
-    A study that is gone on with keeps the plan that is `stored` with it.
+    A study that is gone on with keeps the plan that is `stored` with it, but for what this machine cannot compile.
     """
     faults: list[TunecliError] = []
     for hparams in _examples(study):
@@ -48,7 +49,9 @@ def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
 
 def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
     weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
-    plan = stored or written_plan(study, task, weights)
+    plan = stored or written_plan(study, task, weights, device)
+    if plan.compiled and not can_compile(device):
+        plan = replace(plan, compiled=False)
     engine = LocalEngine(task, plan, device)
     traits = engine.traits(run)
     timings: Sequence[Timing] = ()

@@ -78,6 +78,9 @@ class Loop:
             if begun.earlier is not None:
                 self.store.set_aside(begun.earlier.document, begun.earlier.until)
             self.store.restate(study.document())
+            if changes := lessened(Plan(**record.plan), self.fitted.plan):
+                self.store.replan(self.fitted.plan.as_dict())
+                self._told += changes
         kept = [trials[number] for number in record.kept] if record else []
         self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
         self.proposer = make_proposer(study.space, study.search.sampler, self.direction, study.seed, study.window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tunecli.data import Samples
 from tunecli.engine import Plan, Task, Traits, choose_plan
 from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
+from tunecli.engine.compiled import can_compile
 from tunecli.engine.forward import call
 from tunecli.engine.plan import rivals
 from tunecli.points import at
@@ -27,9 +29,11 @@ SECONDS_A_SAMPLE, OPERATIONS_A_SECOND = 1e-6, 5e10
 the same study is always planned alike."""
 
 
-def written_plan(study: Study, task: Task, weights: int) -> Plan:
-    """The plan of a new study by the written rule, for a model of `weights` weights."""
-    return choose_plan(weights, study.window, _batch_sizes(study.space, len(task.train))[0])
+def written_plan(study: Study, task: Task, weights: int, device: str, cores: int = 1) -> Plan:
+    """The plan of a new study by the written rule, for a model of `weights` weights that leaves `cores` cores work."""
+    smallest = _batch_sizes(study.space, len(task.train))[0]
+    plan = choose_plan(weights, study.window, smallest, cores)
+    return replace(plan, compiled=can_compile(device))
 
 
 def repays_measuring(study: Study, task: Task, example: Run) -> bool:
@@ -44,7 +48,7 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     """
     batches, cores = _batch_sizes(study.space, len(task.train)), os.cpu_count() or 1
     layout = [list(p.shape) for p in task.build(example).parameters() if p.requires_grad]
-    written = choose_plan(sum(map(math.prod, layout)), study.window, batches[0], cores)
+    written = written_plan(study, task, sum(map(math.prod, layout)), device, cores)
     plans = rivals(written, study.window, batches[-1], cores, looped=found.looped_because is not None)
     shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
     timings = recall(shape, plans)

@@ -1,0 +1,78 @@
+"""The compiled updates are built once, whatever state the cache is in, and nobody needs a compiler."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Question
+from tunecli.engine.compiled import NUMBERS, can_compile, library
+from tunecli.engine.rules import RULES
+from tunecli.search import Noticed, search
+from tunecli.store import read
+
+needs_compiler = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and nothing known of what was compiled before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library.cache_clear()
+    yield tmp_path / "cache" / "tunecli" / "compiled"
+    library.cache_clear()
+
+
+def test_only_what_has_a_rule_of_its_own_shape_is_left_to_torch() -> None:
+    assert {name for name, rule in RULES.items() if rule.compiled < 0} == {"muon"}
+    assert RULES["adamw"].compiled == NUMBERS["adam"]
+
+
+@needs_compiler
+def test_what_was_built_is_kept_and_built_anew_where_it_was_spoilt(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert can_compile("cpu")
+    (kept,) = cache.iterdir()
+    built = kept.stat().st_mtime_ns
+    library.cache_clear()
+    assert can_compile("cpu")
+    assert kept.stat().st_mtime_ns == built, "it is not built twice"
+    # In another folder: a process that has loaded a library does not look at its file again.
+    spoilt = tmp_path / "other" / "tunecli" / "compiled" / kept.name
+    spoilt.parent.mkdir(parents=True)
+    spoilt.write_bytes(b"spoilt")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    library.cache_clear()
+    assert can_compile("cpu")
+    assert spoilt.read_bytes() != b"spoilt"
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_hinders_nothing(cache: Path) -> None:
+    cache.parent.parent.mkdir()
+    cache.parent.write_text("no folder")
+    assert can_compile("cpu")
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
+def test_without_a_compiler_nothing_is_compiled(cache: Path, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert not can_compile("cpu")
+    assert not can_compile("meta")
+
+
+@needs_compiler
+def test_a_study_goes_on_without_the_compiler_it_began_with(
+    question: Question, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(search(question(trials=3), tmp_path / "tiny"))
+    assert read(tmp_path / "tiny" / "study.db").plan["compiled"]
+    monkeypatch.setenv("CC", "false")
+    library.cache_clear()
+    told = [event.text for event in search(question(trials=6), tmp_path / "tiny") if isinstance(event, Noticed)]
+    assert told == ["there is no C compiler (cc) any more: updates are torch's own, whose last bits differ"]
+    record = read(tmp_path / "tiny" / "study.db")
+    assert len(record.trials) == 6
+    assert not record.plan["compiled"]
+    assert not any(isinstance(event, Noticed) for event in search(question(trials=7), tmp_path / "tiny")), "said once"

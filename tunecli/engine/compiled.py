@@ -1,0 +1,153 @@
+"""The updates of `update.c`: built by the machine's own C compiler, once, and kept in the user's cache.
+
+torch.compile would need the same compiler, eight seconds for each shape, and a second to import; this takes a third of
+a second for all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunecli.engine.device import processor
+from tunecli.files import cache_folder, make_folder, write_new
+
+SOURCE = Path(__file__).with_name("update.c")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+"""None of them changes what is computed: no product is contracted with a sum, and nothing is reordered."""
+
+NUMBERS = {
+    name: number
+    for number, name in enumerate(("sgd", "adagrad", "rmsprop", "adam", "nadam", "radam", "adamax", "adadelta", "lion"))
+}
+"""The optimizers that are compiled, by their places in `RULES` of the source."""
+
+TOLD = (
+    "momentum",
+    "dampening",
+    "nesterov",
+    "beta1",
+    "beta2",
+    "l1",
+    "l2",
+    "decoupled",
+    "clip_norm",
+    "ema_decay",
+)
+"""What a row is told, in the order of `struct hparams` of the source; `decoupled` is 1 where l2 shrinks the weights."""
+
+_KINDS = {torch.float32: "float", torch.float64: "double"}
+
+
+class Compiled:
+    """The updates of the first K rows of a block, of those among them whose rule has a number in `NUMBERS`: `rules`
+    are these, and -1 for the others; `told` (K, len(TOLD)). `due` and `last` (S, K) as `Updates` has them.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[int],
+        told: Sequence[Sequence[float]],
+        due: Tensor,
+        last: Tensor,
+        **matrices: Tensor | None,
+    ) -> None:
+        weights = matrices["weights"]
+        assert weights is not None
+        self._update = library(weights.dtype)
+        self._rows = _Rows(rows=len(rules), width=weights.shape[1])
+        self._kept: dict[str, Tensor | None] = {}
+        self._point(
+            **matrices,
+            rules=torch.tensor(rules, dtype=torch.int32),
+            hparams=torch.tensor(told, dtype=torch.float64),
+            due=due.to(torch.uint8),
+            last=last.to(torch.uint8),
+            products=torch.zeros(len(rules), dtype=torch.float64),
+            known=torch.full((len(rules),), -1),
+        )
+        self._address = ctypes.addressof(self._rows)
+
+    def _point(self, **tensors: Tensor | None) -> None:
+        """Tell where tensors lie, which are kept for that."""
+        for name, own in tensors.items():
+            found = None if own is None else own.contiguous()
+            assert own is None or name not in ("weights", "gradient", "first", "second", "average") or found is own
+            self._kept[name] = found
+            setattr(self._rows, name, None if found is None else found.data_ptr())
+
+    def begin(self, rates: Tensor, numbers: Tensor) -> None:
+        """The learning rates and the numbers of the coming updates, from 1, (S, K) each."""
+        self._point(rates=rates.double(), numbers=numbers.long())
+
+    def apply(self, step: int, norm: Tensor, count: Tensor | None, *, whole: bool) -> None:
+        """Update the rows that are due. `norm` and `count` (K,) in float64, as `Updates.apply` has them."""
+        assert norm.dtype == torch.float64
+        self._update(self._address, step, norm.data_ptr(), None if count is None else count.data_ptr(), whole)
+
+
+class _Rows(ctypes.Structure):
+    """`struct rows` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("rules", "due", "last", "hparams", "rates", "numbers")),
+        *((name, ctypes.c_void_p) for name in ("products", "known")),
+        *((name, ctypes.c_void_p) for name in ("weights", "gradient", "first", "second", "average", "decay")),
+    )
+
+
+def can_compile(device: str) -> bool:
+    """Whether a plan may have compiled updates here, of weights in float32."""
+    return is_compiled(torch.float32, torch.device(device))
+
+
+def is_compiled(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether updates of such tensors are compiled where a plan says so. It takes a moment the first time."""
+    return device.type == "cpu" and dtype in _KINDS and library(dtype) is not None
+
+
+@cache
+def library(dtype: torch.dtype) -> Any:
+    """The function `update` for such tensors; None where there is no compiler, or none whose work can be loaded."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    command = [*shlex.split(compiler), *FLAGS, f"-DREAL={_KINDS[dtype]}"]
+    with suppress(OSError, subprocess.SubprocessError, AttributeError):
+        update = _loaded(command).update
+        update.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+        update.restype = None
+        return update
+    return None
+
+
+def _loaded(command: list[str]) -> ctypes.CDLL:
+    """What a compiler makes of the source, kept for the next time where it can be. Raises OSError, SubprocessError."""
+    made_of = repr((command, processor(), SOURCE.read_text()))
+    kept = cache_folder("compiled") / f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
+    with suppress(OSError):  # there is none, or it was spoilt
+        return ctypes.CDLL(str(kept))
+    with TemporaryDirectory() as scratch:
+        built = Path(scratch, "update.so")
+        subprocess.run([*command, "-o", str(built), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=60)
+        found = ctypes.CDLL(str(built))
+        with suppress(OSError):
+            make_folder(kept.parent)
+            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+            write_new(part, built.read_bytes())
+            part.rename(kept)
+        return found

@@ -1,0 +1,279 @@
+/* One update of some rows by their rules, a row after the other while it is in the cache: one pass over memory, where
+   torch's operations take six to ten.
+
+   The rules are those of rules.py, operation by operation. Built without contraction, a * b + c rounds twice: what is
+   computed is what IEEE 754 says, whatever the machine and the compiler. REAL is float or double. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define SQRT(x) (sizeof(REAL) == sizeof(float) ? (REAL)sqrtf((float)(x)) : (REAL)sqrt((double)(x)))
+#define SIGN(x) ((REAL)(((x) > 0) - ((x) < 0)))
+#define EACH for (ptrdiff_t i = 0; i < n; i++)
+
+/* What a row is told, in the order of compiled.py. */
+struct hparams {
+    double momentum, dampening, nesterov, beta1, beta2, l1, l2, decoupled, clip_norm, ema_decay;
+};
+
+/* An update of a row: its hparams, its learning rate, and its number from 1. `product` is NAdam's of all momenta up to
+   the update numbered `known`. */
+struct step {
+    const struct hparams *told;
+    double rate;
+    int64_t number;
+    double *product;
+    int64_t *known;
+};
+
+/* What a rule changes: a row of n weights w and its two moments, by its gradient g. What depends on the step alone is
+   computed in double. */
+#define ROW                                                                                                            \
+    ptrdiff_t n, REAL *restrict w, const REAL *restrict g, REAL *restrict first, REAL *restrict second,                \
+        const struct step *s
+
+/* By squaring: the library's pow need not round alike everywhere. */
+static double power(double of, int64_t number)
+{
+    double found = 1;
+    for (; number > 0; number >>= 1, of *= of)
+        if (number & 1)
+            found *= of;
+    return found;
+}
+
+static void sgd(ROW)
+{
+    const struct hparams *h = s->told;
+    /* The first update fills the buffer with the gradient itself: nothing is dampened yet. */
+    const REAL lr = (REAL)s->rate, momentum = (REAL)h->momentum;
+    const REAL fresh = (REAL)(s->number == 1 ? 1 : 1 - h->dampening);
+    (void)second;
+    if (momentum == 0)
+        EACH w[i] -= g[i] * lr;
+    else if (h->nesterov == 0)
+        EACH {
+            first[i] = first[i] * momentum + g[i] * fresh;
+            w[i] -= first[i] * lr;
+        }
+    else
+        EACH {
+            first[i] = first[i] * momentum + g[i] * fresh;
+            w[i] -= (g[i] + first[i] * momentum) * lr;
+        }
+}
+
+static void adagrad(ROW)
+{
+    const REAL lr = (REAL)s->rate, eps = (REAL)1e-10;
+    (void)first;
+    EACH {
+        second[i] += g[i] * g[i];
+        w[i] -= (g[i] * lr) / (SQRT(second[i]) + eps);
+    }
+}
+
+static void rmsprop(ROW)
+{
+    const REAL lr = (REAL)s->rate, momentum = (REAL)s->told->momentum;
+    const REAL keep = (REAL)0.99, fresh = (REAL)(1 - 0.99), eps = (REAL)1e-8;
+    EACH {
+        second[i] = second[i] * keep + g[i] * g[i] * fresh;
+        first[i] = first[i] * momentum + g[i] / (SQRT(second[i]) + eps);
+        w[i] -= first[i] * lr;
+    }
+}
+
+/* The two moments of the Adam family, and by what the second is divided for having begun at zero: its root. */
+#define BETAS                                                                                                          \
+    const double beta1 = s->told->beta1, beta2 = s->told->beta2, left2 = 1 - power(beta2, s->number);                  \
+    const REAL b1 = (REAL)beta1, c1 = (REAL)(1 - beta1), b2 = (REAL)beta2, c2 = (REAL)(1 - beta2);                     \
+    const REAL root = (REAL)sqrt(left2), eps = (REAL)1e-8;
+#define MOMENTS                                                                                                        \
+    first[i] = first[i] * b1 + g[i] * c1;                                                                              \
+    second[i] = second[i] * b2 + g[i] * (g[i] * c2);
+
+static void adam(ROW)
+{
+    BETAS
+    const REAL size = (REAL)(s->rate / (1 - power(beta1, s->number)));
+    EACH {
+        MOMENTS
+        w[i] -= (first[i] * size) / (SQRT(second[i]) / root + eps);
+    }
+}
+
+static double nadam_momentum(double beta1, int64_t number)
+{
+    return beta1 * (1 - 0.5 * power(0.9998367253526753, number)); /* 0.96 ** 0.004 */
+}
+
+static void nadam(ROW)
+{
+    BETAS
+    const int64_t t = s->number;
+    if (*s->known != t - 1) {
+        *s->product = 1;
+        for (int64_t number = 1; number < t; number++)
+            *s->product *= nadam_momentum(beta1, number);
+    }
+    const double now = nadam_momentum(beta1, t), next = nadam_momentum(beta1, t + 1);
+    const double product = *s->product *= now;
+    *s->known = t;
+    const REAL from_gradient = (REAL)(s->rate * (1 - now) / (1 - product));
+    const REAL from_moment = (REAL)(s->rate * next / (1 - product * next));
+    EACH {
+        MOMENTS
+        w[i] -= (g[i] * from_gradient + first[i] * from_moment) / (SQRT(second[i]) / root + eps);
+    }
+}
+
+static void radam(ROW)
+{
+    BETAS
+    const double longest = 2 / (1 - beta2) - 1;
+    const double length = longest - 2 * (double)s->number * (1 - left2) / left2;
+    const double ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length);
+    const double unbiased = s->rate / (1 - power(beta1, s->number));
+    (void)root;
+    if (length > 5) {
+        const REAL size = (REAL)(unbiased * sqrt(ratio) * sqrt(left2));
+        EACH {
+            MOMENTS
+            w[i] -= (first[i] * size) / (SQRT(second[i]) + eps);
+        }
+    } else {
+        const REAL size = (REAL)unbiased;
+        EACH {
+            MOMENTS
+            w[i] -= first[i] * size;
+        }
+    }
+}
+
+static void adamax(ROW)
+{
+    BETAS
+    const REAL size = (REAL)(s->rate / (1 - power(beta1, s->number)));
+    (void)root, (void)c2;
+    EACH {
+        const REAL old = second[i] * b2, now = (g[i] < 0 ? -g[i] : g[i]) + eps;
+        first[i] = first[i] * b1 + g[i] * c1;
+        second[i] = old > now ? old : now;
+        w[i] -= (first[i] * size) / second[i];
+    }
+}
+
+static void adadelta(ROW)
+{
+    const REAL lr = (REAL)s->rate, keep = (REAL)0.9, fresh = (REAL)(1 - 0.9), eps = (REAL)1e-6;
+    EACH {
+        second[i] = second[i] * keep + g[i] * g[i] * fresh;
+        const REAL step = SQRT(first[i] + eps) / SQRT(second[i] + eps) * g[i];
+        first[i] = first[i] * keep + step * step * fresh;
+        w[i] -= step * lr;
+    }
+}
+
+static void lion(ROW)
+{
+    const double beta1 = s->told->beta1, beta2 = s->told->beta2;
+    const REAL lr = (REAL)s->rate;
+    const REAL b1 = (REAL)beta1, c1 = (REAL)(1 - beta1), b2 = (REAL)beta2, c2 = (REAL)(1 - beta2);
+    (void)second;
+    EACH {
+        const REAL ahead = first[i] * b1 + g[i] * c1;
+        w[i] -= SIGN(ahead) * lr;
+        first[i] = first[i] * b2 + g[i] * c2;
+    }
+}
+
+/* In the order of compiled.py. */
+static void (*const RULES[])(ROW) = {sgd, adagrad, rmsprop, adam, nadam, radam, adamax, adadelta, lion};
+
+/* In parts that are summed side by side: the same order of additions, however wide a vector is. */
+static double norm(ptrdiff_t n, const REAL *g)
+{
+    enum { PARTS = 32 };
+    double parts[PARTS] = {0}, sum = 0;
+    ptrdiff_t i = 0;
+    for (; i + PARTS <= n; i += PARTS)
+        for (int part = 0; part < PARTS; part++)
+            parts[part] += (double)g[i + part] * (double)g[i + part];
+    for (; i < n; i++)
+        sum += (double)g[i] * (double)g[i];
+    for (int part = 0; part < PARTS; part++)
+        sum += parts[part];
+    return sqrt(sum);
+}
+
+/* l1 and l2 on the gradient, or a decoupled l2 on the weights, of those that are not spared. */
+static void penalize(ptrdiff_t n, REAL *restrict w, REAL *restrict g, const REAL *restrict decay, const struct step *s)
+{
+    const struct hparams *h = s->told;
+    const REAL l1 = (REAL)h->l1, l2 = (REAL)(h->decoupled ? 0 : h->l2);
+    const REAL shrink = (REAL)(h->decoupled ? s->rate * h->l2 : 0);
+    EACH {
+        const REAL own = decay ? decay[i] : 1, weight = w[i] * own;
+        g[i] = g[i] + SIGN(w[i]) * own * l1 + weight * l2;
+        w[i] -= weight * shrink;
+    }
+}
+
+static void scale(ptrdiff_t n, REAL *g, REAL by)
+{
+    EACH g[i] *= by;
+}
+
+/* K rows of a block through S steps. */
+struct rows {
+    ptrdiff_t rows, width;
+    const int32_t *rules;      /* (K,), below 0 where a row is updated elsewhere */
+    const uint8_t *due, *last; /* (S, K) */
+    const struct hparams *hparams; /* (K,) */
+    const double *rates;           /* (S, K) learning rates */
+    const int64_t *numbers;        /* (S, K) of the updates */
+    double *products;              /* (K,) and */
+    int64_t *known;                /* (K,): see above */
+    REAL *weights, *gradient, *first, *second, *average; /* (K, width); no average where there is none */
+    const REAL *decay;             /* (width,), or none where no weight is spared */
+};
+
+/* Update the rows that are due after a step. See `Updates.apply`; `norms` (K,), and `counts` (K,) or none. */
+void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts, int whole)
+{
+    const ptrdiff_t n = all->width;
+    for (ptrdiff_t row = 0; row < all->rows; row++) {
+        const ptrdiff_t place = at * all->rows + row;
+        if (!all->due[place] || all->rules[row] < 0)
+            continue;
+        const struct hparams *h = all->hparams + row;
+        const struct step s = {h, all->rates[place], all->numbers[place], all->products + row, all->known + row};
+        REAL *w = all->weights + row * n, *g = all->gradient + row * n;
+        if (counts) {
+            if (counts[row] > 0)
+                scale(n, g, (REAL)(1 / counts[row]));
+            counts[row] = 0;
+        }
+        if (all->last[place])
+            norms[row] = norm(n, g);
+        if (h->clip_norm > 0) {
+            const double share = h->clip_norm / (norm(n, g) + 1e-6);
+            if (!(share > 1))
+                scale(n, g, (REAL)share);
+        }
+        if (h->l1 != 0 || h->l2 != 0)
+            penalize(n, w, g, all->decay, &s);
+        RULES[all->rules[row]](n, w, g, all->first + row * n, all->second + row * n, &s);
+        if (h->ema_decay > 0) {
+            /* It begins with the weights after the first update, as torch's AveragedModel does. */
+            REAL *average = all->average + row * n;
+            const REAL keep = (REAL)(s.number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
+            EACH average[i] = average[i] * keep + w[i] * fresh;
+        }
+        if (!whole)
+            memset(g, 0, (size_t)n * sizeof(REAL));
+    }
+}

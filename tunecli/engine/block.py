@@ -76,7 +76,8 @@ class Block:
                 due[begin - low : end - low, row] = batches.ends[begin:end]
                 last[end - 1 - low, row] = end == batches.steps
         trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
-        return Updates(self._state, self._gradient, trained, due, last, compiled=self._lane.compiled)
+        pieces = self._lane.layout.pieces() if isinstance(self._way, Looped) else ()
+        return Updates(self._state, self._gradient, trained, due, last, compiled=self._lane.compiled, pieces=pieces)
 
     def _loss_shape(self) -> Shape:
         """What shapes the loss, (B,) each; an empty row has what the first row has. A step shapes its own."""
@@ -239,17 +240,19 @@ class Block:
         read = next(self._read)
         if isinstance(self._way, Rowwise) and self._lane.stochastic:
             self._way.draw_by(sample_keys(self._seeds, index))
+        assert self._updates is not None
         self._adding = True
         with self._randomness(step):
-            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up)
+            apart = {"apart": self._updates.reads_apart(place)} if isinstance(self._way, Looped) else {}
+            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **apart)
         self._adding, self._updating = False, True
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)
         if counts is not None:
             self._count += counts
             self._counted += counts
-        assert self._updates is not None
-        self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None)
+        left = self._way.apart if isinstance(self._way, Looped) else None
+        self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None, left)
         self._updating = False
 
     def _fits_alone(self, place: int) -> bool:

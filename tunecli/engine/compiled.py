@@ -55,6 +55,9 @@ _KINDS = {torch.float32: "float", torch.float64: "double"}
 class Compiled:
     """The updates of the first K rows of a block, of those among them whose rule has a number in `NUMBERS`: `rules`
     are these, and -1 for the others; `told` (K, len(TOLD)). `due` and `last` (S, K) as `Updates` has them.
+
+    `pieces` are where in a row each of its weights lies, (offset, length): then there is one row, and its gradient may
+    be in a piece for each.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Compiled:
         told: Sequence[Sequence[float]],
         due: Tensor,
         last: Tensor,
+        pieces: Sequence[tuple[int, int]] = (),
         **matrices: Tensor | None,
     ) -> None:
         weights = matrices["weights"]
@@ -79,6 +83,11 @@ class Compiled:
             products=torch.zeros(len(rules), dtype=torch.float64),
             known=torch.full((len(rules),), -1),
         )
+        self._in_row: list[int] = []
+        self._pieces = (_Piece * len(pieces))(*(_Piece(*own) for own in pieces))
+        if pieces:
+            self._in_row = [self._rows.gradient + offset * weights.element_size() for offset, _ in pieces]
+            self._rows.count, self._rows.pieces = len(pieces), ctypes.addressof(self._pieces)
         self._address = ctypes.addressof(self._rows)
 
     def _point(self, **tensors: Tensor | None) -> None:
@@ -93,17 +102,32 @@ class Compiled:
         """The learning rates and the numbers of the coming updates, from 1, (S, K) each."""
         self._point(rates=rates.double(), numbers=numbers.long())
 
-    def apply(self, step: int, norm: Tensor, count: Tensor | None, *, whole: bool) -> None:
-        """Update the rows that are due. `norm` and `count` (K,) in float64, as `Updates.apply` has them."""
+    def apply(
+        self, step: int, norm: Tensor, count: Tensor | None, apart: Sequence[Tensor] | None = None, *, whole: bool
+    ) -> None:
+        """Update the rows that are due. `norm` and `count` (K,) in float64, as `Updates.apply` has them.
+
+        The gradients that are `apart`, of each piece one, are laid out as the weights are in the row.
+        """
         assert norm.dtype == torch.float64
+        places = self._in_row if apart is None else [own.data_ptr() for own in apart]
+        for piece, place in zip(self._pieces, places, strict=True):
+            piece.gradient = place
         self._update(self._address, step, norm.data_ptr(), None if count is None else count.data_ptr(), whole)
+
+
+class _Piece(ctypes.Structure):
+    """`struct piece` of the source."""
+
+    _fields_ = (("offset", ctypes.c_ssize_t), ("length", ctypes.c_ssize_t), ("gradient", ctypes.c_void_p))
 
 
 class _Rows(ctypes.Structure):
     """`struct rows` of the source."""
 
     _fields_ = (
-        *((name, ctypes.c_ssize_t) for name in ("rows", "width")),
+        *((name, ctypes.c_ssize_t) for name in ("rows", "width", "count")),
+        ("pieces", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("rules", "due", "last", "hparams", "rates", "numbers")),
         *((name, ctypes.c_void_p) for name in ("products", "known")),
         *((name, ctypes.c_void_p) for name in ("weights", "gradient", "first", "second", "average", "decay")),

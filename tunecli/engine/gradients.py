@@ -79,6 +79,10 @@ class Layout:
             view[0].copy_(parameters[name].detach())
         return row
 
+    def pieces(self) -> list[tuple[int, int]]:
+        """(offset, length) of each weight."""
+        return [(offset, math.prod(shape)) for offset, shape in zip(self.offsets, self.shapes, strict=True)]
+
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
         """(offset, rows, columns) of each weight of two dimensions."""
         return tuple(
@@ -137,16 +141,19 @@ class Looped:
         self._parameters = [parameters[name] for name in layout.names]
         self._gradients = [view[0] for view in layout.views(gradient).values()]
         self._filling = layout.filling(gradient)
+        self.apart: list[Tensor] | None = None
         for parameter, view in zip(self._parameters, layout.views(weights).values(), strict=True):
             parameter.data = view[0]
 
     def add_gradient(
-        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False
+        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False, apart: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """As Rowwise's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
 
-        What a user's step counts (1,) is known only now.
+        What a user's step counts (1,) is known only now. With `apart` what would be written over the row may be left
+        where autograd made it, in `self.apart`.
         """
+        self.apart = None
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = None if over else gradient
         count: Tensor | None = None
@@ -158,9 +165,21 @@ class Looped:
             losses = sample_losses(self._loss, outputs, samples.targets, self._shape)
             loss = (losses * present if self._weighted else losses).sum()
         loss.backward(None if share is None else share[0].to(loss))  # type: ignore[no-untyped-call]  # torch's own
-        if over:
+        if over and not (apart and self._leave_apart()):
             self._write_over()
         return loss.detach()[None], count
+
+    def _leave_apart(self) -> bool:
+        """Whether the gradients of all parameters are as their places in the row are: then nothing is copied."""
+        found = [
+            new
+            for parameter, own in zip(self._parameters, self._gradients, strict=True)
+            if (new := parameter.grad) is not None
+            and not new.is_sparse
+            and (new.stride(), new.dtype) == (own.stride(), own.dtype)
+        ]
+        self.apart = found if len(found) == len(self._parameters) else None
+        return self.apart is not None
 
     def _write_over(self) -> None:
         """Put the gradients that autograd has made into the row: adding them to zeros would take twice as long."""

@@ -114,14 +114,13 @@ static void nadam(ROW)
 {
     BETAS
     const int64_t t = s->number;
-    if (*s->known != t - 1) {
+    if (*s->known > t || *s->known < 1) {
         *s->product = 1;
-        for (int64_t number = 1; number < t; number++)
-            *s->product *= nadam_momentum(beta1, number);
+        *s->known = 0;
     }
-    const double now = nadam_momentum(beta1, t), next = nadam_momentum(beta1, t + 1);
-    const double product = *s->product *= now;
-    *s->known = t;
+    while (*s->known < t)
+        *s->product *= nadam_momentum(beta1, ++*s->known);
+    const double now = nadam_momentum(beta1, t), next = nadam_momentum(beta1, t + 1), product = *s->product;
     const REAL from_gradient = (REAL)(s->rate * (1 - now) / (1 - product));
     const REAL from_moment = (REAL)(s->rate * next / (1 - product * next));
     EACH {
@@ -194,7 +193,7 @@ static void lion(ROW)
 static void (*const RULES[])(ROW) = {sgd, adagrad, rmsprop, adam, nadam, radam, adamax, adadelta, lion};
 
 /* In parts that are summed side by side: the same order of additions, however wide a vector is. */
-static double norm(ptrdiff_t n, const REAL *g)
+static double squares(ptrdiff_t n, const REAL *g)
 {
     enum { PARTS = 32 };
     double parts[PARTS] = {0}, sum = 0;
@@ -206,7 +205,7 @@ static double norm(ptrdiff_t n, const REAL *g)
         sum += (double)g[i] * (double)g[i];
     for (int part = 0; part < PARTS; part++)
         sum += parts[part];
-    return sqrt(sum);
+    return sum;
 }
 
 /* l1 and l2 on the gradient, or a decoupled l2 on the weights, of those that are not spared. */
@@ -222,14 +221,16 @@ static void penalize(ptrdiff_t n, REAL *restrict w, REAL *restrict g, const REAL
     }
 }
 
-static void scale(ptrdiff_t n, REAL *g, REAL by)
-{
-    EACH g[i] *= by;
-}
+/* A part of a row, and where its gradient is: apart from the row where autograd made it of a parameter. */
+struct piece {
+    ptrdiff_t offset, length;
+    REAL *gradient;
+};
 
 /* K rows of a block through S steps. */
 struct rows {
-    ptrdiff_t rows, width;
+    ptrdiff_t rows, width, count;
+    const struct piece *pieces; /* (count,) those of the only row, or none: rows are whole */
     const int32_t *rules;      /* (K,), below 0 where a row is updated elsewhere */
     const uint8_t *due, *last; /* (S, K) */
     const struct hparams *hparams; /* (K,) */
@@ -241,39 +242,61 @@ struct rows {
     const REAL *decay;             /* (width,), or none where no weight is spared */
 };
 
+static double norm(const struct piece *pieces, ptrdiff_t count)
+{
+    double sum = 0;
+    for (const struct piece *piece = pieces; piece < pieces + count; piece++)
+        sum += squares(piece->length, piece->gradient);
+    return sqrt(sum);
+}
+
+static void scale(const struct piece *pieces, ptrdiff_t count, REAL by)
+{
+    for (const struct piece *piece = pieces; piece < pieces + count; piece++) {
+        REAL *g = piece->gradient;
+        for (ptrdiff_t i = 0; i < piece->length; i++)
+            g[i] *= by;
+    }
+}
+
 /* Update the rows that are due after a step. See `Updates.apply`; `norms` (K,), and `counts` (K,) or none. */
 void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts, int whole)
 {
-    const ptrdiff_t n = all->width;
     for (ptrdiff_t row = 0; row < all->rows; row++) {
-        const ptrdiff_t place = at * all->rows + row;
+        const ptrdiff_t place = at * all->rows + row, low = row * all->width;
         if (!all->due[place] || all->rules[row] < 0)
             continue;
         const struct hparams *h = all->hparams + row;
         const struct step s = {h, all->rates[place], all->numbers[place], all->products + row, all->known + row};
-        REAL *w = all->weights + row * n, *g = all->gradient + row * n;
+        const struct piece one = {0, all->width, all->gradient + low};
+        const struct piece *pieces = all->pieces ? all->pieces : &one;
+        const ptrdiff_t count = all->pieces ? all->count : 1;
         if (counts) {
             if (counts[row] > 0)
-                scale(n, g, (REAL)(1 / counts[row]));
+                scale(pieces, count, (REAL)(1 / counts[row]));
             counts[row] = 0;
         }
         if (all->last[place])
-            norms[row] = norm(n, g);
+            norms[row] = norm(pieces, count);
         if (h->clip_norm > 0) {
-            const double share = h->clip_norm / (norm(n, g) + 1e-6);
+            const double share = h->clip_norm / (norm(pieces, count) + 1e-6);
             if (!(share > 1))
-                scale(n, g, (REAL)share);
+                scale(pieces, count, (REAL)share);
         }
-        if (h->l1 != 0 || h->l2 != 0)
-            penalize(n, w, g, all->decay, &s);
-        RULES[all->rules[row]](n, w, g, all->first + row * n, all->second + row * n, &s);
-        if (h->ema_decay > 0) {
-            /* It begins with the weights after the first update, as torch's AveragedModel does. */
-            REAL *average = all->average + row * n;
-            const REAL keep = (REAL)(s.number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
-            EACH average[i] = average[i] * keep + w[i] * fresh;
+        for (const struct piece *piece = pieces; piece < pieces + count; piece++) {
+            const ptrdiff_t n = piece->length, from = low + piece->offset;
+            REAL *w = all->weights + from, *g = piece->gradient;
+            if (h->l1 != 0 || h->l2 != 0)
+                penalize(n, w, g, all->decay ? all->decay + piece->offset : NULL, &s);
+            RULES[all->rules[row]](n, w, g, all->first + from, all->second + from, &s);
+            if (h->ema_decay > 0) {
+                /* It begins with the weights after the first update, as torch's AveragedModel does. */
+                REAL *average = all->average + from;
+                const REAL keep = (REAL)(s.number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
+                EACH average[i] = average[i] * keep + w[i] * fresh;
+            }
         }
         if (!whole)
-            memset(g, 0, (size_t)n * sizeof(REAL));
+            memset(all->gradient + low, 0, (size_t)all->width * sizeof(REAL));
     }
 }

@@ -61,7 +61,7 @@ class Updates:
 
     `due` (S, K) says after which of S micro-steps a row's batch is complete, `last` (S, K) where it is the last one of
     the epoch. A row that is not due is left as it is, and nothing is computed for it. `compiled`: by `update.c`, where
-    that can be and it has a row's rule.
+    that can be and it has a row's rule; `pieces`: where in the only row each weight lies, (offset, length).
     """
 
     def __init__(
@@ -73,8 +73,9 @@ class Updates:
         last: Tensor,
         *,
         compiled: bool = False,
+        pieces: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self._state, self._gradient, self._rows = state, gradient, rows
+        self._state, self._gradient, self._rows, self._pieces = state, gradient, rows, pieces
         self._whole = due.all(1).tolist()
         compiled = compiled and is_compiled(gradient.dtype, gradient.device)
         numbers = [row.rule.compiled if compiled else -1 for row in rows]
@@ -84,7 +85,7 @@ class Updates:
             matrices = {"weights": state.weights, "gradient": gradient, "first": state.first, "second": state.second}
             more = {"average": state.average, "decay": state.decay}
             told = [[{**_told(row), "decoupled": float(row.rule.decoupled)}[name] for name in TOLD] for row in rows]
-            self._compiled = Compiled(numbers, told, due, last, **matrices, **more)
+            self._compiled = Compiled(numbers, told, due, last, pieces, **matrices, **more)
             due = due & (torch.tensor(numbers) < 0)
         fusible = gradient.device.type == "cpu" and state.decay is None
         self._fused = [row.rule.fused if fusible else None for row in rows]
@@ -134,8 +135,14 @@ class Updates:
         parts = [own["learning_rate"] * own["l2"], *(column.expand(shape) for column in scalars)]
         return _Slices(torch.stack(parts, dim=1).to(self._gradient))
 
+    def reads_apart(self, step: int) -> bool:
+        """Whether the update after a step would as well read the gradient piece by piece from elsewhere."""
+        return self._compiled is not None and bool(self._pieces) and bool(self._whole[step])
+
     @torch.no_grad()
-    def apply(self, step: int, norm: Tensor, count: Tensor | None = None) -> bool:
+    def apply(
+        self, step: int, norm: Tensor, count: Tensor | None = None, apart: Sequence[Tensor] | None = None
+    ) -> bool:
         """Update the rows that are due after a micro-step, by their mean gradients (K, P), and use these up: they are
         zero again, or where True is returned whatever they may be, as all rows were due: the next are written over.
 
@@ -143,10 +150,12 @@ class Updates:
         to the mean gradient and l2 adds l2 * weight, except where the rule is decoupled: then it shrinks the weights
         (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all weights, as torch's
         clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
+
+        Gradients that are `apart` are not in the matrix but in a tensor for each piece, as `reads_apart` allows.
         """
         whole: bool = self._whole[step]
         if self._compiled is not None:
-            self._compiled.apply(step, norm, count, whole=whole)
+            self._compiled.apply(step, norm, count, apart, whole=whole)
         due = self._steps[step]
         if due is None:
             return whole

@@ -39,7 +39,7 @@ MakeModel = Callable[[], nn.Module]
 Curves = dict[int, list[tuple[Any, ...]]]
 
 PLANS = {
-    "rules, blocks of 32": Plan("rules", cap=16, block_rows=32, threads=1),
+    "rules, blocks of 32": Plan("rules", cap=16, block_rows=32, threads=1, compiled=True),
     "rules, blocks of 8": Plan("rules", cap=64, block_rows=8, threads=1, compiled=True),
     "rules, blocks of 2": Plan("rules", cap=16, block_rows=2, threads=1),
     "looped": replace(LOOPED, compiled=True),

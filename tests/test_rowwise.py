@@ -14,7 +14,7 @@ from torch.nn import functional
 from tests.conftest import examples
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine, Plan, Task
-from tunecli.engine.gradients import Layout
+from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, sample_keys
 from tunecli.metrics import LOSSES, METRICS, Loss
 from tunecli.models import build
@@ -80,12 +80,15 @@ def alone(
     return loss_sum.detach(), gradient, outputs.detach()
 
 
-def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int) -> None:
+def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int, *, apart: bool = True) -> None:
     """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). Its share of the gradient is added to what
     is there, or written over it."""
     layout, weights = random_rows(module, rows)
     before = torch.randn_like(weights)
-    gradient = before.clone()
+    layout.filling(before).zero_()
+    gradient = Gradient(layout, before.clone(), apart=apart)
+    for row in range(rows):
+        gradient.put(row, before[row])
     block = samples.take(torch.arange(len(samples)).view(rows, -1))
     present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
     way = Rowwise(Recorded(module, layout, loss), weights, gradient)
@@ -96,7 +99,7 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
     way.draw_by(keys)
     shares = 1 / torch.arange(1.0, rows + 1, dtype=weights.dtype)
     found_losses, _ = way.add_gradient(block, present, shares)
-    added = gradient.clone()
+    added = [gradient.row(row).clone() for row in range(rows)]
     way.add_gradient(block, present, shares, over=True)
     for row in range(rows):
         own = samples.take(torch.arange(len(samples)).view(rows, -1)[row])
@@ -104,7 +107,7 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
         torch.testing.assert_close(found_losses[row], losses, rtol=1e-9, atol=1e-12, check_dtype=False)
         share = expected * shares[row]
         torch.testing.assert_close(added[row], before[row] + share, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(gradient[row], share, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient.row(row), share, rtol=1e-9, atol=1e-12)
         given = module.eval()(shared).reshape(5, -1).detach()
         module.train()
         torch.testing.assert_close(found_outputs[row].reshape(5, -1), given, rtol=1e-9, atol=1e-12)
@@ -120,7 +123,7 @@ def test_a_chain_has_the_gradient_of_plain_autograd(data: st.DataObject, loss: s
         targets = torch.randn(rows * m)
     else:
         targets = torch.randint(2 if own.one_output else CLASSES, (rows * m,))
-    assert_equal_alone(module, Samples(inputs, targets), own, rows)
+    assert_equal_alone(module, Samples(inputs, targets), own, rows, apart=data.draw(st.booleans()))
 
 
 class Graph(nn.Module):
@@ -498,9 +501,9 @@ def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:
     def gradients(value: float) -> Tensor:
         rows = weights.clone()
         rows[1] *= value
-        found = torch.zeros_like(rows)
+        found = Gradient(layout, torch.zeros_like(rows))
         Rowwise(recorded, rows, found).add_gradient(samples, ones)
-        return found
+        return found.memory
 
     calm, wild = gradients(1.0), gradients(math.inf)
     assert not wild[1].isfinite().all()

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tunecli.engine.gradients import Layout
+from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.rules import RULES
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.update import Coming, State, Trained, Updates
 from tunecli.space import OPTIMIZERS, settings_of
 
 STEPS, WEIGHTS = 50, 11
+ONE_WEIGHT = Layout(("weight",), (torch.Size([WEIGHTS]),), (0,), WEIGHTS)
 BELOW = 2
 """Rows of the state below the ones that are trained: nobody's."""
 
@@ -110,18 +111,19 @@ def train(
     numbers, rows = due.cumsum(0), len(points)
     trained = [Trained(RULES[rule], point) for rule, point in zip(rules, points, strict=True)]
     for tick in torch.arange(len(means)).chunk(2):
-        gradient = torch.zeros_like(state.weights)
-        updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]), compiled=compiled)
+        gradient = Gradient(ONE_WEIGHT, torch.zeros_like(state.weights), apart=compiled)
+        updates = Updates(state, gradient, trained, due[tick], torch.zeros_like(due[tick]))
         updates.begin(Coming(numbers[tick], rates[tick]))
         for step, number in enumerate(tick.tolist()):
             before = state.weights.clone(), state.first.clone(), state.second.clone()
-            gradient[:rows] = means[number]
+            gradient.views[0][:rows] = means[number]
             written_over = updates.apply(step, torch.zeros(rows, dtype=torch.float64))
             assert written_over == bool(due[number].all())
             idle = torch.cat([~due[number], torch.ones(BELOW, dtype=torch.bool)])
             for old, new in zip(before, (state.weights, state.first, state.second), strict=True):
                 assert torch.equal(old[idle], new[idle]), "a row that is not due comes back as it was"
-            assert written_over or not gradient[:rows][due[number]].any(), "the gradients of those due are used up"
+            left = gradient.views[0][:rows][due[number]]
+            assert written_over or not left.any(), "the gradients of those due are used up"
 
 
 def test_every_optimizer_of_the_space_has_a_rule() -> None:
@@ -206,12 +208,12 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
     keys = {"lr": point["learning_rate"], "weight_decay": point["l2"]}
     optimizers = torch.optim.Muon(matrices, momentum=point["momentum"], **keys), torch.optim.AdamW(others, **keys)
     ones = torch.ones(10, 1, dtype=torch.int64)
-    gradient = torch.zeros(1, len(row)).double()
+    gradient = Gradient(layout, torch.zeros(1, len(row)).double())
     updates = Updates(state, gradient, [Trained(RULES["muon"], point)], ones > 0, ones == 0)
     updates.begin(Coming(ones.cumsum(0), ones))
     for step in range(10):
-        gradient.copy_(torch.randn(1, len(row)))
-        for name, view in layout.views(gradient).items():
+        gradient.memory.copy_(torch.randn(1, len(row)))
+        for name, view in zip(layout.names, gradient.views, strict=True):
             parameter = module.get_parameter(name)
             parameter.grad = view[0] + point["l1"] * parameter.detach().sign()
         for optimizer in optimizers:
@@ -252,12 +254,13 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(
         state = State(start.weights[places], start.first[places], start.second[places].abs(), decay)
         state.first = state.first.abs() if rule == "adadelta" else state.first  # squares
         state.matrices = ((1, 2, 3), (7, 2, 2))
-        gradient, every = torch.zeros_like(state.weights), torch.ones(steps, len(picked), dtype=torch.bool)
+        gradient = Gradient(ONE_WEIGHT, torch.zeros_like(state.weights), apart=how == "compiled")
+        every = torch.ones(steps, len(picked), dtype=torch.bool)
         trained = [Trained(RULES[rule], own[i]) for i in picked]
-        updates = Updates(state, gradient, trained, every, ~every, compiled=how == "compiled")
+        updates = Updates(state, gradient, trained, every, ~every)
         updates.begin(Coming(numbers[:, picked], rates[:, picked]))
         for step in range(steps):
-            gradient.copy_(gradients[step, picked])
+            gradient.views[0][:] = gradients[step, picked]
             updates.apply(step, torch.zeros(len(picked), dtype=torch.float64))
         return torch.stack([state.weights, state.first, state.second], dim=1)  # (K, 3, P)
 
@@ -277,9 +280,8 @@ def test_spared_weights_do_not_decay(rule: str, compiled: bool) -> None:
     state = State(weights.clone(), torch.zeros_like(weights), torch.zeros_like(weights), decay)
     ones = torch.ones(1, 2, dtype=torch.int64)
     told = {"learning_rate": 0.1, "l1": 0.1, "l2": 0.1}
-    updates = Updates(
-        state, torch.zeros_like(weights), [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0, compiled=compiled
-    )
+    gradient = Gradient(layout, torch.zeros_like(weights), apart=compiled)
+    updates = Updates(state, gradient, [Trained(RULES[rule], told)] * 2, ones > 0, ones > 0)
     updates.begin(Coming(ones, ones))
     updates.apply(0, torch.zeros(2, dtype=torch.float64))
     before, after = layout.views(weights), layout.views(state.weights)

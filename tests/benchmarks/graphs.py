@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from tests.benchmarks import results
 from tunecli.data import Samples
-from tunecli.engine.gradients import Layout, Looped
+from tunecli.engine.compiled import can_compile
+from tunecli.engine.gradients import Gradient, Layout, Looped
 from tunecli.engine.rowwise import Recorded, Rowwise, sample_keys
 from tunecli.metrics import LOSSES
 
@@ -135,9 +136,10 @@ def sides(name: str, rows: int, m: int) -> dict[str, Callable[[], object]]:
     module, samples = make(), Samples(draw(rows, m), torch.randint(CLASSES, (rows, m)))
     layout, present = Layout.of(module), torch.ones(rows, m)
     weights = layout.row(module) + 0.05 * torch.randn(rows, layout.width)
-    way = Rowwise(Recorded(module, layout, LOSS), weights, torch.zeros_like(weights))
-    looped = torch.zeros_like(weights)
-    loops = [Looped(deepcopy(module), layout, weights[k : k + 1], looped[k : k + 1], LOSS, False) for k in range(rows)]
+    gradient = Gradient(layout, torch.zeros_like(weights), apart=can_compile("cpu"))
+    way = Rowwise(Recorded(module, layout, LOSS), weights, gradient)
+    alone = [Gradient(layout, torch.zeros(1, layout.width)) for _ in range(rows)]
+    loops = [Looped(deepcopy(module), layout, weights[k : k + 1], alone[k], LOSS, False) for k in range(rows)]
     parts = [samples.take(torch.tensor(row)) for row in range(rows)]
     found = {
         "rules": lambda: way.add_gradient(samples, present),

@@ -16,8 +16,9 @@ from tunecli.alarm import Overdue, limited, overdue
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches
+from tunecli.engine.compiled import is_compiled
 from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
-from tunecli.engine.gradients import Looped, Shape
+from tunecli.engine.gradients import Gradient, Looped, Shape
 from tunecli.engine.plan import EVALUATION_SAMPLES
 from tunecli.engine.rowwise import Rowwise, sample_keys
 from tunecli.engine.schedule import rate_factors
@@ -40,7 +41,9 @@ class Block:
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
         self._lane, self.slots = lane, slots
         self._state = lane.state.part(rows)
-        self._gradient = lane.gradient[rows]
+        memory = lane.gradient[rows]
+        apart = lane.compiled and is_compiled(memory.dtype, memory.device)
+        self._gradient = Gradient(lane.layout, memory, apart=apart)
         shape = self._loss_shape()
         # Labels are smoothed in training alone: what is compared on validation is one loss for all.
         self._scored_by = {name: column for name, column in shape.items() if name != "label_smoothing"}
@@ -76,8 +79,7 @@ class Block:
                 due[begin - low : end - low, row] = batches.ends[begin:end]
                 last[end - 1 - low, row] = end == batches.steps
         trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
-        pieces = self._lane.layout.pieces() if isinstance(self._way, Looped) else ()
-        return Updates(self._state, self._gradient, trained, due, last, compiled=self._lane.compiled, pieces=pieces)
+        return Updates(self._state, self._gradient, trained, due, last)
 
     def _loss_shape(self) -> Shape:
         """What shapes the loss, (B,) each; an empty row has what the first row has. A step shapes its own."""
@@ -85,9 +87,9 @@ class Block:
         if not isinstance(loss, Loss):
             return {}
         shapes = [loss.shape(slot.settings) for slot in self.slots]
-        shapes += shapes[:1] * (self._gradient.shape[0] - len(self.slots))
+        shapes += shapes[:1] * (len(self._gradient) - len(self.slots))
         columns = {name: [own[name] for own in shapes] for name in shapes[0]}
-        return {name: torch.tensor(own, dtype=torch.float64).to(self._gradient) for name, own in columns.items()}
+        return {name: torch.tensor(own, dtype=torch.float64).to(self._gradient.memory) for name, own in columns.items()}
 
     def _epoch_batches(self, slot: Slot) -> Batches:
         samples = len(self._lane.train)
@@ -102,12 +104,12 @@ class Block:
 
     def begin(self) -> None:
         """Draw this epoch's order of samples for every row and lay out its first steps."""
-        device, train = self._gradient.device, self._lane.train
+        device, train = self._gradient.memory.device, self._lane.train
         # The items of a Dataset draw what they draw for this run, epoch and item; such a block has one row.
         seed = partial(self.slots[0].run.seed, "item", self.slots[0].ticks)
         self._train = train if isinstance(train, Samples) else train.drawn_by(seed)
         self._orders = [order_of(train, slot.run.seed("order", slot.ticks)) for slot in self.slots]
-        height = self._gradient.shape[0]
+        height = len(self._gradient)
         seeds = [slot.run.seed("forward", slot.ticks) & 0xFFFFFFFF for slot in self.slots]
         self._seeds = torch.tensor(seeds + [0] * (height - len(seeds)), device=device)
         self._loss = torch.zeros(height, dtype=torch.float64, device=device)
@@ -119,7 +121,7 @@ class Block:
         self._lay_out()
         self._failure: str | None = None
         self._scoring: Scoring | None = None
-        self._gradient.zero_()
+        self._gradient.memory.zero_()
         self._used_up = False
         self._joining = {}
         self._seconds_before = [0.0] * len(self.slots)
@@ -130,7 +132,7 @@ class Block:
 
     def _lay_out(self) -> None:
         """Lay out the stretch of this epoch that the coming step is in."""
-        gradient = self._gradient
+        gradient = self._gradient.memory
         low, high = stretch_of(self._step, len(gradient), self._batches[0].micro)
         high = min(high, self._steps)
         found = lay_out(low, high, self._batches, self._orders, len(gradient), self._lane.weights)
@@ -149,7 +151,7 @@ class Block:
 
         A user's step says so afterwards. A batch that counts nothing has no gradient, and none is divided by zero.
         """
-        shares = torch.ones(len(sizes), self._gradient.shape[0], dtype=torch.float64)
+        shares = torch.ones(len(sizes), len(self._gradient), dtype=torch.float64)
         if self._lane.task.step is None:
             shares[:, : sizes.shape[1]] = torch.where(sizes > 0, 1 / sizes, 1.0)
         return shares
@@ -158,7 +160,7 @@ class Block:
         """Rows that start at this step take up what they had; what a row computed before is not its own."""
         for row in [row for row in self._joining if self._starts[row] == self._step]:
             partial = self._joining.pop(row)
-            self._gradient[row] = partial.gradient
+            self._gradient.put(row, partial.gradient)
             sums = torch.tensor(partial.sums, dtype=torch.float64)
             self._loss[row], self._norm[row], self._count[row], self._counted[row] = sums
             self._seconds_before[row] = partial.seconds
@@ -169,12 +171,12 @@ class Block:
         if self._step == 0 or row in self._joining:
             return self._joining.get(row)
         if self._used_up:
-            self._gradient.zero_()
+            self._gradient.memory.zero_()
             self._used_up = False
         sums = torch.stack([self._loss[row], self._norm[row], self._count[row], self._counted[row]]).tolist()
         step = min(self._step, self._batches[row].steps)
         seconds = self._seconds_before[row] + self._seconds / len(self.slots)
-        return Partial(step, self._gradient[row], tuple(sums), seconds)
+        return Partial(step, self._gradient.row(row), tuple(sums), seconds)
 
     def _coming(self, ends: Tensor) -> Coming:
         """The updates of this stretch, from where batches end (S, K)."""
@@ -243,15 +245,15 @@ class Block:
         assert self._updates is not None
         self._adding = True
         with self._randomness(step):
-            apart = {"apart": self._updates.reads_apart(place)} if isinstance(self._way, Looped) else {}
-            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **apart)
+            leave = {"leave": self._updates.reads_elsewhere(place)} if isinstance(self._way, Looped) else {}
+            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **leave)
         self._adding, self._updating = False, True
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)
         if counts is not None:
             self._count += counts
             self._counted += counts
-        left = self._way.apart if isinstance(self._way, Looped) else None
+        left = self._way.left if isinstance(self._way, Looped) else None
         self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None, left)
         self._updating = False
 
@@ -264,7 +266,8 @@ class Block:
         assert lane.recorded is not None
         shape = {name: column[one] for name, column in self._loss_shape().items()}
         try:
-            alone = Rowwise(lane.recorded, self._state.weights[one], torch.zeros_like(self._gradient[one]), shape)
+            gradient = Gradient(lane.layout, torch.zeros_like(self._gradient.memory[one]))
+            alone = Rowwise(lane.recorded, self._state.weights[one], gradient, shape)
             if lane.stochastic:
                 alone.draw_by(sample_keys(self._seeds[one], self._index[place, one]))
             alone.add_gradient(lane.train.take(self._index[place, one]), self._present[place, one])
@@ -277,7 +280,7 @@ class Block:
         self._failure = None
         for row in range(len(self.slots)):
             if self._adding and not self._is_amid(row):
-                self._gradient[row] = 0.0
+                self._gradient.zero_row(row)
         self._short = OutOfMemory(message, of=of, at=at)
         raise self._short
 

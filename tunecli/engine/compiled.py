@@ -56,8 +56,7 @@ class Compiled:
     """The updates of the first K rows of a block, of those among them whose rule has a number in `NUMBERS`: `rules`
     are these, and -1 for the others; `told` (K, len(TOLD)). `due` and `last` (S, K) as `Updates` has them.
 
-    `pieces` are where in a row each of its weights lies, (offset, length): then there is one row, and its gradient may
-    be in a piece for each.
+    `pieces` are where in a row each weight lies, (offset, length), and `gradients` (K, length) theirs.
     """
 
     def __init__(
@@ -66,13 +65,19 @@ class Compiled:
         told: Sequence[Sequence[float]],
         due: Tensor,
         last: Tensor,
-        pieces: Sequence[tuple[int, int]] = (),
+        pieces: Sequence[tuple[int, int]],
+        gradients: Sequence[Tensor],
         **matrices: Tensor | None,
     ) -> None:
         weights = matrices["weights"]
         assert weights is not None
         self._update = library(weights.dtype)
-        self._rows = _Rows(rows=len(rules), width=weights.shape[1])
+        self._pieces = (_Piece * len(pieces))(*(_Piece(*own) for own in pieces))
+        self._gradients = gradients
+        self._pointed: Sequence[Tensor] = ()
+        self._rows = _Rows(
+            rows=len(rules), width=weights.shape[1], count=len(pieces), pieces=ctypes.addressof(self._pieces)
+        )
         self._kept: dict[str, Tensor | None] = {}
         self._point(
             **matrices,
@@ -83,36 +88,36 @@ class Compiled:
             products=torch.zeros(len(rules), dtype=torch.float64),
             known=torch.full((len(rules),), -1),
         )
-        self._in_row: list[int] = []
-        self._pieces = (_Piece * len(pieces))(*(_Piece(*own) for own in pieces))
-        if pieces:
-            self._in_row = [self._rows.gradient + offset * weights.element_size() for offset, _ in pieces]
-            self._rows.count, self._rows.pieces = len(pieces), ctypes.addressof(self._pieces)
         self._address = ctypes.addressof(self._rows)
 
     def _point(self, **tensors: Tensor | None) -> None:
         """Tell where tensors lie, which are kept for that."""
         for name, own in tensors.items():
             found = None if own is None else own.contiguous()
-            assert own is None or name not in ("weights", "gradient", "first", "second", "average") or found is own
+            assert own is None or name not in ("weights", "first", "second", "average") or found is own
             self._kept[name] = found
             setattr(self._rows, name, None if found is None else found.data_ptr())
+
+    def _read(self, gradients: Sequence[Tensor]) -> None:
+        """Have the gradients be read from there, (K, length) each."""
+        if gradients is not self._pointed:
+            for piece, own in zip(self._pieces, gradients, strict=True):
+                piece.gradient = own.data_ptr()
+            self._pointed = gradients
 
     def begin(self, rates: Tensor, numbers: Tensor) -> None:
         """The learning rates and the numbers of the coming updates, from 1, (S, K) each."""
         self._point(rates=rates.double(), numbers=numbers.long())
 
     def apply(
-        self, step: int, norm: Tensor, count: Tensor | None, apart: Sequence[Tensor] | None = None, *, whole: bool
+        self, step: int, norm: Tensor, count: Tensor | None, elsewhere: Sequence[Tensor] | None = None, *, whole: bool
     ) -> None:
         """Update the rows that are due. `norm` and `count` (K,) in float64, as `Updates.apply` has them.
 
-        The gradients that are `apart`, of each piece one, are laid out as the weights are in the row.
+        The gradients are in `elsewhere` if that is given.
         """
         assert norm.dtype == torch.float64
-        places = self._in_row if apart is None else [own.data_ptr() for own in apart]
-        for piece, place in zip(self._pieces, places, strict=True):
-            piece.gradient = place
+        self._read(elsewhere or self._gradients)
         self._update(self._address, step, norm.data_ptr(), None if count is None else count.data_ptr(), whole)
 
 
@@ -130,7 +135,7 @@ class _Rows(ctypes.Structure):
         ("pieces", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("rules", "due", "last", "hparams", "rates", "numbers")),
         *((name, ctypes.c_void_p) for name in ("products", "known")),
-        *((name, ctypes.c_void_p) for name in ("weights", "gradient", "first", "second", "average", "decay")),
+        *((name, ctypes.c_void_p) for name in ("weights", "first", "second", "average", "decay")),
     )
 
 

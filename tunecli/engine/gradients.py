@@ -99,6 +99,52 @@ class Layout:
         return mask
 
 
+class Gradient:
+    """What a block has of its gradients, in its memory (B, P): of each weight `views` (B, *shape).
+
+    They lie in a matrix of rows, as weights do; or `apart`, one weight of all rows after the other: then products can
+    be added to them at once, where torch adds into rows of a matrix one by one.
+    """
+
+    def __init__(self, layout: Layout, memory: Tensor, *, apart: bool = False) -> None:
+        self.memory, self.apart = memory, apart
+        self.pieces = layout.pieces()
+        rows, flat = len(memory), memory.view(-1)
+        of_row = [(shape, rows * offset) for shape, offset in zip(layout.shapes, layout.offsets, strict=True)]
+        cut = [flat[low : low + rows * math.prod(shape)].view(rows, *shape) for shape, low in of_row]
+        # A single row is the same either way, and its filters may have their channels last.
+        self.views = cut if apart and rows > 1 else list(layout.views(memory).values())
+        self._filling = layout.filling(memory)
+
+    def __len__(self) -> int:
+        return len(self.memory)
+
+    def row(self, row: int) -> Tensor:
+        """(P,), as the weights of a row are laid out."""
+        if not self.apart or len(self) == 1:
+            return self.memory[row]
+        found = torch.zeros_like(self.memory[row])
+        for (offset, length), view in zip(self.pieces, self.views, strict=True):
+            found[offset : offset + length] = view[row].flatten()
+        return found
+
+    def put(self, row: int, values: Tensor) -> None:
+        """Have a row be these (P,)."""
+        if not self.apart or len(self) == 1:
+            self.memory[row] = values
+            return
+        for (offset, length), view in zip(self.pieces, self.views, strict=True):
+            view[row] = values[offset : offset + length].view(view.shape[1:])
+
+    def zero_row(self, row: int) -> None:
+        self.put(row, torch.zeros_like(self.memory[0]))
+
+    def clear_filling(self) -> None:
+        """Have zeros where no weight lies: what was written over may be anything."""
+        if not self.apart:
+            self._filling.zero_()
+
+
 def filters(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The filters of a module's convolutions over images, by name: those that torch can keep channels last."""
     return [
@@ -130,7 +176,7 @@ class Looped:
         module: nn.Module,
         layout: Layout,
         weights: Tensor,
-        gradient: Tensor,
+        gradient: Gradient,
         loss: Loss | Step,
         weighted: bool,
         shape: Shape = NO_SHAPE,
@@ -139,21 +185,21 @@ class Looped:
         self._shape = {name: column[0] for name, column in shape.items()}
         parameters = dict(module.named_parameters())
         self._parameters = [parameters[name] for name in layout.names]
-        self._gradients = [view[0] for view in layout.views(gradient).values()]
-        self._filling = layout.filling(gradient)
-        self.apart: list[Tensor] | None = None
+        self._gradient = gradient
+        self._gradients = [view[0] for view in gradient.views]
+        self.left: list[Tensor] | None = None
         for parameter, view in zip(self._parameters, layout.views(weights).values(), strict=True):
             parameter.data = view[0]
 
     def add_gradient(
-        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False, apart: bool = False
+        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False, leave: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """As Rowwise's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
 
-        What a user's step counts (1,) is known only now. With `apart` what would be written over the row may be left
-        where autograd made it, in `self.apart`.
+        What a user's step counts (1,) is known only now. With `leave` what would be written over the row may be left
+        where autograd made it, in `self.left`.
         """
-        self.apart = None
+        self.left = None
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = None if over else gradient
         count: Tensor | None = None
@@ -165,11 +211,11 @@ class Looped:
             losses = sample_losses(self._loss, outputs, samples.targets, self._shape)
             loss = (losses * present if self._weighted else losses).sum()
         loss.backward(None if share is None else share[0].to(loss))  # type: ignore[no-untyped-call]  # torch's own
-        if over and not (apart and self._leave_apart()):
+        if over and not (leave and self._leave()):
             self._write_over()
         return loss.detach()[None], count
 
-    def _leave_apart(self) -> bool:
+    def _leave(self) -> bool:
         """Whether the gradients of all parameters are as their places in the row are: then nothing is copied."""
         found = [
             new
@@ -178,15 +224,15 @@ class Looped:
             and not new.is_sparse
             and (new.stride(), new.dtype) == (own.stride(), own.dtype)
         ]
-        self.apart = found if len(found) == len(self._parameters) else None
-        return self.apart is not None
+        self.left = found if len(found) == len(self._parameters) else None
+        return self.left is not None
 
     def _write_over(self) -> None:
         """Put the gradients that autograd has made into the row: adding them to zeros would take twice as long."""
         found = [(own, p.grad) for own, p in zip(self._gradients, self._parameters, strict=True) if p.grad is not None]
         dense = [new.to_dense() if new.is_sparse else new for _, new in found]  # an embedding's may be sparse
         torch._foreach_copy_([own for own, _ in found], dense)
-        self._filling.zero_()
+        self._gradient.clear_filling()
         for own, parameter in zip(self._gradients, self._parameters, strict=True):
             if parameter.grad is None:
                 own.zero_()

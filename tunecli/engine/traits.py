@@ -13,7 +13,7 @@ from tunecli.data import Samples
 from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
-from tunecli.engine.gradients import Layout, filters, sample_losses
+from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, unfolded_numbers
 from tunecli.errors import SourceError
@@ -158,7 +158,7 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
     """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
     layout = Layout.of(module)
     row = layout.row(module)
-    gradient = torch.zeros(2, layout.width).to(row)
+    gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
     count = len(samples)
     keys = sample_keys(torch.arange(2), torch.arange(2 * count).view(2, count)).to(row.device)
     way = Rowwise(Recorded(module, layout, loss), row.repeat(2, 1), gradient)
@@ -175,7 +175,7 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
         return f"vmap cannot follow its forward pass ({type(error).__name__})"
     with torch.no_grad(), evaluating(module):
         given = as_outputs(call(module, samples.inputs), count)
-    same = _agree(gradient, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
+    same = _agree(gradient.memory, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
     return None if same else "rows computed at once have another gradient"
 
 

@@ -221,7 +221,7 @@ static void penalize(ptrdiff_t n, REAL *restrict w, REAL *restrict g, const REAL
     }
 }
 
-/* A part of a row, and where its gradient is: apart from the row where autograd made it of a parameter. */
+/* A weight: where it lies in a row, and its gradient (K, length), which lies apart. */
 struct piece {
     ptrdiff_t offset, length;
     REAL *gradient;
@@ -230,7 +230,7 @@ struct piece {
 /* K rows of a block through S steps. */
 struct rows {
     ptrdiff_t rows, width, count;
-    const struct piece *pieces; /* (count,) those of the only row, or none: rows are whole */
+    const struct piece *pieces; /* (count,) */
     const int32_t *rules;      /* (K,), below 0 where a row is updated elsewhere */
     const uint8_t *due, *last; /* (S, K) */
     const struct hparams *hparams; /* (K,) */
@@ -238,22 +238,22 @@ struct rows {
     const int64_t *numbers;        /* (S, K) of the updates */
     double *products;              /* (K,) and */
     int64_t *known;                /* (K,): see above */
-    REAL *weights, *gradient, *first, *second, *average; /* (K, width); no average where there is none */
-    const REAL *decay;             /* (width,), or none where no weight is spared */
+    REAL *weights, *first, *second, *average; /* (K, width); no average where there is none */
+    const REAL *decay;                        /* (width,), or none where no weight is spared */
 };
 
-static double norm(const struct piece *pieces, ptrdiff_t count)
+static double norm(const struct rows *all, ptrdiff_t row)
 {
     double sum = 0;
-    for (const struct piece *piece = pieces; piece < pieces + count; piece++)
-        sum += squares(piece->length, piece->gradient);
+    for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++)
+        sum += squares(piece->length, piece->gradient + row * piece->length);
     return sqrt(sum);
 }
 
-static void scale(const struct piece *pieces, ptrdiff_t count, REAL by)
+static void scale(const struct rows *all, ptrdiff_t row, REAL by)
 {
-    for (const struct piece *piece = pieces; piece < pieces + count; piece++) {
-        REAL *g = piece->gradient;
+    for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
+        REAL *g = piece->gradient + row * piece->length;
         for (ptrdiff_t i = 0; i < piece->length; i++)
             g[i] *= by;
     }
@@ -263,29 +263,26 @@ static void scale(const struct piece *pieces, ptrdiff_t count, REAL by)
 void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts, int whole)
 {
     for (ptrdiff_t row = 0; row < all->rows; row++) {
-        const ptrdiff_t place = at * all->rows + row, low = row * all->width;
+        const ptrdiff_t place = at * all->rows + row;
         if (!all->due[place] || all->rules[row] < 0)
             continue;
         const struct hparams *h = all->hparams + row;
         const struct step s = {h, all->rates[place], all->numbers[place], all->products + row, all->known + row};
-        const struct piece one = {0, all->width, all->gradient + low};
-        const struct piece *pieces = all->pieces ? all->pieces : &one;
-        const ptrdiff_t count = all->pieces ? all->count : 1;
         if (counts) {
             if (counts[row] > 0)
-                scale(pieces, count, (REAL)(1 / counts[row]));
+                scale(all, row, (REAL)(1 / counts[row]));
             counts[row] = 0;
         }
         if (all->last[place])
-            norms[row] = norm(pieces, count);
+            norms[row] = norm(all, row);
         if (h->clip_norm > 0) {
-            const double share = h->clip_norm / (norm(pieces, count) + 1e-6);
+            const double share = h->clip_norm / (norm(all, row) + 1e-6);
             if (!(share > 1))
-                scale(pieces, count, (REAL)share);
+                scale(all, row, (REAL)share);
         }
-        for (const struct piece *piece = pieces; piece < pieces + count; piece++) {
-            const ptrdiff_t n = piece->length, from = low + piece->offset;
-            REAL *w = all->weights + from, *g = piece->gradient;
+        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
+            const ptrdiff_t n = piece->length, from = row * all->width + piece->offset;
+            REAL *w = all->weights + from, *g = piece->gradient + row * n;
             if (h->l1 != 0 || h->l2 != 0)
                 penalize(n, w, g, all->decay ? all->decay + piece->offset : NULL, &s);
             RULES[all->rules[row]](n, w, g, all->first + from, all->second + from, &s);
@@ -295,8 +292,8 @@ void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts,
                 const REAL keep = (REAL)(s.number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
                 EACH average[i] = average[i] * keep + w[i] * fresh;
             }
+            if (!whole)
+                memset(g, 0, (size_t)n * sizeof(REAL));
         }
-        if (!whole)
-            memset(all->gradient + low, 0, (size_t)all->width * sizeof(REAL));
     }
 }

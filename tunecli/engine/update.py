@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunecli.engine.compiled import TOLD, Compiled, is_compiled
+from tunecli.engine.compiled import TOLD, Compiled
 from tunecli.engine.due import Group, Kind, Span, lay_out
+from tunecli.engine.gradients import Gradient
 from tunecli.engine.rules import DEFAULTS, Matrices, Rule
 from tunecli.trial import Hparams
 
@@ -60,37 +61,35 @@ class Updates:
     """The updates of the first K rows of a block, each row by its own rule at its own pace; the other rows are empty.
 
     `due` (S, K) says after which of S micro-steps a row's batch is complete, `last` (S, K) where it is the last one of
-    the epoch. A row that is not due is left as it is, and nothing is computed for it. `compiled`: by `update.c`, where
-    that can be and it has a row's rule; `pieces`: where in the only row each weight lies, (offset, length).
+    the epoch. A row that is not due is left as it is, and nothing is computed for it. Where gradients lie apart,
+    `update.c` updates the rows whose rule it has.
     """
 
     def __init__(
         self,
         state: State,
-        gradient: Tensor,
+        gradient: Gradient,
         rows: Sequence[Trained],
         due: Tensor,
         last: Tensor,
-        *,
-        compiled: bool = False,
-        pieces: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self._state, self._gradient, self._rows, self._pieces = state, gradient, rows, pieces
+        self._state, self._gradient, self._rows = state, gradient, rows
         self._whole = due.all(1).tolist()
-        compiled = compiled and is_compiled(gradient.dtype, gradient.device)
-        numbers = [row.rule.compiled if compiled else -1 for row in rows]
+        numbers = [row.rule.compiled if gradient.apart else -1 for row in rows]
         self._in_c = [place for place, number in enumerate(numbers) if number >= 0]
         self._compiled: Compiled | None = None
         if self._in_c:
-            matrices = {"weights": state.weights, "gradient": gradient, "first": state.first, "second": state.second}
-            more = {"average": state.average, "decay": state.decay}
+            matrices = {name: getattr(state, name) for name in ("weights", "first", "second", "average", "decay")}
             told = [[{**_told(row), "decoupled": float(row.rule.decoupled)}[name] for name in TOLD] for row in rows]
-            self._compiled = Compiled(numbers, told, due, last, pieces, **matrices, **more)
+            self._compiled = Compiled(numbers, told, due, last, gradient.pieces, gradient.views, **matrices)
             due = due & (torch.tensor(numbers) < 0)
-        fusible = gradient.device.type == "cpu" and state.decay is None
+        # What torch updates is in rows of a matrix, for a moment at least.
+        gathered = gradient.apart and len(self._in_c) < len(rows)
+        self._means = torch.zeros_like(gradient.memory) if gathered else gradient.memory
+        fusible = self._means.device.type == "cpu" and state.decay is None
         self._fused = [row.rule.fused if fusible else None for row in rows]
         self._each = list(
-            zip(state.weights.unbind(), gradient.unbind(), state.first.unbind(), state.second.unbind(), strict=True)
+            zip(state.weights.unbind(), self._means.unbind(), state.first.unbind(), state.second.unbind(), strict=True)
         )
         self._rules: list[Rule] = []
         self._places: list[list[int]] = []
@@ -115,12 +114,12 @@ class Updates:
         columns = {name: _column([own[name] for own in told]) for name in told[0]}
         # The average begins with the weights after the first update, as torch's AveragedModel does.
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
-        self._kept = _Slices(keep[:, None, :, None].to(self._gradient))  # (S, 1, K, 1)
-        self._l1, self._clip = columns["l1"].to(self._gradient), columns["clip_norm"].to(self._gradient)
+        self._kept = _Slices(keep[:, None, :, None].to(self._means))  # (S, 1, K, 1)
+        self._l1, self._clip = columns["l1"].to(self._means), columns["clip_norm"].to(self._means)
         self._told = told
         self._rates = (columns["learning_rate"][:, 0] * coming.rates.double()).tolist()
         self._numbers = coming.numbers.float()
-        self._l2 = [columns["l2"][places].to(self._gradient) for places in self._places]
+        self._l2 = [columns["l2"][places].to(self._means) for places in self._places]
         known = zip(self._rules, self._places, strict=True)
         self._scalars = [self._of_rule(rule, places, columns, coming) for rule, places in known]
         if self._compiled is not None:
@@ -133,15 +132,15 @@ class Updates:
         scalars = rule.scalars(own, coming.numbers[:, places].double()[..., None])
         shape = own["learning_rate"].shape
         parts = [own["learning_rate"] * own["l2"], *(column.expand(shape) for column in scalars)]
-        return _Slices(torch.stack(parts, dim=1).to(self._gradient))
+        return _Slices(torch.stack(parts, dim=1).to(self._means))
 
-    def reads_apart(self, step: int) -> bool:
-        """Whether the update after a step would as well read the gradient piece by piece from elsewhere."""
-        return self._compiled is not None and bool(self._pieces) and bool(self._whole[step])
+    def reads_elsewhere(self, step: int) -> bool:
+        """Whether the update after a step would as well read each weight's gradient from elsewhere."""
+        return len(self._in_c) == len(self._gradient) == 1 and bool(self._whole[step])
 
     @torch.no_grad()
     def apply(
-        self, step: int, norm: Tensor, count: Tensor | None = None, apart: Sequence[Tensor] | None = None
+        self, step: int, norm: Tensor, count: Tensor | None = None, elsewhere: Sequence[Tensor] | None = None
     ) -> bool:
         """Update the rows that are due after a micro-step, by their mean gradients (K, P), and use these up: they are
         zero again, or where True is returned whatever they may be, as all rows were due: the next are written over.
@@ -151,14 +150,19 @@ class Updates:
         (Loshchilov & Hutter 2019). The gradient is clipped before either, by its norm over all weights, as torch's
         clip_grad_norm_ does. Where it is the last batch of the epoch, `norm` (K,) gets its norm.
 
-        Gradients that are `apart` are not in the matrix but in a tensor for each piece, as `reads_apart` allows.
+        The gradients may be `elsewhere`, of each weight one, as `reads_elsewhere` allows.
         """
         whole: bool = self._whole[step]
         if self._compiled is not None:
-            self._compiled.apply(step, norm, count, apart, whole=whole)
+            self._compiled.apply(step, norm, count, elsewhere, whole=whole)
         due = self._steps[step]
         if due is None:
             return whole
+        apart = self._gradient.apart
+        for row in (row for span in due.spans for row in range(*span.rows.indices(len(self._rows))) if apart):
+            self._means[row] = self._gradient.row(row)
+            if not whole:
+                self._gradient.zero_row(row)
         for span in due.spans:
             self._prepare(span, norm, count)
         numbers = self._numbers[step]
@@ -173,13 +177,13 @@ class Updates:
                 (keep,) = self._kept.at(step, span.rows)
                 self._state.average[span.rows].mul_(keep).addcmul_(self._state.weights[span.rows], 1 - keep)
             if not whole:
-                self._gradient[span.rows].zero_()
+                self._means[span.rows].zero_()
         return whole
 
     def _prepare(self, span: Span, norm: Tensor, count: Tensor | None) -> None:
         """Make of the gradients of some rows what their rules take."""
         rows = span.rows
-        mean = self._gradient[rows]
+        mean = self._means[rows]
         if count is not None:
             own = count[rows]
             mean *= torch.where(own > 0, 1 / own, 1.0)[:, None].to(mean)
@@ -193,7 +197,7 @@ class Updates:
 
     def _step(self, group: Group, step: int) -> None:
         state, rows = self._state, group.rows
-        weights, mean, rule = state.weights[rows], self._gradient[rows], self._rules[group.rule]
+        weights, mean, rule = state.weights[rows], self._means[rows], self._rules[group.rule]
         shrink, *scalars = self._scalars[group.rule].at(step, group.own)
         if group.l2 and rule.decoupled:
             weights.addcmul_(_spared(weights, state.decay), shrink, value=-1)

@@ -19,17 +19,17 @@ NARROW = 16
 
 SMALL = 4096
 """Weight gradients up to this many numbers a row are had as a product of their own and added: torch works off the
-products that it adds into rows of a matrix one by one."""
+products that it adds into rows of a matrix one by one, but not where the gradients of each weight lie together."""
 
 
-def rewrite(graph: fx.Graph, gradients: int, *, over: bool = False) -> None:
+def rewrite(graph: fx.Graph, gradients: int, *, over: bool = False, apart: bool = False) -> None:
     """Simplify a graph that `record` gave. Its last `gradients` outputs are added to as many last arguments instead, or
-    written `over` them."""
+    written `over` them; these lie `apart`, or in the rows of a matrix."""
     for simplify in (_drop_idle, _add_bias_in_product, _turn_product, _drop_idle):
         for node in list(graph.nodes):
             simplify(graph, node)
         graph.eliminate_dead_code()
-    _add_gradients(graph, gradients, over=over)
+    _add_gradients(graph, gradients, over=over, apart=apart)
     for node in list(graph.nodes):
         _write_over(graph, node)
     for node in graph.nodes:
@@ -124,7 +124,7 @@ def _transposed(graph: fx.Graph, before: fx.Node, node: Any) -> fx.Node:
     return _first(node) if _transposes(node, 1, 2) else _insert(graph, before, aten.transpose.int, node, 1, 2)
 
 
-def _add_gradients(graph: fx.Graph, gradients: int, *, over: bool) -> None:
+def _add_gradients(graph: fx.Graph, gradients: int, *, over: bool, apart: bool) -> None:
     """The last outputs are added to the last arguments, or written over them, and are outputs no more."""
     *_, output = graph.nodes
     (found,) = output.args
@@ -136,8 +136,8 @@ def _add_gradients(graph: fx.Graph, gradients: int, *, over: bool) -> None:
                 if over:
                     graph.call_method("zero_", (place,))
                 continue
-            large = _value(place)[0].numel() > SMALL and addend.target is aten.bmm.default
-            if large and len(addend.users) == 1:
+            at_once = apart or _value(place)[0].numel() > SMALL
+            if at_once and addend.target is aten.bmm.default and len(addend.users) == 1:
                 graph.call_method("baddbmm_", (place, *addend.args), {"beta": 0} if over else {})
             else:
                 graph.call_method("copy_" if over else "add_", (place, addend))

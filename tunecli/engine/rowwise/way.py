@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
-from tunecli.engine.gradients import NO_SHAPE, Layout, Shape
+from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.record import DECIDES, Unrecordable, record
 from tunecli.engine.rowwise.rewrite import rewrite
@@ -41,12 +41,13 @@ class Recorded:
         keys: Tensor | None,
         *,
         over: bool = False,
+        apart: bool = False,
     ) -> Computed:
         """From weights, inputs, targets, present (B, m), what of a sample's gradient counts (B, m), the loss's shape,
-        keys (B, m) if dropout is drawn, and gradients, which are added to or written `over`, to the loss sums (B,).
-        Raises Unrecordable.
+        keys (B, m) if dropout is drawn, and gradients, which are added to or written `over` (and lie `apart`, or in
+        rows), to the loss sums (B,). Raises Unrecordable.
         """
-        known = "training", present.shape, keys is None, over
+        known = "training", present.shape, keys is None, over, apart
         if known not in self._computed:
             targets, names = samples.targets, self.layout.names
             inputs = tree_map(torch.clone, samples.inputs)
@@ -69,7 +70,7 @@ class Recorded:
             given = [targets, present, counts, *shape.values(), *([] if keys is None else [keys])]
             gradients = [torch.empty_like(own) for own in weights]
             self._computed[known] = self._record(
-                computed, [*leaves, *tree_leaves(inputs), *given], keys, gradients, over=over
+                computed, [*leaves, *tree_leaves(inputs), *given], keys, gradients, over=over, apart=apart
             )
         return self._computed[known]
 
@@ -100,6 +101,7 @@ class Recorded:
         gradients: Sequence[Tensor] = (),
         *,
         over: bool = False,
+        apart: bool = False,
     ) -> Computed:
         if any(map(_is_hooked, self._module.modules())):
             raise Unrecordable("it has hooks: what they do can stand in forward")
@@ -113,7 +115,7 @@ class Recorded:
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
             raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
-        rewrite(recorded.graph, len(gradients), over=over)
+        rewrite(recorded.graph, len(gradients), over=over, apart=apart)
         recorded.recompile()
         computed: Computed = recorded.forward
         return computed
@@ -138,11 +140,9 @@ def _attributes(module: nn.Module) -> dict[str, str]:
 class Rowwise:
     """A block of B rows that share one model. A sample's loss counts by how `present` it is."""
 
-    def __init__(self, recorded: Recorded, weights: Tensor, gradient: Tensor, shape: Shape = NO_SHAPE) -> None:
-        self._recorded, self._shape = recorded, shape
+    def __init__(self, recorded: Recorded, weights: Tensor, gradient: Gradient, shape: Shape = NO_SHAPE) -> None:
+        self._recorded, self._shape, self._gradient = recorded, shape, gradient
         self._weights = list(recorded.layout.views(weights).values())
-        self._gradients = list(recorded.layout.views(gradient).values())
-        self._filling = recorded.layout.filling(gradient)
         self._keys: Tensor | None = None
 
     def draw_by(self, keys: Tensor | None) -> None:
@@ -160,12 +160,13 @@ class Rowwise:
         """
         keys = [] if self._keys is None else [self._keys]
         weights, shape = self._weights, self._shape
-        computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, over=over)
+        how = {"over": over, "apart": self._gradient.apart}
+        computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, **how)
         counts = present if share is None else present * share[:, None]
         read = *tree_leaves(samples.inputs), samples.targets, present, counts, *self._shape.values(), *keys
-        (losses,) = computed(*self._weights, *read, *self._gradients)
+        (losses,) = computed(*self._weights, *read, *self._gradient.views)
         if over:
-            self._filling.zero_()
+            self._gradient.clear_filling()
         return losses, None
 
     @torch.no_grad()

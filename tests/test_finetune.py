@@ -128,11 +128,14 @@ def test_the_weights_are_those_of_a_plain_loop_from_the_best_checkpoint(
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
         assert not torch.equal(found[name], start[name])
-    # The same from scratch: from weights of its own, over the same batches.
+    # From scratch: from weights of its own, over the same batches, and by the trial's own recipe.
+    own = read(folder / "study.db").trials[result.trial].hparams
+    assert result.scratch_learning_rate == own["learning_rate"]
     fresh = models.build(
         "mlp", {"hidden": [8]}, base=Path(), features=(4,), outputs=3, seed=run.seed("weights")
     ).state_dict()
-    scratch = plain_loop(loaded(fresh), study, run, *joined(study))
+    recipe = replace(run, hparams={**own, "batch_size": batch_size})
+    scratch = plain_loop(loaded(fresh), study, recipe, *joined(study))
     test = load_data(study).test
     for value, weights in ((result.before, start), (result.after, found), (result.scratch, scratch)):
         assert value == accuracy_score(test.targets, predicted(loaded(weights), test.inputs))

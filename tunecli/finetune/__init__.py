@@ -61,7 +61,8 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What came of it: the metric on the test split before, after, and for the same model from scratch.
+    """What came of it: the metric on the test split before, after, and for the same model from scratch by the trial's
+    own recipe.
 
     `start` names the weights begun with, which had seen `updates_before`; `updates` were made by both. `used` says
     whether it is not worse than before: else the starting checkpoint stays the one in use. `earlier` says whether it
@@ -81,6 +82,7 @@ class Finetuned:
     epochs: int
     samples: int
     learning_rate: float
+    scratch_learning_rate: float
     schedule: str
     trained: tuple[str, ...]
     new_head: bool

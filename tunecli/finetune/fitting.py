@@ -90,14 +90,20 @@ def _loss_fits(loss: str, data: Data) -> bool:
     return LOSSES[loss].task == data.task and (loss != "binary_cross_entropy" or len(data.classes) == 2)
 
 
+def recipe_of(trial: Trial, data: Data) -> dict[str, Value]:
+    """The trial's hparams but its schedule, as far as they fit the data."""
+    hparams = {name: value for name, value in trial.hparams.items() if name != "schedule"}
+    if "loss" in hparams and not _loss_fits(str(hparams["loss"]), data):
+        del hparams["loss"]
+    return hparams
+
+
 def hparams_of(trial: Trial, request: Request, data: Data) -> Hparams:
     """The trial's hparams with the given ones laid over; a tenth of the learning rate on the study's own task.
 
     Raises UsageError.
     """
-    hparams: dict[str, Value] = {name: value for name, value in trial.hparams.items() if name != "schedule"}
-    if "loss" in hparams and not _loss_fits(str(hparams["loss"]), data):
-        del hparams["loss"]
+    hparams = recipe_of(trial, data)
     if not request.new_task:
         hparams["learning_rate"] = float(hparams["learning_rate"]) / 10  # type: ignore[arg-type]  # a number by the space
     for name, raw in (request.hparams or {}).items():

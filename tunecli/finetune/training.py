@@ -21,7 +21,7 @@ from tunecli.engine.compiled import can_compile
 from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
-from tunecli.finetune.fitting import data_of, fit_study, hparams_of
+from tunecli.finetune.fitting import data_of, fit_study, hparams_of, recipe_of
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.patience import PAUSE_SECONDS
@@ -50,6 +50,8 @@ class Training:
         # What there is to know of the study's own data was said when it was searched.
         self.notices = kept.notices if request.data is None else (*kept.notices, *self.data.notices)
         self.hparams = hparams_of(self.trial, request, self.data)
+        # From scratch by the trial's own recipe: the small learning rate of fine-tuning would leave it half trained.
+        self.scratch_hparams = {**recipe_of(self.trial, self.data), "batch_size": self.hparams["batch_size"]}
         self.new_head = list(self.data.classes) != self.manifest["classes"]
         self.fitted_study = fit_study(self.study, self.data)
         self.task = make_task(self.fitted_study, self.data)
@@ -73,6 +75,7 @@ class Training:
             # Down to zero over the epochs of this training, whatever the search did.
             settings={**self.study.train.settings, "schedule": "cosine"},
         )
+        from_scratch = replace(run, hparams=self.scratch_hparams)
         made_by = self._made_by()
         key = finished.key_of(made_by, run)
         earlier = finished.places_of(self.folder / "finetuned", key)
@@ -80,7 +83,7 @@ class Training:
         made_by["earlier"] = len(earlier)
         legs = [
             self._leg("fine-tuning", self._prepared, run, made_by),
-            self._leg("from scratch", lambda own: self._fresh(own.seed("weights")), run, made_by),
+            self._leg("from scratch", lambda own: self._fresh(own.seed("weights")), from_scratch, made_by),
         ]
         if self.request.fresh:
             for leg in legs:
@@ -96,7 +99,7 @@ class Training:
         trained: list[dict[str, Tensor]] = []
         for leg in legs:
             engine = LocalEngine(leg.task, leg.plan, resolve_device(self.request.device))
-            leg_weights = yield from _train(engine, run, leg.of, leg.snapshots, stop)
+            leg_weights = yield from _train(engine, leg, stop)
             if leg_weights is None:
                 return
             trained.append(leg_weights)
@@ -112,7 +115,7 @@ class Training:
         plan = replace(choose_plan(trainable, window=1), compiled=can_compile(resolve_device(self.request.device)))
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
-        return _Leg(of, task, plan, snapshots)
+        return _Leg(of, run, task, plan, snapshots)
 
     def _made_by(self) -> dict[str, Any]:
         """What the weights depend on beside their run."""
@@ -123,7 +126,8 @@ class Training:
             start.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         made_by = {name: document[name] for name in ("model", "train")}
         made_by |= {"samples": self.data.fingerprint(), "start": start.hexdigest(), "trained": self.trained}
-        return made_by | {"head": self.fresh_head, "code": code_of(document, self.study.base)}
+        made_by |= {"head": self.fresh_head, "scratch": self.scratch_hparams}
+        return made_by | {"code": code_of(document, self.study.base)}
 
     def _result(self, run: Run, trained: Sequence[Mapping[str, Tensor]], updates: int) -> Finetuned:
         """What came of it. The test split is read here, all at once and after all training: a stop before has not
@@ -150,6 +154,7 @@ class Training:
             samples=len(self.data.train) + len(self.data.validation),
             schedule=str(self.hparams.get("schedule", "cosine")),
             learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
+            scratch_learning_rate=float(self.scratch_hparams["learning_rate"]),  # type: ignore[arg-type]
             trained=self.trained,
             new_head=self.fresh_head,
             start=str(self.request.checkpoint or f"trial {self.trial.number}"),
@@ -235,16 +240,18 @@ class _Leg:
     """One of the two trainings of equal length: from the checkpoint on, and from scratch."""
 
     of: str
+    run: Run
     task: Task
     plan: Plan
     snapshots: Snapshots
 
 
 def _train(
-    engine: LocalEngine, run: Run, of: str, snapshots: Snapshots, stop: Callable[[], bool]
+    engine: LocalEngine, leg: _Leg, stop: Callable[[], bool]
 ) -> Generator[Event, None, dict[str, Tensor] | None]:
     """Train one run to its end, from its snapshot where there is one; returns its weights (none of a run from scratch
     that failed), or None on a signal."""
+    of, run, snapshots = leg.of, leg.run, leg.snapshots
     kept, note = snapshots.load(run)
     if note is not None:
         yield Notice(note)

@@ -87,8 +87,9 @@ def print_finetuned(result: Finetuned, console: VisibleConsole) -> None:
     items = [
         f"trained {trained}{head}: {epochs} on {result.samples:,} samples",
         f"learning rate {result.learning_rate:.3g} {course}",
+        f"from scratch {result.scratch_learning_rate:.3g}, the trial's own",
     ]
-    console.print(wrap(items, console.width).replace("\n", "\n  "), soft_wrap=True)
+    console.print(wrap(items, console.width - 2).replace("\n", "\n  "), soft_wrap=True)
     unused = "" if result.used else " (not in use)"
     console.say(f"checkpoint: {result.checkpoint}{unused}")
     if result.saved is not None:

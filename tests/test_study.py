@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -666,6 +667,27 @@ def test_a_table_whose_study_was_begun_needs_no_target_again(tmp_path: Path) -> 
     (home / "t").mkdir(parents=True)
     (home / "t" / "study.toml").write_text(begun.toml())
     assert not differences(begun.document(), find_study(str(table), home, [], {}).document())
+
+
+@pytest.mark.parametrize("argument", ["digits", "wine", "data/t.csv", "data/"])
+def test_what_was_begun_from_no_study_file_goes_on_as_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "t.csv").write_text("a,y\n1,0\n2,1\n")
+    np.save(tmp_path / "data" / "inputs.npy", np.zeros((2, 1)))
+    home, target = tmp_path / "studies", {"data.target": "y"} if argument.endswith(".csv") else {}
+    shipped = find_study(argument, home, [], target)
+    begun = find_study(argument, home, ["train.epochs=7"], target)
+    (home / begun.name).mkdir(parents=True)
+    (home / begun.name / "study.toml").write_text(begun.toml())
+    assert find_study(argument, home, [], {}) == begun
+    assert find_study(argument, home, ["train.epochs=8"], {}).train.epochs == 8
+    # Begun anew, or another study, it is what it ships as.
+    assert find_study(argument, home, [], {}, fresh=True) == shipped
+    other = find_study(argument, home, ["name=other"], {})
+    assert replace(other, name=shipped.name) == shipped
 
 
 def test_what_an_earlier_version_did_not_state_is_no_change_where_it_is_the_default() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tunecli.study import (
     table_name,
 )
 from tunecli.study.faults import NAME
+from tunecli.study.overrides import parse_override
 
 BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.parent / "studies")
 """Where the studies that ship lie: inside the package in a wheel, beside it in a checkout."""
@@ -33,21 +34,24 @@ BUNDLED_FOLDERS = (Path(__file__).parent / "studies", Path(__file__).parent.pare
 def find_study(
     argument: str | None,
     home: Path,
-    overrides: Iterable[str],
+    overrides: Sequence[str],
     replaced: Mapping[str, Any],
     address: Address | None = None,
+    *,
+    fresh: bool = False,
 ) -> Question:
     """The study that a user means: a file, a table, a script's function, a name, or the latest in the home, of those in
     the database at `address` where one is given.
 
-    Where there is none yet, it is the bundled digits.
+    Where there is none yet, it is the bundled digits. A study that was begun from no file of the user's is asked as it
+    was begun, `--set` included, and not as it ships; unless it begins anew (`fresh`), or under another name.
     """
     if argument is None:
         latest = latest_folder(home, address)
         if latest is not None:
             return _begun(latest, overrides, replaced)
         argument = "digits"
-    path = _path(argument)
+    path, anew = _path(argument), fresh or any(parse_override(override)[0] == "name" for override in overrides)
     if path.suffix == ".toml":
         return read_question(path, overrides, replaced)
     if is_function(argument):
@@ -56,23 +60,20 @@ def find_study(
     if path.suffix == ".py":
         raise InputError(f"{argument} is a script: which function of it?", hint=f"tunecli search {argument}:objective")
     if path.suffix.lower() in data.TABLE_SUFFIXES:
-        begun = home / table_name(path)
-        if replaced.get("data.target") is None and (begun / "study.toml").is_file():
-            # The target was said when the study of this very file began.
-            first = read_question(begun / "study.toml")
-            if isinstance(first, Study) and (first.base / first.data.source).resolve() == path.resolve():
-                replaced = {**replaced, "data.target": first.data.target}
-        return study_of_table(path, overrides, replaced)
+        return _of_data(path, home, overrides, replaced, anew)
     if NAME.fullmatch(argument):
-        for candidate in (home / f"{argument}.toml", bundled_study(argument)):
-            if candidate is not None and candidate.is_file():
-                return read_question(candidate, overrides, replaced)
-        if (home / argument / "study.toml").is_file():
+        if (home / f"{argument}.toml").is_file():
+            return read_question(home / f"{argument}.toml", overrides, replaced)
+        ships = bundled_study(argument)
+        ships_anew = anew and (ships is not None or argument in data.BUNDLED)
+        if (home / argument / "study.toml").is_file() and not ships_anew:
             return _begun(home / argument, overrides, replaced)
+        if ships is not None:
+            return read_question(ships, overrides, replaced)
         if argument in data.BUNDLED:
             return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
     if argument and (path.is_dir() or path.suffix.lower() == ".npy"):
-        return study_of_table(path, overrides, replaced)
+        return _of_data(path, home, overrides, replaced, anew)
     names = {
         *bundled_names(),
         *data.BUNDLED,
@@ -80,6 +81,18 @@ def find_study(
         *(own.name for own in _begun_folders(home)),
     }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
+
+
+def _of_data(path: Path, home: Path, overrides: Sequence[str], replaced: Mapping[str, Any], anew: bool) -> Question:
+    """The study that data are themselves, as it was begun with these very data; `anew` but for the target."""
+    begun = home / table_name(path.absolute())
+    if (begun / "study.toml").is_file():
+        first = read_question(begun / "study.toml")
+        if isinstance(first, Study) and (first.base / first.data.source).resolve() == path.resolve():
+            if not anew:
+                return _begun(begun, overrides, replaced)
+            replaced = {**replaced, "data.target": replaced.get("data.target") or first.data.target}
+    return study_of_table(path, overrides, replaced)
 
 
 def _path(argument: str) -> Path:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,7 +29,6 @@ from tunecli.trial import State
 if TYPE_CHECKING:
     from tunecli.report.summary import Summary
     from tunecli.space import Space
-    from tunecli.storage import Address
     from tunecli.study import Question
     from tunecli.trial import Value
 
@@ -81,7 +79,7 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
-    from tunecli.home import find_database
+    from tunecli.home import find_command, find_database, find_study
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
@@ -90,7 +88,12 @@ def search(
     replaced = {"seed": seed, "search.trials": trials, "search.sampler": sampler, "search.pruner": pruner}
     replaced |= {"search.window": window, "data.target": target, "program.direction": direction and str(direction)}
     address = address_of(storage)
-    question = _question(study, command, home, settings or [], replaced, address)
+    if command is None:
+        question = find_study(study, home, settings or [], replaced, address, fresh=fresh)
+    elif study is None:
+        question = find_command(command, home, settings or [], replaced)
+    else:
+        raise UsageError(f"{study} and --command both say what to search", hint="give one of them")
     points = _points(tries or [], question)
     folder, console = home / question.name, live.progress_console()
     timeout_seconds = _seconds(timeout)
@@ -173,23 +176,6 @@ def _hopeless(summary: Summary, most: int, report: str) -> TunecliError:
         hint=f"{report} tells more; mend it and go on, or with --set search.max_failures={2 * most}:\n"
         f"  {typed_command()}",
     )
-
-
-def _question(
-    study: str | None,
-    command: str | None,
-    home: Path,
-    settings: list[str],
-    replaced: dict[str, Any],
-    address: Address | None,
-) -> Question:
-    from tunecli.home import find_command, find_study
-
-    if command is None:
-        return find_study(study, home, settings, replaced, address)
-    if study is not None:
-        raise UsageError(f"{study} and --command both say what to search", hint="give one of them")
-    return find_command(command, home, settings, replaced)
 
 
 def _check_known(option: str, name: str | None, known: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """A model recorded for all rows gives the gradient that plain autograd gives each row by itself, or is not recorded."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -397,7 +398,7 @@ class Noisy(Dropping):
     """Draws what no layer of torch's draws."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + 0.1 * torch.randn_like(x))
+        return super().forward(x + 0.1 * torch.randn_like(x))  # this
 
 
 def build_mlp(source: str) -> nn.Module:
@@ -444,35 +445,39 @@ class Writing(Own):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.body(x)
         hidden[:, 0] = 0
-        outputs: Tensor = self.head(hidden.exp() + hidden)
+        outputs: Tensor = self.head(hidden.exp() + hidden)  # this
         return outputs
 
 
 class Always(Own):
     def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.head(functional.dropout(self.body(x), 0.1))
+        outputs: Tensor = self.head(functional.dropout(self.body(x), 0.1))  # this
         return outputs
 
 
 class Deciding(Own):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.head.weight.sum() > 0 else -x)
+        return super().forward(x if self.head.weight.sum() > 0 else -x)  # this
 
 
 @pytest.mark.parametrize(
     ("make", "because"),
     [
-        (Noisy, "it draws by randn_like: only dropout is drawn for all trials at once"),
-        (Always, "it draws in evaluation too: F.dropout needs training=self.training"),
+        (Noisy, "LINE: it draws by randn_like: only dropout is drawn for all trials at once"),
+        (Always, "LINE: it draws in evaluation too: F.dropout needs training=self.training"),
         (Counting, "its forward pass sets self.calls: keep nothing between its calls"),
-        (Deciding, "its forward pass decides by a tensor's values: use torch.where"),
+        (Deciding, "LINE: its forward pass decides by a tensor's values: use torch.where"),
         (hooked, "it has hooks: what they do can stand in forward"),
-        (Writing, "its forward pass writes into part of a tensor: use torch.cat"),
+        (Writing, "LINE: its forward pass reads a tensor after writing into part of it: use torch.cat"),
     ],
 )
 def test_a_model_that_a_graph_would_not_repeat_is_looped_and_its_user_told_what_to_change(
     make: Any, because: str
 ) -> None:
+    if because.startswith("LINE"):
+        lines, first = inspect.getsourcelines(make.forward)
+        (place,) = [number for number, line in enumerate(lines, first) if "# this" in line]
+        because = because.replace("LINE", f"test_rowwise.py:{place}")
     assert LocalEngine(make_task(make), RULES).traits(RUN).looped_because == because
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,8 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
     if mixes or stateful:
-        return Traits("looped", "samples of a batch depend on each other", stochastic, True)
+        mixer = _batch_norm(module) or "samples of a batch depend on each other"
+        return Traits("looped", mixer, stochastic, True)
     if any(isinstance(part, nn.RNNBase) for part in module.modules()):
         return Traits("looped", "recurrent layers are faster one by one", stochastic)
     if unfolded_numbers(module, lambda: call(module, samples.inputs)) > SMALL:
@@ -110,7 +113,7 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     with torch.no_grad(), evaluating(module):
         found = [torch.stack([own.double() for own in step(module, part.batch())]) for part in parts]
     adds_up = torch.allclose(found[0], found[1] + found[2], rtol=1e-3, atol=1e-4)
-    mixes = step.per_batch or not adds_up or _has_batch_norm(module)
+    mixes = step.per_batch or not adds_up or _batch_norm(module) is not None
     return Traits("looped", "train.step is the user's own", True, mixes)
 
 
@@ -134,7 +137,7 @@ def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, b
         stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
     for name, buffer in module.named_buffers():
         buffer.copy_(state[name])
-    return stochastic, mixes or _has_batch_norm(module), stateful
+    return stochastic, mixes or _batch_norm(module) is not None, stateful
 
 
 def _generator_state(samples: Samples) -> Tensor:
@@ -143,8 +146,12 @@ def _generator_state(samples: Samples) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+def _batch_norm(module: nn.Module) -> str | None:
+    """Which layer takes the statistics of a batch, and what would not."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            return f"{type(part).__name__} (layer {name}) mixes the samples of a batch: nn.GroupNorm does not"
+    return None
 
 
 def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
@@ -168,15 +175,25 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
         outputs = way.outputs(samples.inputs, count)
         expected = torch.stack([_gradient(module, layout, samples, loss, own) for own in keys])
     except Unrecordable as error:
-        return str(error)
+        return f"{_place(error)}{error}"
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
         if is_out_of_memory(error):
             raise
-        return f"vmap cannot follow its forward pass ({type(error).__name__})"
+        return f"{_place(error)}vmap cannot follow its forward pass ({type(error).__name__})"
     with torch.no_grad(), evaluating(module):
         given = as_outputs(call(module, samples.inputs), count)
     same = _agree(gradient.memory, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
     return None if same else "rows computed at once have another gradient"
+
+
+def _place(error: BaseException) -> str:
+    """`model.py:12: `, the line of the user's module in which it was raised; nothing where it was in one of torch's."""
+    found = ""
+    for frame, line in traceback.walk_tb((error.__cause__ or error).__traceback__):
+        own = frame.f_locals.get("self")
+        if isinstance(own, nn.Module) and not type(own).__module__.startswith("torch."):
+            found = f"{Path(frame.f_code.co_filename).name}:{line}: "
+    return found
 
 
 def _gradient(module: nn.Module, layout: Layout, samples: Samples, loss: Loss, keys: Tensor) -> Tensor:

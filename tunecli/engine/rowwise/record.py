@@ -27,6 +27,7 @@ aten = torch.ops.aten
 
 DECIDES = "its forward pass decides by a tensor's values: use torch.where"
 WRITES = "its forward pass writes into part of a tensor: use torch.cat"
+STALE = "its forward pass reads a tensor after writing into part of it: use torch.cat"
 
 
 class Unrecordable(Exception):
@@ -76,7 +77,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if not isinstance(value, Tensor):
             return value
         if id(value) in self._stale:
-            raise Unrecordable(WRITES)
+            raise Unrecordable(STALE)
         if id(value) not in self._nodes:
             name = f"constant_{len(self._nodes)}"
             self.constants.register_buffer(name, value.detach())

@@ -1,9 +1,11 @@
 """`tunecli init`: data looked at, and a study file drafted for them."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Command
 from tunecli.study import read_study
@@ -134,3 +136,18 @@ def test_mistakes_are_answered_and_nothing_is_written(
     assert (done.code, done.out) == (code, "")
     assert words in done.complaint[0]
     assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
+
+
+def test_what_is_said_of_the_data_is_written(tunecli: Command, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (5 + number % 2, 5), 10 * number).save(tmp_path / "photos" / name / f"{number}.png")
+    assert "--set data.size=[64,64]" in tunecli("init", "photos").complaint[1]
+    done = tunecli("init", "photos", "--set", "data.size=[8,8]", "--set", "data.split=[6,2,2]")
+    assert done.code == 0, done.err
+    drafted = tomllib.loads((tmp_path / "photos.toml").read_text())
+    assert drafted["data"] == {"source": "photos", "size": [8, 8], "split": [6, 2, 2]}
+    assert "each of shape (1, 8, 8)" in done.out
+    refused = tunecli("init", "iris", "--set", "train.epochs=3")
+    assert (refused.code, refused.complaint[0]) == (2, "--set train.epochs=3: init takes keys of [data] alone")

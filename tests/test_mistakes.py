@@ -360,3 +360,26 @@ def test_a_search_without_hope_ends_well_but_for_its_code(tunecli: Command, tmp_
 def test_a_file_without_its_function_is_told_how_to_name_one(refused: Callable[..., str], tmp_path: Path) -> None:
     write_study(tmp_path, study=STUDY.replace("own.py:make", "own.py"))
     assert "own.py:FUNCTION" in refused(3, "search", "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("function", "taken"),
+    [("def load():", "nothing"), ("def load(trial, folder):", "trial, folder"), ("def load(*, seed=0):", "nothing")],
+)
+def test_a_function_that_is_no_objective_is_said_before_any_trial(
+    refused: Callable[..., str], tmp_path: Path, function: str, taken: str
+) -> None:
+    (tmp_path / "own.py").write_text(f"{function}\n    return 1.0\n")
+    said = refused(3, "search", "own.py:load")
+    assert f"an objective takes a trial, this function takes {taken}\n" in said
+    assert "tunecli init own.py:load" in said
+
+
+@pytest.mark.parametrize("function", ["def load(trial, folder='.'):", "def load(*all):", "@staticmethod\ndef load():"])
+def test_a_function_that_may_be_an_objective_is_tried(tunecli: Command, tmp_path: Path, function: str) -> None:
+    (tmp_path / "own.py").write_text(f"{function}\n    raise ValueError('no')\n")
+    done = tunecli("search", "own.py:load", "--trials", "1")
+    assert done.code == 3
+    message, hint = done.complaint
+    assert message.startswith("all 1 trials failed: ")
+    assert hint == "tunecli report own tells more"  # it had no hparams

@@ -20,12 +20,16 @@ def init(
         str, typer.Argument(metavar="DATA", help="A table, your own file.py:function, or bundled data such as iris.")
     ],
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="data.KEY=VALUE", help="Say more of the data, e.g. data.size=[64,64]."),
+    ] = None,
 ) -> None:
     """Look at data and write a study file for them, in the folder that you are in.
 
     The file is named after the data, commented, and ready for `tunecli search`. None is ever overwritten.
     """
-    study = _study_of(source, target)
+    study = _study_of(source, target, settings or [])
     path = Path(f"{study.name}.toml")
     _refuse_existing(path)
     from tunecli import live
@@ -39,12 +43,15 @@ def init(
     live.progress_console().say(f"wrote {path}\nnext:\n  tunecli search {path}")
 
 
-def _study_of(source: str, target: str | None) -> Study:
+def _study_of(source: str, target: str | None, settings: list[str]) -> Study:
     """The study of these data with everything else left to its default, its paths relative to this folder."""
     from tunecli.data import BUNDLED, check_source
     from tunecli.source import is_function
     from tunecli.study import default_document, make_study, table_name
 
+    other = next((own for own in settings if not own.startswith("data.")), None)
+    if other is not None:
+        raise UsageError(f"--set {other}: init takes keys of [data] alone", hint="write it into the file afterwards")
     file, colon, function = source.rpartition(":") if is_function(source) else (source, "", "")
     if Path(file).suffix and not Path(file).exists():
         raise DataError(f"no such file: {file}", hint="give the path of a table, or of a file of your own functions")
@@ -55,7 +62,7 @@ def _study_of(source: str, target: str | None) -> Study:
         source = Path(os.path.relpath(file)).as_posix() + colon + function
     document = default_document(source, Path(file))
     return make_study(
-        document, Path.cwd(), table_name(Path(file).absolute()), (), {"data.target": target}, where=source
+        document, Path.cwd(), table_name(Path(file).absolute()), settings, {"data.target": target}, where=source
     )
 
 

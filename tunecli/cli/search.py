@@ -160,10 +160,11 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
     # What diverged is the recipe's fault; what raised is the user's code, and no other recipe will mend it.
     kind = NoUsableTrial if any(own.startswith("diverged") for own, _ in found) else InputError
     hparams = ", ".join(short_hparams(trials[0].hparams))
+    had = f"trial {trials[0].number} had {hparams}; " if hparams else ""
     share = "" if len(trials) == summary.ended else f", {len(trials)} of them so"
     return kind(
         f"all {summary.ended} trials failed{share}: {reason}",
-        hint=f"trial {trials[0].number} had {hparams}; {report} tells more",
+        hint=f"{had}{report} tells more",
     )
 
 

@@ -37,13 +37,12 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield _key("source", study.data.source, "relative to this file" if is_file else "")
     if study.data.target is not None:
         yield _key("target", study.data.target)
-    yield _default("task", data.task, "inferred")
-    if "columns" in data.preprocessing and study.data.source not in BUNDLED:
-        columns = [own["name"] for own in data.preprocessing["columns"][:2]]
-        yield _default("features", columns, "an example: the columns to use, all others left out")
-    if data.preprocessing.get("kind") == "pictures":
-        yield _default("size", data.preprocessing["size"], "height and width that pictures are made")
-    yield _default("split", DataSection.model_fields["split"].default, "train : validation : test")
+    stated = study.data.model_dump(exclude_unset=True, exclude={"source", "target"})
+    for name, value in stated.items():
+        yield _key(name, value)
+    for name, value, note in _data_defaults(study, data):
+        if name not in stated:
+            yield _default(name, value, note)
     yield "\n[model]"
     bundled = ", ".join(name for name in models.BUNDLED if name != study.model.source)
     yield _key("source", study.model.source, f'or {bundled}, or your own "file.py:function"')
@@ -72,6 +71,16 @@ def _lines(study: Study, data: Data, file: str) -> Iterator[str]:
     yield _default("trial_timeout", "10m", "an example: a trial that takes longer has failed")
     failures = "so many trials that fail in a row end the search"
     yield _default("max_failures", SearchSection.model_fields["max_failures"].default, failures)
+
+
+def _data_defaults(study: Study, data: Data) -> Iterator[tuple[str, Any, str]]:
+    yield "task", data.task, "inferred"
+    if "columns" in data.preprocessing and study.data.source not in BUNDLED:
+        columns = [own["name"] for own in data.preprocessing["columns"][:2]]
+        yield "features", columns, "an example: the columns to use, all others left out"
+    if data.preprocessing.get("kind") == "pictures":
+        yield "size", data.preprocessing["size"], "height and width that pictures are made"
+    yield "split", DataSection.model_fields["split"].default, "train : validation : test"
 
 
 def _key(name: str, value: Any, note: str = "") -> str:

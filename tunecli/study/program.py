@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tunecli.command import Command
 from tunecli.errors import InputError, SpaceError, StudyFileError
-from tunecli.source import is_function, source_file
+from tunecli.source import function_name, is_function, source_file
 from tunecli.space import Space, placeholder_space
 from tunecli.study.faults import key_fault, name_faults, search_faults, without_keys
 from tunecli.study.sections import ProgramFile, ProgramSection, SearchSection, as_toml
@@ -157,11 +157,32 @@ def _objective_faults(objective: str, base: Path, space: Mapping[str, Any]) -> l
         )
     elif not source_file(objective, base).is_file():
         faults.append(f"no such file: {source_file(objective, base)}\npaths are relative to {base}")
+    elif (taken := _taken_instead(source_file(objective, base), function_name(objective))) is not None:
+        faults.append(
+            f"an objective takes a trial, this function takes {taken}\n"
+            f"data of your own are named in a study file: tunecli init {objective} drafts one"
+        )
     if space:
         faults.append(
             f"[space] names {next(iter(space))!r}, but an objective names its own ranges\nchange its suggest_*"
         )
     return faults
+
+
+def _taken_instead(path: Path, function: str) -> str | None:
+    """What a script's function takes that cannot be called with a trial alone: read, never run. None where it can, or
+    where it stands elsewhere."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None  # the trial says what is wrong with it
+    found = [own for own in tree.body if isinstance(own, ast.FunctionDef) and own.name == function]
+    if len(found) != 1 or found[0].decorator_list or found[0].args.vararg is not None:
+        return None
+    names = [own.arg for own in (*found[0].args.posonlyargs, *found[0].args.args)]
+    if names and len(names) - len(found[0].args.defaults) <= 1:
+        return None
+    return ", ".join(names) or "nothing"
 
 
 def stated_direction(path: Path) -> str | None:

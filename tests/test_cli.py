@@ -5,6 +5,7 @@ Most tests call `main` in this process; those about signals, pipes and imports s
 
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import optuna
 import pytest
 import torch
 
-from tunecli import live
+from tunecli import __version__, live
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
 from tunecli.live.progress import LineView
@@ -540,6 +541,15 @@ def test_a_signal_stops_a_search_at_once_and_it_goes_on(
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["ls", "report"])
+def test_ctrl_c_in_any_command_is_said(tunecli: Command, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *ignored: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(signal, "signal", lambda *ignored: None)
+    done = tunecli(command)
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "interrupted; nothing acknowledged is lost, the same command goes on\n"
+
+
 @pytest.mark.parametrize(("tick", "said"), [(1, "epoch 1"), (3, "epoch 3")])
 def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
     tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick: int, said: str
@@ -728,3 +738,28 @@ def test_a_changed_question_is_said_and_reported(tunecli: Command, home: Path) -
     assert len(tunecli("report", "tiny", "--format", "json").document["changes"]) == 1
     done = tunecli("search", "tiny", "--sampler", "tpe", "--trials", "13")
     assert "outside today's space and are hidden from tpe" in " ".join(done.err.split())
+
+
+def test_a_best_trial_outside_of_todays_space_is_told(tunecli: Command, home: Path) -> None:
+    best = tunecli("report", "tiny", "--format", "json").document["best"]
+    assert "outside of" not in tunecli("report", "tiny").out
+    other = [size for size in (32, "full") if size != best["hparams"]["batch_size"]]
+    assert tunecli("search", "tiny", "--trials", "10", "--set", f"space.batch_size={json.dumps(other)}").code == 0
+    assert "outside of" not in tunecli("report", "tiny").out, "nothing was asked by the new space yet"
+    narrow = ["--set", f"space.batch_size={json.dumps(other)}", "--set", "space.learning_rate={low=5e-9,high=6e-9}"]
+    done = tunecli("search", "tiny", "--trials", "11", *narrow)
+    assert done.code == 0, done.err
+    for said in (done.out, tunecli("report", "tiny").out):
+        assert "  outside of today's space: learning_rate, batch_size\n" in said
+
+
+def test_the_version_is_shown(tunecli: Command) -> None:
+    done = tunecli("--version")
+    assert (done.code, done.out, done.err) == (0, f"tunecli {__version__}\n", "")
+
+
+def test_a_line_of_progress_is_not_said_twice(tunecli: Command, tmp_path: Path) -> None:
+    done = tunecli("search", "iris", "--trials", "2", "--timeout", "0s")
+    assert "search 2 trials of up to 30 epochs, 2 in flight," in done.err
+    lines = done.err.splitlines()
+    assert len(lines) == len(set(lines))

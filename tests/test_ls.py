@@ -108,7 +108,8 @@ def test_where_there_is_no_study_yet_it_says_how_one_begins(tunecli: Command, tm
         assert done.err == "no study in studies yet; tunecli search begins one\n"
         (tmp_path / "studies").mkdir(exist_ok=True)
     assert tunecli("ls", "--format", "json").document["studies"] == []
-    assert "tunecli search --home mine begins" in tunecli("ls", "--home", "mine").err
+    mistyped = tunecli("ls", "--home", "mine").err
+    assert mistyped == "no study in mine, which is not there yet; tunecli search --home mine begins one\n"
     (tmp_path / "file").touch()
     done = tunecli("ls", "--home", "file")
     assert done.code == 3

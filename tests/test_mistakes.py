@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tunecli.errors import did_you_mean
 from tunecli.store import hold, read
 
 Command = Callable[..., Any]
@@ -383,3 +384,17 @@ def test_a_function_that_may_be_an_objective_is_tried(tunecli: Command, tmp_path
     message, hint = done.complaint
     assert message.startswith("all 1 trials failed: ")
     assert hint == "tunecli report own tells more"  # it had no hparams
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("acc", "did you mean 'accuracy'?"),  # it begins one
+        ("acuracy", "did you mean 'accuracy'?"),
+        ("pre", "known: accuracy, auroc, precision, precision_micro"),  # two begin like this
+        ("bayes", "known: accuracy, auroc, precision, precision_micro"),
+        ("aurok", "did you mean 'auroc'?"),
+    ],
+)
+def test_only_what_is_near_is_suggested(word: str, hint: str) -> None:
+    assert did_you_mean(word, ["precision", "auroc", "accuracy", "precision_micro"]) == hint

@@ -306,7 +306,8 @@ def test_the_newest_fine_tuned_model_in_use_comes_before_the_best_trial(tunecli:
     assert first.used
     done = tunecli("predict", "flowers", "flowers.csv")
     assert done.out != trial.out
-    assert f"the fine-tuned model 1, from trial-{first.trial} (accuracy {first.after:.4f} on test)" in done.err
+    words = f"trial-{first.trial} trained on with {first.data} (accuracy {first.after:.4f} on test)"
+    assert f"the fine-tuned model 1, {words}" in done.err
     frame = pd.read_csv(here / "flowers.csv", dtype={"plot": str})
     names = ["'-versi", "'=1+1", "virginica"]
     labels = [names[k] for k in by_hand(first.checkpoint, frame).argmax(1)]

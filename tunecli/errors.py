@@ -77,10 +77,22 @@ class StorageError(TunecliError):
     exit_code = 5
 
 
+LEAST_ALIKE = 0.65
+"""As difflib counts it: `sede` is near `seed`, and `acc` is not near `auroc`, nor `bayes` near `binary`."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint that names the nearest known word, or all of them where none is near."""
     known = sorted(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    near = nearest(word, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
     return f"known: {', '.join(known)}" if known else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one that a word begins, or that it hardly differs from; None where none is near."""
+    known = sorted(known)
+    begun = [own for own in known if len(word) > 1 and own.startswith(word)]
+    near = begun[:1] if len(begun) == 1 else get_close_matches(word, known, n=1, cutoff=LEAST_ALIKE)
+    return near[0] if near else None

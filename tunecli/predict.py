@@ -105,7 +105,8 @@ def choose(folder: Path, trial: int | None, database: Database | None = None) ->
             continue
         if manifest.get("used"):
             _check_complete(manifest, place)
-            words = f"the fine-tuned model {place.name}, from {manifest['source']} ({_score(manifest)})"
+            on = f"{manifest['source']} trained on with {manifest.get('finetuned', {}).get('data')}"
+            words = f"the fine-tuned model {place.name}, {on} ({_score(manifest)})"
             return Chosen(place, weights, manifest, words, (*passed_over, *_overtaken(record, manifest)))
     kept = load_kept(folder, record, trial)
     place = checkpoint_folder(folder, kept.trial.number)

@@ -6,13 +6,15 @@ import io
 import os
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from tunecli import __version__
 from tunecli.cli.finetune import finetune
 from tunecli.cli.init import init
 from tunecli.cli.ls import ls
+from tunecli.cli.options import Stopped
 from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
@@ -30,8 +32,26 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"tunecli {__version__}")
+        raise typer.Exit
+
+
 _Usage: type[Exception] = typer.BadParameter.__mro__[1]
 """click's UsageError. typer carries a click of its own and exports only this subclass of it."""
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", metavar="", help="Show the version and exit.", callback=_show_version, is_eager=True),
+]
+
+
+@app.callback()
+def _app(version: VersionOption = False) -> None:
+    pass
 
 
 app.command("search")(search)
@@ -51,7 +71,11 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # an encoding without some character ends no command
     try:
         code = app(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt  # which typer has made an exit code of
         sys.stdout.flush()  # here, where a reader that has gone is known
+    except Stopped as stopped:
+        code = stopped.exit_code
     except TunecliError as error:
         code = _complain(error, debug)
     except _Usage as error:

@@ -11,6 +11,7 @@ from tunecli.cli.options import (
     HOME,
     DeviceOption,
     HomeOption,
+    Stopped,
     StorageOption,
     StudyArgument,
     TextOrJson,
@@ -84,7 +85,7 @@ def finetune(
         result = live.show_finetune(found, console)
         if result is None:
             live.say_interrupted(typed_command(), console)
-            raise typer.Exit(interrupt.exit_code)
+            raise Stopped(interrupt.exit_code)
         if output is TextOrJson.JSON:
             print(live.finetune_json(result))
         else:

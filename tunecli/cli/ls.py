@@ -38,7 +38,9 @@ def ls(
     elif found:
         draw_studies(found, datetime.now(UTC), output_console())
     else:
-        where = home if address is None else address
+        where: object = address
+        if address is None:
+            where = home if home == HOME or home.is_dir() else f"{home}, which is not there"
         begins = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
         live.progress_console().say(f"no study in {where} yet; tunecli search{begins} begins one")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunecli.report.summary import Summary
     from tunecli.storage import Address, Database
     from tunecli.store import Record
+    from tunecli.trial import Trial
 
 StudyArgument = Annotated[
     str | None,
@@ -50,6 +51,14 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")]
 HOME = Path("studies")
+
+
+class Stopped(Exception):
+    """A signal ended the command, which has said so and what goes on with it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 class Direction(StrEnum):
@@ -116,7 +125,7 @@ def read_summary(database: Database) -> Summary:
         exhausted=_exhausted(record),
         importance=record.importance,
     )
-    summary = replace(summary, changes=_changes(record))
+    summary = replace(summary, changes=_changes(record), outside=_outside(record, summary.best))
     if summary.best is None or record.command is None:
         return summary
     return replace(summary, command=shlex.join(record.command.filled(summary.best.hparams)))
@@ -129,6 +138,16 @@ def _changes(record: Record) -> list[tuple[int, list[str]]]:
     asked = [*(own.document for own in record.earlier), record.document]
     found = [list(differences(before, now).values()) for before, now in pairwise(asked)]
     return [(own.until, lines) for own, lines in zip(record.earlier, found, strict=True) if lines]
+
+
+def _outside(record: Record, best: Trial | None) -> list[str]:
+    """The hparams of the best trial that today's space does not hold, where it was another one once."""
+    from tunecli.points import no_values
+
+    if best is None or not record.earlier or record.of_program:
+        return []
+    known = {dimension.hparam for dimension in record.space.dimensions}
+    return [name for name in no_values(record.space, best.hparams) if name in known]
 
 
 def _exhausted(record: Record) -> int | None:

@@ -13,6 +13,7 @@ from tunecli.cli.options import (
     Direction,
     HomeOption,
     SetOption,
+    Stopped,
     StorageOption,
     StudyArgument,
     TextOrJson,
@@ -114,7 +115,7 @@ def search(
         ended = live.show(found, console, verbose=verbose)
         if ended.how == "stopped":
             live.say_stopped(ended, typed_command(), console)
-            raise typer.Exit(interrupt.exit_code)
+            raise Stopped(interrupt.exit_code)
         summary, report = read_summary(database), f"tunecli report {question.name}{home_option(home)}"
         _print_result(summary, output)
         if ended.how == "hopeless":

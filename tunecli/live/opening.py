@@ -104,7 +104,7 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
             "search",
             [
                 f"{study.search.trials} trials of up to {_count(study.train.epochs, 'epoch')}",
-                f"{study.window} in flight",
+                f"{min(study.window or 1, study.search.trials)} in flight",
                 _pruner(study),
                 f"{event.metric} on validation is {event.direction}d",
             ],

@@ -23,11 +23,12 @@ class LineView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown = time.monotonic()
         self._opened: Opened | OpenedProgram | None = None
+        self._shown, self._said = time.monotonic(), ""
 
     def open(self, event: Opened | OpenedProgram) -> None:
         self._opened = event
+        self._shown = time.monotonic()
 
     def note(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -35,11 +36,17 @@ class LineView:
     def update(self, progress: Progress) -> None:
         if time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
-            self._console.print(_status(progress, self._opened), soft_wrap=True)
+            self._say(_status(progress, self._opened))
 
     def close(self, event: Ended) -> None:
         if self._opened is not None:
-            self._console.print(_status(event.progress, self._opened, ended=True), soft_wrap=True)
+            self._say(_status(event.progress, self._opened, ended=True))
+
+    def _say(self, status: str) -> None:
+        """Once, for nobody learns from the same line again."""
+        if status != self._said:
+            self._console.print(status, soft_wrap=True)
+        self._said = status
 
 
 class BarView:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from tunecli.errors import did_you_mean
+from tunecli.errors import did_you_mean, nearest
 from tunecli.metrics import classification, losses, regression
 from tunecli.metrics.classification import predicted_class
 from tunecli.trial import Value
@@ -172,5 +171,5 @@ def nearest_metric(name: str) -> str | None:
 
 
 def _nearest(name: str, table: Mapping[str, object], others: Mapping[str, str]) -> str | None:
-    near = get_close_matches(name, [*table, *others], n=1, cutoff=0.5)
-    return f"did you mean {others.get(near[0], near[0])!r}?" if near else did_you_mean(name, table)
+    near = nearest(name, [*table, *others])
+    return f"did you mean {others.get(near, near)!r}?" if near is not None else did_you_mean(name, table)

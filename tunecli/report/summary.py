@@ -15,7 +15,8 @@ class Summary:
     """A study in numbers. `epochs` is None where its trials are runs of a program.
 
     `ranked` are the complete trials from the best on, `ties` how many share the best value. `exhausted` is how many
-    points the space has, where all were tried. `command` is what ran the best trial, where a command did. `changes` are
+    points the space has, where all were tried. `outside` are the hparams by which the best trial lies outside of
+    today's space. `command` is what ran the best trial, where a command did. `changes` are
     those of the question: the first trial that was asked anew, and a line for each key.
     """
 
@@ -35,6 +36,7 @@ class Summary:
     command: str | None = None
     importance: Importance | None = None
     changes: Sequence[tuple[int, Sequence[str]]] = ()
+    outside: Sequence[str] = ()
 
     @property
     def split(self) -> str | None:

@@ -96,6 +96,9 @@ def _best(summary: Summary, best: Trial, width: int) -> Text:
         text.append(f"\n  {summary.ties} trials tie, the lowest number goes first")
     for line in wrap(short_hparams(best.hparams), width - 2).splitlines():
         text.append(f"\n  {line}")
+    if summary.outside:
+        outside = wrap([f"outside of today's space: {summary.outside[0]}", *summary.outside[1:]], width - 2)
+        text.append("".join(f"\n  {line}" for line in outside.splitlines()), style="yellow")
     if summary.command is not None:
         text.append("".join(f"\n  {line}" for line in _shell_lines(summary.command, width - 4)), style="dim")
     return text

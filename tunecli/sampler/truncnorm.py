@@ -23,18 +23,21 @@ MANY = 500
 """From here on scipy is worth its import; its results are the same but for rounding. A proposal's draws are fewer: 24
 for each number of a group, of up to 20."""
 
+NEVER = sys.maxsize
+"""As `many`: never scipy, so that draws are Optuna's to the last bit."""
 
-def log_mass(a: Array, b: Array) -> Array:
+
+def log_mass(a: Array, b: Array, many: int = MANY) -> Array:
     """The logarithm of a standard normal's mass between `a` and `b`, of the same shape."""
     result = np.empty_like(a)
     left, right = b <= 0, a > 0  # the tails, which cancel where they are taken from one
     central = ~(left | right)
     if left.any():
-        result[left] = _log_difference(_log_cdf(b[left]), _log_cdf(a[left]))
+        result[left] = _log_difference(_log_cdf(b[left], many), _log_cdf(a[left], many))
     if right.any():
-        result[right] = _log_difference(_log_cdf(-a[right]), _log_cdf(-b[right]))
+        result[right] = _log_difference(_log_cdf(-a[right], many), _log_cdf(-b[right], many))
     if central.any():
-        result[central] = np.log1p(-_cdf(a[central]) - _cdf(-b[central]))
+        result[central] = np.log1p(-_cdf(a[central], many) - _cdf(-b[central], many))
     return result
 
 
@@ -50,7 +53,7 @@ class Truncated:
     @classmethod
     def between(cls, a: Array, b: Array) -> Truncated:
         tail = np.where(a < 0, a, -b)
-        return cls(a, _log_cdf(tail.ravel()).reshape(a.shape), log_mass(a, b))
+        return cls(a, _log_cdf(tail.ravel(), NEVER).reshape(a.shape), log_mass(a, b, NEVER))
 
     def at(self, places: NDArray[np.intp]) -> Truncated:
         """Those at these places of the last axis."""
@@ -77,8 +80,8 @@ def _log_difference(log_p: Array, log_q: Array) -> Array:
     return difference
 
 
-def _cdf(a: Array) -> Array:
-    if a.size >= MANY:
+def _cdf(a: Array, many: int) -> Array:
+    if a.size >= many:
         from scipy.special import ndtr
 
         return ndtr(a)  # type: ignore[no-any-return]
@@ -86,8 +89,8 @@ def _cdf(a: Array) -> Array:
     return 0.5 + 0.5 * erf
 
 
-def _log_cdf(a: Array) -> Array:
-    if a.size >= MANY:
+def _log_cdf(a: Array, many: int = MANY) -> Array:
+    if a.size >= many:
         from scipy.special import log_ndtr
 
         return log_ndtr(a)  # type: ignore[no-any-return]

@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.graphs --write
 	$(BIN)/python -m tests.benchmarks.occupied --write
 	$(BIN)/python -m tests.benchmarks.outside --write
+	$(BIN)/python -m tests.benchmarks.outside --elsewhere --write
 	$(BIN)/python -m tests.benchmarks.first --write
 	$(BIN)/python -m tests.benchmarks.persistence --write
 	$(BIN)/python -m tests.benchmarks.proposals --write

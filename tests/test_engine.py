@@ -530,6 +530,20 @@ def test_a_recipe_is_bitwise_the_same_alone_and_beside_any_neighbours(make_engin
         assert crowd[trial] == outcomes(make_engine(task), [runs[trial]])[trial]
 
 
+def test_a_tick_may_be_begun_before_it_is_waited_for(make_engine: MakeEngine) -> None:
+    task, runs = make_task(), [make_run(trial) for trial in range(5)]
+    engine, found = start(make_engine(task), runs), []
+    for _ in range(2):
+        elsewhere = engine.begin()
+        assert elsewhere == isinstance(engine, Processes)
+        assert engine.begin() == elsewhere  # the same tick
+        found.append(tick(engine, runs))
+    expected = outcomes(make_engine(task), runs)
+    assert {
+        own.trial: outcome(engine, own, list(c)) for own, c in zip(runs, zip(*found, strict=True), strict=True)
+    } == expected
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
 def test_a_loss_with_a_shape_of_its_own_equals_a_plain_loop(make_way: MakeEngine, loss: str) -> None:
     """Three runs beside each other, each with its own label smoothing and gamma."""

@@ -103,8 +103,8 @@ def simulate(space: Space, name: str, seed: int = 0, trials: int = TRIALS) -> li
     return go_on(fresh(space, name, seed), [], trials)
 
 
-def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[list[Trial]]:
-    """The same for a search that stands in the middle of a fill."""
+def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS, ahead: int = 0) -> list[list[Trial]]:
+    """The same for a search that stands in the middle of a fill, with so many proposals made ahead in each tick."""
     known, history = list(known), []
     tick = max((trial.start_tick for trial in known), default=1) - 1
     while True:
@@ -115,6 +115,8 @@ def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS) -> list[
         flight = [trial for trial in known if not trial.state.ended]
         if not flight:
             return [*history, known]
+        for number in range(len(known), min(len(known) + ahead, trials)):
+            proposer.prepare(number, tick + 2, {})
         tick += 1
         for trial in flight:
             known[trial.number] = outcome(trial, trial.fidelity + 1, tick)
@@ -154,6 +156,31 @@ def test_a_rebuilt_proposer_goes_on_as_the_live_one_did(sampler: str, stop: int)
     *history, final = simulate(space, sampler, trials=max(trials_for(sampler), stop))
     known = history[stop - 1]
     assert go_on(rebuilt(space, sampler, known), known, max(trials_for(sampler), stop))[-1] == final
+
+
+@sampler
+def test_what_is_made_ahead_changes_no_proposal(sampler: str) -> None:
+    """Too few of them in some ticks, and too many in others."""
+    space, count = space_for(sampler), trials_for(sampler)
+    for ahead in (1, 3) if sampler != "gp" else (2,):
+        assert go_on(fresh(space, sampler), [], count, ahead) == simulate(space, sampler, trials=count)
+
+
+@sampling
+def test_what_is_made_ahead_is_made_anew_where_more_is_known_or_given(sampler: str) -> None:
+    space = space_for(sampler)
+    known = simulate(space, sampler, trials=25)[-1]
+    expected = rebuilt(space, sampler, known).propose(25, 60)
+    given: Hparams = {"optimizer": "adam"}
+    live = rebuilt(space, sampler, known[:-1])
+    late = replace(known[-1], state=State.RUNNING, end_tick=None, curve=(), value=None)
+    live.add(late)
+    live.prepare(25, 60, {})
+    live.prepare(26, 60, given)
+    live.end(known[-1])  # a replay could not start it, say
+    live.prepare(25, 60, given)
+    assert live.propose(25, 60) == expected
+    assert live.propose(26, 60, given)["optimizer"] == "adam"
 
 
 def changed(trial: Trial, value: float) -> Trial:

@@ -18,8 +18,9 @@ import pytest
 from tests.conftest import Command, Question
 from tunecli.engine import child, processes
 from tunecli.errors import ModelError
+from tunecli.sampler.ahead import Ahead
 from tunecli.search import Ended, Event, Noticed, Opened, loop, search
-from tunecli.search.forecast import Forecast
+from tunecli.search.forecast import Ends, Forecast
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import Measurement, State, Trial
@@ -119,6 +120,28 @@ def test_a_study_is_bitwise_the_same_for_any_number_of_workers(question: Questio
     for workers in (1, 2, 3):
         run(study, tmp_path / str(workers), workers=workers)
     assert timeless(tmp_path / "1") == timeless(tmp_path / "2") == timeless(tmp_path / "3")
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("pruner", ["asha", "none"])
+def test_proposals_made_while_workers_train_are_those_made_after(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str
+) -> None:
+    made: list[int] = []
+
+    def prepare(self: Ahead, number: int, *asked: Any) -> None:
+        made.append(number)
+        own(self, number, *asked)
+
+    own = Ahead.prepare
+    monkeypatch.setattr(Ahead, "prepare", prepare)
+    study = question(window=8, trials=40, pruner=pruner)
+    tries: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"learning_rate": 1e-3}]
+    run(study, tmp_path / "1", tries=tries)
+    assert not made  # one process gains nothing by it
+    run(study, tmp_path / "2", workers=2, tries=tries)
+    assert made
+    assert timeless(tmp_path / "1") == timeless(tmp_path / "2")
 
 
 @pytest.mark.usefixtures("forked")
@@ -291,6 +314,17 @@ def test_what_is_left_is_forecast_from_how_far_trials_came() -> None:
     assert forecast.seconds_left([], 92) == pytest.approx(92 * 100 * 0.1)
     flight = [Trial(1, State.RUNNING, {}, start_tick=1, curve=seen(1, 40))]
     assert forecast.seconds_left(flight, 0) == pytest.approx(60 * 0.1)
+
+
+def test_as_many_are_expected_to_end_as_did_at_their_fidelity() -> None:
+    ends = Ends(epochs=9)
+    flight = [Trial(number, State.RUNNING, {}, start_tick=1, curve=seen(number, 2)) for number in range(4)]
+    assert ends.next(flight) == 0, "nothing was seen"
+    for number in range(6):
+        state = State.PRUNED if number % 2 else State.RUNNING
+        ends.see(Trial(number, state, {}, start_tick=1, curve=seen(number, 3)))
+    assert ends.next(flight) == 2
+    assert ends.next([Trial(9, State.RUNNING, {}, start_tick=1, curve=seen(9, 8)), *flight[:1]]) == 2, "the last epoch"
 
 
 def test_where_no_trial_has_ended_what_is_left_is_forecast_from_those_in_flight() -> None:

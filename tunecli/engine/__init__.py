@@ -40,6 +40,9 @@ class Engine(Protocol):
     def traits(self, run: Run) -> Traits:
         """What a run's model allows; raises ModelError where it does not fit the task."""
 
+    def begin(self) -> bool:
+        """Begin a tick where other processes train the runs: whether they do, and `advance` would only wait."""
+
     def advance(self, deadline: float) -> list[Measurement]:
         """Train until runs have finished their tick or `time.monotonic()` has passed the deadline.
 

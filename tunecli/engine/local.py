@@ -111,6 +111,9 @@ class LocalEngine:
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
 
+    def begin(self) -> bool:
+        return False
+
     def advance(self, deadline: float) -> list[Measurement]:
         if not self._work:
             self._work.extend(self._begin_tick())

@@ -146,6 +146,13 @@ class Processes:
     def _to_do(self, worker: Worker) -> float:
         return self._pace.of(worker.runs.values())
 
+    def begin(self) -> bool:
+        if self._waiting or not self._hired:
+            return False
+        if not self._late and not self._pending():
+            self._begin_tick()
+        return not self._own.busy
+
     def advance(self, deadline: float) -> list[Measurement]:
         self._resting = False
         for worker in self._hired:

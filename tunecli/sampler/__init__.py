@@ -39,6 +39,12 @@ class Proposer(Protocol):
         What was `given` by hand stays as it is; the sampler chooses the rest.
         """
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """Make this proposal before it is asked for, where that takes time. It changes no proposal.
+
+        Those of one tick come in the order of numbers, once all that ended two ticks before has been told.
+        """
+
     @property
     def exhausted(self) -> bool:
         """Whether every point of the space has been proposed."""
@@ -59,13 +65,16 @@ def make_proposer(space: Space, sampler: str, direction: str, study_seed: int, w
         from tunecli.sampler.independent import Random
 
         return Random(space, study_seed)
+    from tunecli.sampler.ahead import Ahead
+
     if sampler == "tpe":
         from tunecli.sampler.tpe import Tpe
 
-        return Tpe(space, direction, study_seed)
+        return Ahead(Tpe(space, direction, study_seed))
     from tunecli.sampler.model import Model
 
-    return Model(space, sampler, direction, study_seed, population_size(window))
+    model = Model(space, sampler, direction, study_seed, population_size(window))
+    return Ahead(model) if sampler == "gp" else model
 
 
 def points_left(sampler: str, space: Space, trials: Iterable[Trial]) -> int | None:

@@ -33,6 +33,9 @@ class Grid:
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """It is made in no time."""
+
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
         wanted = (given or {}).items()
         matching = (point for points in (self._left.values(), self._all) for point in points if wanted <= point.items())

@@ -28,6 +28,9 @@ class Random:
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """It is made in no time."""
+
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
         fixed = fitting(self._space, given or {})
         reseed(self._random, self._seed, number)

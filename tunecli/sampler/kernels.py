@@ -134,6 +134,12 @@ class Numbers:
         """A trial of a higher number than those before it."""
         self._added.append((number, internal))
 
+    def forget(self, number: int) -> None:
+        """There are no trials from this number on."""
+        self._added = [own for own in self._added if own[0] < number]
+        self._order = self._order[self._order < number]
+        self._sigma[number:] = np.nan
+
     def kernels(self, rows: Rows) -> NumberKernels:
         self._take_in()
         low, high = self._scale.prior
@@ -200,6 +206,9 @@ class Choices:
         if number >= len(self._seen):
             self._seen = np.append(self._seen, np.zeros(number + 64, np.intp))
         self._seen[number] = int(internal)
+
+    def forget(self, number: int) -> None:
+        """What trials from this number on had is never asked for."""
 
     def kernels(self, rows: Rows) -> ChoiceKernels:
         count = self._count

@@ -52,7 +52,8 @@ class Model:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # gp warns that it would like to have greenlet
         self._space = space
         self._sampler, self._seed, self._population_size = sampler, study_seed, population_size
-        self._study = optuna.create_study(storage=View(), direction=StudyDirection[direction.upper()])
+        self._view = View()
+        self._study = optuna.create_study(storage=self._view, direction=StudyDirection[direction.upper()])
         self._renew(0)
         self._ended: list[Trial] = []
         self._distributions: dict[str, BaseDistribution] = {}
@@ -76,6 +77,9 @@ class Model:
     def end(self, trial: Trial) -> None:
         self._ended.append(trial)
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """Only what can be taken back is made before it is asked for: see `Ahead`."""
+
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
         self._reveal(start_tick - 2)
         self._renew(number)
@@ -93,6 +97,10 @@ class Model:
         hparams = self._space.suggest(ask)
         self._settle(trial._trial_id)
         return hparams
+
+    def forget(self, number: int) -> None:
+        """For gp: nsga2 keeps generations by what was complete when they were first asked for."""
+        self._view.forget(number)
 
     def _renew(self, number: int) -> None:
         seed = derive_seed(self._seed, number, "propose") % 2**32
@@ -153,3 +161,13 @@ class View(InMemoryStorage):
         """Forgets what a sampler notes for concurrent ones, which a resumed search could not see; not a generation."""
         if key.endswith(":generation"):
             super().set_trial_system_attr(trial_id, key, value)
+
+    def forget(self, number: int) -> None:
+        """There are no trials from this number on; a trial's id is its number."""
+        for study_id, study in self._studies.items():
+            for trial in study.trials[number:]:
+                del self._trial_id_to_study_id_and_number[trial._trial_id]
+            del study.trials[number:]
+            # From here on it looks for trials that wait.
+            self._prev_waiting_trial_number[study_id] = min(self._prev_waiting_trial_number[study_id], number)
+        self._max_trial_id = number - 1

@@ -32,6 +32,9 @@ class Sobol:
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """It is made in no time."""
+
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
         share = dict(zip(self._names, self._point(number), strict=True))
         given = given or {}

@@ -74,6 +74,9 @@ class Tpe:
     def end(self, trial: Trial) -> None:
         self._ended.append(trial)
 
+    def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
+        """Only what can be taken back is made before it is asked for: see `Ahead`."""
+
     def propose(self, number: int, start_tick: int, given: Mapping[str, Value] | None = None) -> Hparams:
         if number != self._count:
             raise AssertionError(f"trial {number} was asked for after {self._count} trials")
@@ -102,6 +105,12 @@ class Tpe:
         hparams = self._space.suggest(ask)
         self._add({name: internal for name, (_, internal) in self._space.encode(hparams).items()})
         return hparams
+
+    def forget(self, number: int) -> None:
+        """The trials from this number on have never been proposed; none of them has ended."""
+        self._count = number
+        for own in self._columns.values():
+            own.forget(number)
 
     def _best(self, names: Names, shares: Array) -> dict[str, float]:
         """The best of the candidates for these hparams, internal values."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from tunecli.engine import Engine, Snapshot
+from tunecli.errors import OutOfMemory
 from tunecli.snapshots import Kept, Snapshots
 from tunecli.trial import Measurement, Run
 
@@ -58,6 +60,10 @@ class Flight:
         self._parked |= {trial: Kept(own, self._measured[trial]) for trial, (_, own) in self._ahead.items()}
         self._runs, self._found, self._ahead, self._measured = {}, {}, {}, {}
 
+    def begin(self) -> bool:
+        """Begin the tick where others train; whether this process has time for something else while they do."""
+        return bool(self._runs) and self.engine.begin()
+
     def advance(self, seconds: float) -> int:
         """Train for so long, or until runs have finished their tick; how many have by now."""
         if len(self._measured) < len(self._runs) + len(self._ahead):
@@ -89,8 +95,13 @@ class Flight:
         return self._snapshots.write(self._runs.values(), self._take, within_seconds)
 
     def _take(self, run: Run) -> Kept | None:
-        """A run as it is now; None where a worker has just brought it through a tick, which is not told yet."""
-        snapshot, measured = self.engine.snapshot(run), self._measured.get(run.trial)
+        """A run as it is now; None where what it has just come through could not be heard."""
+        snapshot = self.engine.snapshot(run)
+        if snapshot is not None and snapshot.fidelity > self._ticks[run.trial] and run.trial not in self._measured:
+            # A worker has just brought it through the tick. Where memory ran out there, the next tick is told of it.
+            with suppress(OutOfMemory):
+                self.advance(0.0)
+        measured = self._measured.get(run.trial)
         known = measured.fidelity if measured is not None else self._ticks[run.trial]
         return Kept(snapshot, measured) if snapshot is not None and snapshot.fidelity <= known else None
 

@@ -1,7 +1,9 @@
-"""How long a study will still train: what says whether worker processes repay their start."""
+"""What a search expects of its trials: how long it will still train, and how many end next. It changes speed alone."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 
 from tunecli.trial import Measurement, Trial
@@ -34,3 +36,24 @@ class Forecast:
         length = self._fidelity / self._ended if self._ended else max(reached, default=1)
         going_on = sum(min(max(length - own, own, 1), self._epochs - own) for own in reached)
         return self._seconds / self._ticks * (missing * length + going_on)
+
+
+class Ends:
+    """At which fidelities trials have ended so far, of those that came there."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._came: Counter[int] = Counter()
+        self._ended: Counter[int] = Counter()
+
+    def see(self, trial: Trial) -> None:
+        """A trial has come one tick further, perhaps to its end."""
+        self._came[trial.fidelity] += 1
+        self._ended[trial.fidelity] += trial.state.ended
+
+    def next(self, in_flight: Iterable[Trial]) -> int:
+        """How many are likely to end in the next tick."""
+        return math.ceil(sum(self._share(trial.fidelity + 1) for trial in in_flight))
+
+    def _share(self, fidelity: int) -> float:
+        return 1.0 if fidelity >= self._epochs else self._ended[fidelity] / max(self._came[fidelity], 1)

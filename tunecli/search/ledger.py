@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 from tunecli.pruner import Pruner
 from tunecli.search.events import Progress, Tally
@@ -61,6 +62,12 @@ class Ledger:
     def next(self) -> tuple[int, Hparams]:
         """The number of the trial to start now, and what was given of its hparams: first those that wait."""
         return (self._waiting[0].number, self._waiting[0].given) if self._waiting else (len(self.trials), {})
+
+    def upcoming(self, count: int) -> list[tuple[int, Hparams]]:
+        """The numbers of the trials to start next, so many at most, each with what was given of its hparams."""
+        waiting = [(trial.number, trial.given) for trial in islice(self._waiting, count)]
+        new = range(len(self.trials), min(len(self.trials) + count - len(waiting), self._asked))
+        return [*waiting, *((number, {}) for number in new)]
 
     def start(self, trial: Trial) -> None:
         """The next trial is in flight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.fit import fit, with_earlier_optimizers
 from tunecli.search.flight import Flight
-from tunecli.search.forecast import REPAYS_SECONDS, Forecast
+from tunecli.search.forecast import REPAYS_SECONDS, Ends, Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
@@ -47,6 +48,7 @@ class Loop:
             study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self.forecast = Forecast(study.train.epochs) if place.workers is None else None
+        self.ends = Ends(study.train.epochs)
         self._told: list[str] = []
         self._employed = 0
         self._before_shortage: Plan | None = None
@@ -193,18 +195,22 @@ class Loop:
                 break
             if not self.ledger.in_flight:
                 break
-            measured = yield from self._advance(stop)
+            others_train = self.flight.begin()
+            # While they do, what the tick before showed is written, and the next proposals are made.
+            self._commit()
+            yield self.ledger.progress()
+            measured = yield from self._advance(stop, self._upcoming() if others_train else [])
             if measured is None:
                 break
             self.ledger.tick += 1
             self._decide(measured)
-            self._commit()
             yield from self._keep()
-            yield self.ledger.progress()
             self._consider_workers(math.inf if until is None else until - time.monotonic())
         if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
         self.store.flush()
+        if how != "stopped":
+            yield self.ledger.progress()
         self._explain()
         self.store.flush()
         self.shelf.clear_away()
@@ -222,13 +228,22 @@ class Loop:
         if found is not None:
             self.store.explain(found)
 
-    def _advance(self, stop: Callable[[], bool]) -> Generator[Event, None, list[Measurement] | None]:
-        """Train every run in flight for one tick; returns the measurements, or None where a signal came first."""
-        expected = len(self.ledger.in_flight)
+    def _upcoming(self) -> list[tuple[int, Hparams]]:
+        """The trials that are likely to start after this tick, in the place of those that end in it."""
+        return self.ledger.upcoming(self.ends.next(self.ledger.in_flight))
+
+    def _advance(
+        self, stop: Callable[[], bool], upcoming: Iterable[tuple[int, Hparams]]
+    ) -> Generator[Event, None, list[Measurement] | None]:
+        """Train every run in flight for one tick; returns the measurements, or None where a signal came first.
+
+        `upcoming` are trials whose hparams this process can find meanwhile.
+        """
+        expected, upcoming = len(self.ledger.in_flight), deque(upcoming)
         while not stop():
             short = None
             try:
-                arrived = self.flight.advance(PAUSE_SECONDS)
+                arrived = self.flight.advance(0.0 if upcoming else PAUSE_SECONDS)
             except OutOfMemory as error:
                 short = error.with_traceback(None)
             if short is not None:
@@ -239,6 +254,10 @@ class Loop:
                 self._tell_shortage()
                 yield from self._noticed()
                 return self.flight.end_tick()
+            if upcoming:
+                number, given = upcoming.popleft()
+                self.proposer.prepare(number, self.ledger.tick + 2, given)
+                continue
             yield from self._noticed()
             # A long tick: what has begun can be seen by readers meanwhile.
             self.store.commit()
@@ -356,6 +375,8 @@ class Loop:
         for ended in [ended for own in measured if (ended := self._ending(own)) is not None]:
             self._end(ended)
             self.flight.free(self._run(ended.number, ended.hparams))
+        for own in measured:
+            self.ends.see(self.ledger.trials[own.trial])
 
     def _ending(self, own: Measurement) -> Trial | None:
         """The trial as it ends with this measurement, or None where it goes on."""

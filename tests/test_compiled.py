@@ -55,7 +55,7 @@ def test_a_cache_that_cannot_be_written_hinders_nothing(cache: Path) -> None:
     assert can_compile("cpu")
 
 
-@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
+@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false", "'"])
 def test_without_a_compiler_nothing_is_compiled(cache: Path, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", compiler)
     assert not can_compile("cpu")

@@ -155,9 +155,8 @@ def library(dtype: torch.dtype) -> Any:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    command = [*shlex.split(compiler), *FLAGS, f"-DREAL={_KINDS[dtype]}"]
-    with suppress(OSError, subprocess.SubprocessError, AttributeError):
-        update = _loaded(command).update
+    with suppress(OSError, ValueError, subprocess.SubprocessError, AttributeError):
+        update = _loaded([*shlex.split(compiler), *FLAGS, f"-DREAL={_KINDS[dtype]}"]).update
         update.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         update.restype = None
         return update

@@ -259,6 +259,29 @@ static void scale(const struct rows *all, ptrdiff_t row, REAL by)
     }
 }
 
+/* So many weights are in the cache from the first of these passes to the last. */
+enum { CHUNK = 8192 };
+
+/* Update n weights of a row, from the `low`th of a piece on. */
+static void part(const struct rows *all, const struct piece *piece, ptrdiff_t row, ptrdiff_t low, ptrdiff_t n,
+                 const struct step *s, int whole)
+{
+    const struct hparams *h = s->told;
+    const ptrdiff_t place = piece->offset + low, from = row * all->width + place;
+    REAL *w = all->weights + from, *g = piece->gradient + row * piece->length + low;
+    if (h->l1 != 0 || h->l2 != 0)
+        penalize(n, w, g, all->decay ? all->decay + place : NULL, s);
+    RULES[all->rules[row]](n, w, g, all->first + from, all->second + from, s);
+    if (h->ema_decay > 0) {
+        /* It begins with the weights after the first update, as torch's AveragedModel does. */
+        REAL *average = all->average + from;
+        const REAL keep = (REAL)(s->number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
+        EACH average[i] = average[i] * keep + w[i] * fresh;
+    }
+    if (!whole)
+        memset(g, 0, (size_t)n * sizeof(REAL));
+}
+
 /* Update the rows that are due after a step. See `Updates.apply`; `norms` (K,), and `counts` (K,) or none. */
 void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts, int whole)
 {
@@ -280,20 +303,10 @@ void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts,
             if (!(share > 1))
                 scale(all, row, (REAL)share);
         }
-        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
-            const ptrdiff_t n = piece->length, from = row * all->width + piece->offset;
-            REAL *w = all->weights + from, *g = piece->gradient + row * n;
-            if (h->l1 != 0 || h->l2 != 0)
-                penalize(n, w, g, all->decay ? all->decay + piece->offset : NULL, &s);
-            RULES[all->rules[row]](n, w, g, all->first + from, all->second + from, &s);
-            if (h->ema_decay > 0) {
-                /* It begins with the weights after the first update, as torch's AveragedModel does. */
-                REAL *average = all->average + from;
-                const REAL keep = (REAL)(s.number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
-                EACH average[i] = average[i] * keep + w[i] * fresh;
+        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++)
+            for (ptrdiff_t low = 0; low < piece->length; low += CHUNK) {
+                const ptrdiff_t left = piece->length - low;
+                part(all, piece, row, low, left < CHUNK ? left : CHUNK, &s, whole);
             }
-            if (!whole)
-                memset(g, 0, (size_t)n * sizeof(REAL));
-        }
     }
 }

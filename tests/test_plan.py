@@ -45,6 +45,8 @@ def test_micro_batches_are_no_smaller_than_the_smallest_batch_needs() -> None:
 
 def test_a_wide_model_or_one_trial_at_a_time_is_computed_one_after_another() -> None:
     assert choose_plan(10**6, window=32).way == "looped"
+    assert choose_plan(1000, window=1, convolves=True) == LOOPED
+    assert choose_plan(1000, window=8, convolves=True).way == "rules"
     assert str(choose_plan(1000, window=1)) == "trials one after another, 1 thread"
     assert choose_plan(1000, window=2).way == "rules"
     assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=8, threads=1)

@@ -33,6 +33,7 @@ from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import Task, choose_plan
 from tunecli.engine.compiled import can_compile
+from tunecli.engine.gradients import filters
 from tunecli.trial import Run
 
 SIZES = (16, 32, 64, 128, 256)
@@ -128,8 +129,9 @@ def make_epoch(side: str, name: str, size: int, samples: int, threads: int) -> C
     if side in ("res", "DL"):
         torch.set_num_threads(threads)
         return plain(task, runs, resident if side == "res" else loaded)
-    weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    return slots(task, runs, replace(choose_plan(weights, window, size), threads=threads, compiled=can_compile("cpu")))
+    module = task.build(runs[0])
+    plan = choose_plan(sum(p.numel() for p in module.parameters()), window, size, convolves=bool(filters(module)))
+    return slots(task, runs, replace(plan, threads=threads, compiled=can_compile("cpu")))
 
 
 def work(orders: Connection, side: str, samples: int, threads: int) -> None:

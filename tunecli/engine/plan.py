@@ -63,22 +63,26 @@ def lessened(before: Plan, now: Plan) -> list[str]:
 LOOPED = Plan("looped", cap=None, block_rows=1, threads=1)
 
 
-def choose_plan(weights: int, window: int, smallest_batch: int = 16, blocks: int = 1) -> Plan:
+def choose_plan(
+    weights: int, window: int, smallest_batch: int = 16, blocks: int = 1, *, convolves: bool = False
+) -> Plan:
     """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials, which
-    is to fall into so many `blocks` at least: one a core where a study is long enough for all of them.
+    is to fall into so many `blocks` at least: one a core where a study is long enough for all of them. `convolves`: it
+    has filters.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
     holds every trial beats several low ones, hence a cap as low as the smallest batch: at the default batch sizes, a
     cap of 64 costs two fifths more than one of 16 at a window of 8, a seventh more at 16 and the same at 64. Blocks of
     16 rows cost about a tenth more than blocks of 32, and two of them can share the cores. Below eight trials a cap of
     64 takes 0.4 to 0.85 of the time of one trial after another, one of 16 up to twice that time, at batches of 256; a
-    trial alone gains a seventh to a half at small batches by what is recorded of its model, and reads batches whole.
+    trial alone gains a seventh to a half at small batches by what is recorded of its model, and reads batches whole;
+    but one that convolves loses a fifth by it.
     One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants the second core.
     """
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=os.cpu_count() or 1)
     if window == 1:
-        return Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
+        return LOOPED if convolves else Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
     if window < 8:
         return Plan("rules", cap=CAPS[-1], block_rows=8, threads=1)
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])

@@ -18,6 +18,7 @@ from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
 from tunecli.engine.compiled import can_compile
+from tunecli.engine.gradients import filters
 from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
@@ -111,8 +112,10 @@ class Training:
     def _leg(self, of: str, build: Callable[[Run], nn.Module], run: Run, made_by: Mapping[str, Any]) -> _Leg:
         joined = data_room.joined(self.data.train, self.data.validation)
         task = replace(self.task, train=joined, validation=None, build=build, trial_seconds=None)
-        trainable = sum(p.numel() for p in build(run).parameters() if p.requires_grad)
-        plan = replace(choose_plan(trainable, window=1), compiled=can_compile(resolve_device(self.request.device)))
+        module = build(run)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        plan = choose_plan(trainable, window=1, convolves=bool(filters(module)))
+        plan = replace(plan, compiled=can_compile(resolve_device(self.request.device)))
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
         return _Leg(of, run, task, plan, snapshots)

@@ -48,8 +48,9 @@ def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
 
 
 def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
-    weights = sum(p.numel() for p in task.build(run).parameters() if p.requires_grad)
-    plan = stored or written_plan(study, task, weights, device)
+    module = task.build(run)
+    weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    plan = stored or written_plan(study, task, module, device)
     if plan.compiled and not can_compile(device):
         plan = replace(plan, compiled=False)
     engine = LocalEngine(task, plan, device)

@@ -15,6 +15,7 @@ from tunecli.engine import Plan, Task, Traits, choose_plan
 from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
 from tunecli.engine.compiled import can_compile
 from tunecli.engine.forward import call
+from tunecli.engine.gradients import filters
 from tunecli.engine.plan import rivals
 from tunecli.points import at
 from tunecli.space import Choice, Int, Range, Space
@@ -29,10 +30,11 @@ SECONDS_A_SAMPLE, OPERATIONS_A_SECOND = 1e-6, 5e10
 the same study is always planned alike."""
 
 
-def written_plan(study: Study, task: Task, weights: int, device: str, cores: int = 1) -> Plan:
-    """The plan of a new study by the written rule, for a model of `weights` weights that leaves `cores` cores work."""
+def written_plan(study: Study, task: Task, example: nn.Module, device: str, cores: int = 1) -> Plan:
+    """The plan of a new study by the written rule, for models like the `example` that leaves `cores` cores work."""
     smallest = _batch_sizes(study.space, len(task.train))[0]
-    plan = choose_plan(weights, study.window, smallest, cores)
+    weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
+    plan = choose_plan(weights, study.window, smallest, cores, convolves=bool(filters(example)))
     return replace(plan, compiled=can_compile(device))
 
 
@@ -47,8 +49,9 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     Each of them leaves every core a block of its own.
     """
     batches, cores = _batch_sizes(study.space, len(task.train)), os.cpu_count() or 1
-    layout = [list(p.shape) for p in task.build(example).parameters() if p.requires_grad]
-    written = written_plan(study, task, sum(map(math.prod, layout)), device, cores)
+    module = task.build(example)
+    layout = [list(p.shape) for p in module.parameters() if p.requires_grad]
+    written = written_plan(study, task, module, device, cores)
     plans = rivals(written, study.window, batches[-1], cores, looped=found.looped_because is not None)
     shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
     timings = recall(shape, plans)

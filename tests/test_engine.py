@@ -327,6 +327,26 @@ def test_a_run_equals_a_plain_loop_for_any_batch_size(make_engine: MakeEngine) -
     assert_equals_plain_loop(make_engine, make_task(dtype=torch.float64, samples=101), runs, ticks=2)
 
 
+class Shifted(nn.Module):
+    """Two weights that autograd gives one gradient: the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(FEATURES, 16), nn.Linear(16, CLASSES)
+        self.base, self.shift = nn.Parameter(torch.ones(16)), nn.Parameter(torch.zeros(16))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        factor = self.base.unsqueeze(0) + self.shift.unsqueeze(0)
+        found: Tensor = self.head(torch.tanh(self.first(inputs)) * factor)
+        return found
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_whose_gradients_are_one_are_updated_each_for_itself(make_way: MakeEngine, optimizer: str) -> None:
+    run = make_run(0, batch_size=16, optimizer=optimizer, l1=0.0, l2=0.05)
+    assert_equals_plain_loop(make_way, make_task(Shifted, dtype=torch.float64), [run], ticks=2)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -255,6 +255,8 @@ class Block:
             self._counted += counts
         left = self._way.left if isinstance(self._way, Looped) else None
         self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None, left)
+        if left is not None and isinstance(self._way, Looped):
+            self._way.left = None
         self._updating = False
 
     def _fits_alone(self, place: int) -> bool:

@@ -113,7 +113,8 @@ class Gradient:
         of_row = [(shape, rows * offset) for shape, offset in zip(layout.shapes, layout.offsets, strict=True)]
         cut = [flat[low : low + rows * math.prod(shape)].view(rows, *shape) for shape, low in of_row]
         # A single row is the same either way, and its filters may have their channels last.
-        self.views = cut if apart and rows > 1 else list(layout.views(memory).values())
+        self._cut = apart and rows > 1
+        self.views = cut if self._cut else list(layout.views(memory).values())
         self._filling = layout.filling(memory)
 
     def __len__(self) -> int:
@@ -121,7 +122,7 @@ class Gradient:
 
     def row(self, row: int) -> Tensor:
         """(P,), as the weights of a row are laid out."""
-        if not self.apart or len(self) == 1:
+        if not self._cut:
             return self.memory[row]
         found = torch.zeros_like(self.memory[row])
         for (offset, length), view in zip(self.pieces, self.views, strict=True):
@@ -130,7 +131,7 @@ class Gradient:
 
     def put(self, row: int, values: Tensor) -> None:
         """Have a row be these (P,)."""
-        if not self.apart or len(self) == 1:
+        if not self._cut:
             self.memory[row] = values
             return
         for (offset, length), view in zip(self.pieces, self.views, strict=True):

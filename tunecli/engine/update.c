@@ -1,5 +1,5 @@
-/* One update of some rows by their rules, a row after the other while it is in the cache: one pass over memory, where
-   torch's operations take six to ten.
+/* One update of some rows by their rules, a part of a row after the other while it is in the cache: about one pass over
+   memory, where torch's operations take six to ten.
 
    The rules are those of rules.py, operation by operation. Built without contraction, a * b + c rounds twice: what is
    computed is what IEEE 754 says, whatever the machine and the compiler. REAL is float or double. */
@@ -208,19 +208,6 @@ static double squares(ptrdiff_t n, const REAL *g)
     return sum;
 }
 
-/* l1 and l2 on the gradient, or a decoupled l2 on the weights, of those that are not spared. */
-static void penalize(ptrdiff_t n, REAL *restrict w, REAL *restrict g, const REAL *restrict decay, const struct step *s)
-{
-    const struct hparams *h = s->told;
-    const REAL l1 = (REAL)h->l1, l2 = (REAL)(h->decoupled ? 0 : h->l2);
-    const REAL shrink = (REAL)(h->decoupled ? s->rate * h->l2 : 0);
-    EACH {
-        const REAL own = decay ? decay[i] : 1, weight = w[i] * own;
-        g[i] = g[i] + SIGN(w[i]) * own * l1 + weight * l2;
-        w[i] -= weight * shrink;
-    }
-}
-
 /* A weight: where it lies in a row, and its gradient (K, length), which lies apart. */
 struct piece {
     ptrdiff_t offset, length;
@@ -250,27 +237,30 @@ static double norm(const struct rows *all, ptrdiff_t row)
     return sqrt(sum);
 }
 
-static void scale(const struct rows *all, ptrdiff_t row, REAL by)
-{
-    for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
-        REAL *g = piece->gradient + row * piece->length;
-        for (ptrdiff_t i = 0; i < piece->length; i++)
-            g[i] *= by;
-    }
-}
-
 /* So many weights are in the cache from the first of these passes to the last. */
 enum { CHUNK = 8192 };
 
-/* Update n weights of a row, from the `low`th of a piece on. */
+/* Update n weights of a row, from the `low`th of a piece on, by `factor` times its gradient. That is read and not written:
+   where autograd made it, another weight's may be the same memory. */
 static void part(const struct rows *all, const struct piece *piece, ptrdiff_t row, ptrdiff_t low, ptrdiff_t n,
-                 const struct step *s, int whole)
+                 const struct step *s, REAL factor)
 {
     const struct hparams *h = s->told;
     const ptrdiff_t place = piece->offset + low, from = row * all->width + place;
-    REAL *w = all->weights + from, *g = piece->gradient + row * piece->length + low;
-    if (h->l1 != 0 || h->l2 != 0)
-        penalize(n, w, g, all->decay ? all->decay + place : NULL, s);
+    const REAL *decay = all->decay ? all->decay + place : NULL, *g = piece->gradient + row * piece->length + low;
+    REAL *w = all->weights + from, mean[CHUNK];
+    const REAL l1 = (REAL)h->l1, l2 = (REAL)(h->decoupled ? 0 : h->l2);
+    if (factor != 1 || l1 != 0 || l2 != 0) {
+        EACH {
+            const REAL own = decay ? decay[i] : 1;
+            mean[i] = g[i] * factor + SIGN(w[i]) * own * l1 + w[i] * own * l2;
+        }
+        g = mean;
+    }
+    if (h->decoupled && h->l2 != 0) {
+        const REAL shrink = (REAL)(s->rate * h->l2);
+        EACH w[i] -= w[i] * (decay ? decay[i] : 1) * shrink;
+    }
     RULES[all->rules[row]](n, w, g, all->first + from, all->second + from, s);
     if (h->ema_decay > 0) {
         /* It begins with the weights after the first update, as torch's AveragedModel does. */
@@ -278,8 +268,6 @@ static void part(const struct rows *all, const struct piece *piece, ptrdiff_t ro
         const REAL keep = (REAL)(s->number == 1 ? 0 : h->ema_decay), fresh = 1 - keep;
         EACH average[i] = average[i] * keep + w[i] * fresh;
     }
-    if (!whole)
-        memset(g, 0, (size_t)n * sizeof(REAL));
 }
 
 /* Update the rows that are due after a step. See `Updates.apply`; `norms` (K,), and `counts` (K,) or none. */
@@ -291,22 +279,25 @@ void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts,
             continue;
         const struct hparams *h = all->hparams + row;
         const struct step s = {h, all->rates[place], all->numbers[place], all->products + row, all->known + row};
+        double factor = 1;
         if (counts) {
-            if (counts[row] > 0)
-                scale(all, row, (REAL)(1 / counts[row]));
+            factor = counts[row] > 0 ? 1 / counts[row] : 1;
             counts[row] = 0;
         }
-        if (all->last[place])
-            norms[row] = norm(all, row);
-        if (h->clip_norm > 0) {
-            const double share = h->clip_norm / (norm(all, row) + 1e-6);
-            if (!(share > 1))
-                scale(all, row, (REAL)share);
+        if (all->last[place] || h->clip_norm > 0) {
+            const double size = norm(all, row) * factor, share = h->clip_norm / (size + 1e-6);
+            if (all->last[place])
+                norms[row] = size;
+            if (h->clip_norm > 0 && !(share > 1))
+                factor *= share;
         }
-        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++)
+        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
             for (ptrdiff_t low = 0; low < piece->length; low += CHUNK) {
                 const ptrdiff_t left = piece->length - low;
-                part(all, piece, row, low, left < CHUNK ? left : CHUNK, &s, whole);
+                part(all, piece, row, low, left < CHUNK ? left : CHUNK, &s, (REAL)factor);
             }
+            if (!whole)
+                memset(piece->gradient + row * piece->length, 0, (size_t)piece->length * sizeof(REAL));
+        }
     }
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunecli.engine.compiled import TOLD, Compiled
-from tunecli.engine.due import Group, Kind, Span, lay_out
+from tunecli.engine.due import Group, Kind, Span, Step, lay_out
 from tunecli.engine.gradients import Gradient
 from tunecli.engine.rules import DEFAULTS, Matrices, Rule
 from tunecli.trial import Hparams
@@ -65,18 +65,11 @@ class Updates:
     `update.c` updates the rows whose rule it has.
     """
 
-    def __init__(
-        self,
-        state: State,
-        gradient: Gradient,
-        rows: Sequence[Trained],
-        due: Tensor,
-        last: Tensor,
-    ) -> None:
+    def __init__(self, state: State, gradient: Gradient, rows: Sequence[Trained], due: Tensor, last: Tensor) -> None:
         self._state, self._gradient, self._rows = state, gradient, rows
         self._whole = due.all(1).tolist()
         numbers = [row.rule.compiled if gradient.apart else -1 for row in rows]
-        self._in_c = [place for place, number in enumerate(numbers) if number >= 0]
+        self._in_c = {place for place, number in enumerate(numbers) if number >= 0}
         self._compiled: Compiled | None = None
         if self._in_c:
             matrices = {name: getattr(state, name) for name in ("weights", "first", "second", "average", "decay")}
@@ -112,6 +105,10 @@ class Updates:
         # On the CPU, whatever the device: a few numbers, of which a GPU takes all at once.
         told = [_told(row) for row in self._rows]
         columns = {name: _column([own[name] for own in told]) for name in told[0]}
+        if self._compiled is not None:
+            self._compiled.begin(columns["learning_rate"][:, 0] * coming.rates, coming.numbers)
+        if len(self._in_c) == len(self._rows):
+            return
         # The average begins with the weights after the first update, as torch's AveragedModel does.
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
         self._kept = _Slices(keep[:, None, :, None].to(self._means))  # (S, 1, K, 1)
@@ -122,8 +119,6 @@ class Updates:
         self._l2 = [columns["l2"][places].to(self._means) for places in self._places]
         known = zip(self._rules, self._places, strict=True)
         self._scalars = [self._of_rule(rule, places, columns, coming) for rule, places in known]
-        if self._compiled is not None:
-            self._compiled.begin(columns["learning_rate"][:, 0] * coming.rates, coming.numbers)
 
     def _of_rule(self, rule: Rule, places: list[int], columns: Mapping[str, Tensor], coming: Coming) -> _Slices:
         """What a rule computes of its rows' hparams for each update, (S, n, K', 1); by how much l2 shrinks is first."""
@@ -158,11 +153,8 @@ class Updates:
         due = self._steps[step]
         if due is None:
             return whole
-        apart = self._gradient.apart
-        for row in (row for span in due.spans for row in range(*span.rows.indices(len(self._rows))) if apart):
-            self._means[row] = self._gradient.row(row)
-            if not whole:
-                self._gradient.zero_row(row)
+        if self._gradient.apart:
+            self._gather(due, whole=whole)
         for span in due.spans:
             self._prepare(span, norm, count)
         numbers = self._numbers[step]
@@ -179,6 +171,14 @@ class Updates:
             if not whole:
                 self._means[span.rows].zero_()
         return whole
+
+    def _gather(self, due: Step, *, whole: bool) -> None:
+        """Put the gradients of rows that torch updates into rows of a matrix."""
+        for span in due.spans:
+            for row in range(span.rows.start, span.rows.stop):
+                self._means[row] = self._gradient.row(row)
+                if not whole:
+                    self._gradient.zero_row(row)
 
     def _prepare(self, span: Span, norm: Tensor, count: Tensor | None) -> None:
         """Make of the gradients of some rows what their rules take."""

@@ -29,23 +29,41 @@ def test_only_what_has_a_rule_of_its_own_shape_is_left_to_torch() -> None:
 
 
 @needs_compiler
-def test_what_was_built_is_kept_and_built_anew_where_it_was_spoilt(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_built_is_kept(cache: Path) -> None:
     assert can_compile("cpu")
     (kept,) = cache.iterdir()
     built = kept.stat().st_mtime_ns
     library.cache_clear()
     assert can_compile("cpu")
     assert kept.stat().st_mtime_ns == built, "it is not built twice"
+
+
+@needs_compiler
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.98])
+def test_what_was_spoilt_is_built_anew(
+    cache: Path, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half of a library ends the process that loads it."""
+    assert can_compile("cpu")
+    (kept,) = cache.iterdir()
     # In another folder: a process that has loaded a library does not look at its file again.
-    spoilt = tmp_path / "other" / "tunecli" / "compiled" / kept.name
+    spoilt, whole = tmp_path / "other" / "tunecli" / "compiled" / kept.name, kept.read_bytes()
     spoilt.parent.mkdir(parents=True)
-    spoilt.write_bytes(b"spoilt")
+    spoilt.write_bytes(whole[: int(share * len(whole))])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     library.cache_clear()
     assert can_compile("cpu")
-    assert spoilt.read_bytes() != b"spoilt"
+    assert spoilt.read_bytes() == whole
+
+
+@needs_compiler
+def test_a_user_without_a_home_needs_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert can_compile("cpu")
 
 
 @needs_compiler
@@ -71,7 +89,7 @@ def test_a_study_goes_on_without_the_compiler_it_began_with(
     monkeypatch.setenv("CC", "false")
     library.cache_clear()
     told = [event.text for event in search(question(trials=6), tmp_path / "tiny") if isinstance(event, Noticed)]
-    assert told == ["there is no C compiler (cc) any more: updates are torch's own, whose last bits differ"]
+    assert told == ["no C compiler (cc, or CC) works any more: updates are torch's own, whose last bits differ"]
     record = read(tmp_path / "tiny" / "study.db")
     assert len(record.trials) == 6
     assert not record.plan["compiled"]

@@ -9,8 +9,11 @@ from typing import BinaryIO
 
 def cache_folder(name: str) -> Path:
     """A folder of the user's cache: `$XDG_CACHE_HOME/tunecli/NAME`, by default below `~/.cache`."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "tunecli", name)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache", "tunecli", name)
+    except RuntimeError as error:  # a user without a home, as in a container
+        raise OSError(str(error)) from error
 
 
 def make_folder(folder: Path) -> None:

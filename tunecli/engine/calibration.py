@@ -145,8 +145,8 @@ def recall(shape: Mapping[str, Any], plans: Iterable[Plan]) -> list[Timing] | No
 def remember(shape: Mapping[str, Any], timings: Iterable[Timing]) -> None:
     """Keep what was measured for the next study of this shape, where it can be written."""
     own = [{"plan": timing.plan.as_dict(), "seconds": timing.seconds} for timing in timings]
-    path = _path(shape)
     with suppress(OSError):
+        path = _path(shape)
         make_folder(path.parent)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         write_new(part, json.dumps({"shape": shape, "timings": own}, indent=1).encode())

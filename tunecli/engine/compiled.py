@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tunecli.engine.device import processor
-from tunecli.files import cache_folder, make_folder, write_new
+from tunecli.files import cache_folder, make_folder
 
 SOURCE = Path(__file__).with_name("update.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -117,8 +117,10 @@ class Compiled:
         The gradients are in `elsewhere` if that is given.
         """
         assert norm.dtype == torch.float64
-        self._read(elsewhere or self._gradients)
+        self._read(self._gradients if elsewhere is None else elsewhere)
         self._update(self._address, step, norm.data_ptr(), None if count is None else count.data_ptr(), whole)
+        if elsewhere is not None:
+            self._pointed = ()  # which are not kept beyond the update
 
 
 class _Piece(ctypes.Structure):
@@ -151,7 +153,10 @@ def is_compiled(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def library(dtype: torch.dtype) -> Any:
-    """The function `update` for such tensors; None where there is no compiler, or none whose work can be loaded."""
+    """The function `update` for such tensors; None where there is no compiler, or none whose work can be loaded.
+
+    `CC` says which compiler, as everywhere; where that one does not work no other is tried.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -164,18 +169,44 @@ def library(dtype: torch.dtype) -> Any:
 
 
 def _loaded(command: list[str]) -> ctypes.CDLL:
-    """What a compiler makes of the source, kept for the next time where it can be. Raises OSError, SubprocessError."""
-    made_of = repr((command, processor(), SOURCE.read_text()))
-    kept = cache_folder("compiled") / f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
-    with suppress(OSError):  # there is none, or it was spoilt
-        return ctypes.CDLL(str(kept))
-    with TemporaryDirectory() as scratch:
+    """What a compiler makes of the source, kept for the next time where it can be. Raises OSError, SubprocessError.
+
+    What is kept has its own digest in its name: half of a library can be loaded, and then ends the process.
+    """
+    made_of = repr((command, _instructions(), SOURCE.read_text()))
+    name = _digest(made_of.encode())
+    with suppress(OSError):
+        for kept in cache_folder("compiled").glob(f"{name}-*.so"):
+            if kept.stem == f"{name}-{_digest(kept.read_bytes())}":
+                return ctypes.CDLL(str(kept))
+    with _scratch() as scratch:
         built = Path(scratch, "update.so")
         subprocess.run([*command, "-o", str(built), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=60)
-        found = ctypes.CDLL(str(built))
         with suppress(OSError):
-            make_folder(kept.parent)
-            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-            write_new(part, built.read_bytes())
-            part.rename(kept)
-        return found
+            built = built.rename(cache_folder("compiled") / f"{name}-{_digest(built.read_bytes())}.so")
+        return ctypes.CDLL(str(built))
+
+
+def _scratch() -> TemporaryDirectory[str]:
+    """A folder to build in, for a moment: beside what is kept, for not every /tmp allows that programs are loaded."""
+    with suppress(OSError):
+        make_folder(cache_folder("compiled"))
+        return TemporaryDirectory(dir=cache_folder("compiled"))
+    return TemporaryDirectory()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _instructions() -> str:
+    """What a CPU can do: one that only has the same name may not know all instructions of what was built here."""
+    with suppress(OSError):
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        lines = {line.partition(":")[0].strip(): line for line in first.splitlines()}
+        return "\n".join(lines[key] for key in _TELLING if key in lines)
+    return processor()
+
+
+_TELLING = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+"""Lines of /proc/cpuinfo, of x86 and of ARM."""

@@ -34,8 +34,9 @@ def recall(file: Path, ours: MetaData) -> bool:
 
 def remember(file: Path, ours: MetaData) -> None:
     """Keep a database that has no study yet, where it can be written."""
-    path, blank = _path(ours), file.read_bytes()
+    blank = file.read_bytes()
     with suppress(OSError):
+        path = _path(ours)
         make_folder(path.parent)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         write_new(part, hashlib.sha256(blank).digest() + blank)

@@ -17,6 +17,10 @@ EVALUATION_SAMPLES = 1024
 """Samples evaluated at once. A multiple of what a block's micro-batches are filled up to, for the same reason."""
 
 
+MOST_THREADS = 2
+"""With more, threads that share an update gain more than reading gradients where autograd made them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
@@ -31,6 +35,10 @@ class Plan:
     threads: int
     evaluated: int = EVALUATION_SAMPLES
     compiled: bool = False
+
+    def with_compiled(self, possible: bool) -> Plan:
+        """The plan with compiled updates where they are possible and faster: torch's own are shared among threads."""
+        return replace(self, compiled=possible and self.threads <= MOST_THREADS)
 
     def halved(self, of: str, at: int) -> Plan:
         """The plan with half of the `at` rows of a block, or samples `evaluated` at once, that did not fit: the next
@@ -56,7 +64,7 @@ def lessened(before: Plan, now: Plan) -> list[str]:
     if now.evaluated != before.evaluated:
         found.append(f"{now.evaluated} samples evaluated at once from now on, not {before.evaluated}")
     if before.compiled and not now.compiled:
-        found.append("there is no C compiler (cc) any more: updates are torch's own, whose last bits differ")
+        found.append("no C compiler (cc, or CC) works any more: updates are torch's own, whose last bits differ")
     return found
 
 
@@ -123,7 +131,9 @@ LARGEST_CAP = 256
 """For a trial alone, which has no lane to share."""
 
 
-def rivals(written: Plan, window: int, largest_batch: int, blocks: int, *, looped: bool) -> list[Plan]:
+def rivals(
+    written: Plan, window: int, largest_batch: int, blocks: int, *, looped: bool, compiled: bool = False
+) -> list[Plan]:
     """The plans worth measuring beside the written rule's, which comes first; `looped` where a model allows no other.
 
     Rows computed at once have one thread: above, torch splits tensors where a row's bits would depend on its slot.
@@ -132,5 +142,5 @@ def rivals(written: Plan, window: int, largest_batch: int, blocks: int, *, loope
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
     at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _most_rows(window, blocks)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]
-    alike = [replace(plan, compiled=written.compiled) for plan in found]
+    alike = [plan.with_compiled(compiled) for plan in found]
     return [written, *(plan for plan in alike if plan != written)]

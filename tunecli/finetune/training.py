@@ -115,7 +115,7 @@ class Training:
         module = build(run)
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         plan = choose_plan(trainable, window=1, convolves=bool(filters(module)))
-        plan = replace(plan, compiled=can_compile(resolve_device(self.request.device)))
+        plan = plan.with_compiled(can_compile(resolve_device(self.request.device)))
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
         return _Leg(of, run, task, plan, snapshots)

@@ -54,9 +54,14 @@ def explain(event: Opened) -> Text:
         lines = ["as the study was begun"]
     else:
         lines = [f"by the written rule, as {_unmeasured_because(event)}:", _rule(event)]
-    how = "compiled" if event.plan.compiled else "torch's own, as no C compiler (cc) was found"
-    lines += [f"updates are {how}"] if event.device == "cpu" else []
+    if event.device == "cpu":
+        begun = event.done or event.in_flight
+        why = "" if event.plan.compiled or begun else _UNCOMPILED
+        lines.append("updates are compiled" if event.plan.compiled else f"updates are torch's own{why}")
     return Text.assemble(("plan   ", "bold"), "\n       ".join(lines))
+
+
+_UNCOMPILED = ": no C compiler (cc, or CC) works here, or a wide model has its threads share them"
 
 
 def _unmeasured_because(event: Opened) -> str:

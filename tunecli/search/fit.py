@@ -51,7 +51,7 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
     module = task.build(run)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
     plan = stored or written_plan(study, task, module, device)
-    if plan.compiled and not can_compile(device):
+    if plan.compiled and device == "cpu" and not can_compile(device):
         plan = replace(plan, compiled=False)
     engine = LocalEngine(task, plan, device)
     traits = engine.traits(run)

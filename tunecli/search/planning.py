@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ def written_plan(study: Study, task: Task, example: nn.Module, device: str, core
     smallest = _batch_sizes(study.space, len(task.train))[0]
     weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
     plan = choose_plan(weights, study.window, smallest, cores, convolves=bool(filters(example)))
-    return replace(plan, compiled=can_compile(device))
+    return plan.with_compiled(can_compile(device))
 
 
 def repays_measuring(study: Study, task: Task, example: Run) -> bool:
@@ -52,7 +51,8 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     module = task.build(example)
     layout = [list(p.shape) for p in module.parameters() if p.requires_grad]
     written = written_plan(study, task, module, device, cores)
-    plans = rivals(written, study.window, batches[-1], cores, looped=found.looped_because is not None)
+    looped, compiled = found.looped_because is not None, can_compile(device)
+    plans = rivals(written, study.window, batches[-1], cores, looped=looped, compiled=compiled)
     shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
     timings = recall(shape, plans)
     if timings is None:

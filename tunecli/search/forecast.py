@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from tunecli.trial import Measurement, Trial
 
-REPAYS_SECONDS = 20.0
+REPAYS_SECONDS = 12.0
 """What one process must have left to train for workers to be started: each takes two seconds of a core to begin."""
 
 

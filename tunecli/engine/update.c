@@ -1,7 +1,7 @@
 /* One update of some rows by their rules, a part of a row after the other while it is in the cache: about one pass over
    memory, where torch's operations take six to ten.
 
-   The rules are those of rules.py, operation by operation. Built without contraction, a * b + c rounds twice: what is
+   The rules are those of rules.py, to rounding. Built without contraction, a * b + c rounds twice: what is
    computed is what IEEE 754 says, whatever the machine and the compiler. REAL is float or double. */
 
 #include <math.h>
@@ -18,11 +18,11 @@ struct hparams {
     double momentum, dampening, nesterov, beta1, beta2, l1, l2, decoupled, clip_norm, ema_decay;
 };
 
-/* An update of a row: its hparams, its learning rate, and its number from 1. `product` is NAdam's of all momenta up to
-   the update numbered `known`. */
+/* An update of a row: its hparams, its learning rate, and its number t from 1; `left1` and `left2` are 1 - beta ** t.
+   `product` is NAdam's of all momenta up to the update numbered `known`. */
 struct step {
     const struct hparams *told;
-    double rate;
+    double rate, left1, left2;
     int64_t number;
     double *product;
     int64_t *known;
@@ -86,11 +86,12 @@ static void rmsprop(ROW)
     }
 }
 
-/* The two moments of the Adam family, and by what the second is divided for having begun at zero: its root. */
+/* The two moments of the Adam family, and for the second, which began at zero, one over the root of what it lacks: a
+   product takes a quarter of the time of a division. */
 #define BETAS                                                                                                          \
-    const double beta1 = s->told->beta1, beta2 = s->told->beta2, left2 = 1 - power(beta2, s->number);                  \
+    const double beta1 = s->told->beta1, beta2 = s->told->beta2;                                                       \
     const REAL b1 = (REAL)beta1, c1 = (REAL)(1 - beta1), b2 = (REAL)beta2, c2 = (REAL)(1 - beta2);                     \
-    const REAL root = (REAL)sqrt(left2), eps = (REAL)1e-8;
+    const REAL root = (REAL)(1 / sqrt(s->left2)), eps = (REAL)1e-8;
 #define MOMENTS                                                                                                        \
     first[i] = first[i] * b1 + g[i] * c1;                                                                              \
     second[i] = second[i] * b2 + g[i] * (g[i] * c2);
@@ -98,10 +99,10 @@ static void rmsprop(ROW)
 static void adam(ROW)
 {
     BETAS
-    const REAL size = (REAL)(s->rate / (1 - power(beta1, s->number)));
+    const REAL size = (REAL)(s->rate / s->left1);
     EACH {
         MOMENTS
-        w[i] -= (first[i] * size) / (SQRT(second[i]) / root + eps);
+        w[i] -= (first[i] * size) / (SQRT(second[i]) * root + eps);
     }
 }
 
@@ -125,7 +126,7 @@ static void nadam(ROW)
     const REAL from_moment = (REAL)(s->rate * next / (1 - product * next));
     EACH {
         MOMENTS
-        w[i] -= (g[i] * from_gradient + first[i] * from_moment) / (SQRT(second[i]) / root + eps);
+        w[i] -= (g[i] * from_gradient + first[i] * from_moment) / (SQRT(second[i]) * root + eps);
     }
 }
 
@@ -133,12 +134,12 @@ static void radam(ROW)
 {
     BETAS
     const double longest = 2 / (1 - beta2) - 1;
-    const double length = longest - 2 * (double)s->number * (1 - left2) / left2;
+    const double length = longest - 2 * (double)s->number * (1 - s->left2) / s->left2;
     const double ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length);
-    const double unbiased = s->rate / (1 - power(beta1, s->number));
+    const double unbiased = s->rate / s->left1;
     (void)root;
     if (length > 5) {
-        const REAL size = (REAL)(unbiased * sqrt(ratio) * sqrt(left2));
+        const REAL size = (REAL)(unbiased * sqrt(ratio) * sqrt(s->left2));
         EACH {
             MOMENTS
             w[i] -= (first[i] * size) / (SQRT(second[i]) + eps);
@@ -155,7 +156,7 @@ static void radam(ROW)
 static void adamax(ROW)
 {
     BETAS
-    const REAL size = (REAL)(s->rate / (1 - power(beta1, s->number)));
+    const REAL size = (REAL)(s->rate / s->left1);
     (void)root, (void)c2;
     EACH {
         const REAL old = second[i] * b2, now = (g[i] < 0 ? -g[i] : g[i]) + eps;
@@ -238,7 +239,7 @@ static double norm(const struct rows *all, ptrdiff_t row)
 }
 
 /* So many weights are in the cache from the first of these passes to the last. */
-enum { CHUNK = 8192 };
+enum { CHUNK = 2048 };
 
 /* Update n weights of a row, from the `low`th of a piece on, by `factor` times its gradient. That is read and not written:
    where autograd made it, another weight's may be the same memory. */
@@ -278,7 +279,9 @@ void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts,
         if (!all->due[place] || all->rules[row] < 0)
             continue;
         const struct hparams *h = all->hparams + row;
-        const struct step s = {h, all->rates[place], all->numbers[place], all->products + row, all->known + row};
+        const int64_t number = all->numbers[place];
+        const double left1 = 1 - power(h->beta1, number), left2 = 1 - power(h->beta2, number);
+        const struct step s = {h, all->rates[place], left1, left2, number, all->products + row, all->known + row};
         double factor = 1;
         if (counts) {
             factor = counts[row] > 0 ? 1 / counts[row] : 1;

@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import Question
 from tunecli.engine.compiled import NUMBERS, can_compile, library
 from tunecli.engine.rules import RULES
+from tunecli.errors import InputError
 from tunecli.search import Noticed, search
 from tunecli.store import read
 
@@ -78,6 +79,28 @@ def test_without_a_compiler_nothing_is_compiled(cache: Path, compiler: str, monk
     monkeypatch.setenv("CC", compiler)
     assert not can_compile("cpu")
     assert not can_compile("meta")
+
+
+@needs_compiler
+def test_trials_in_flight_wait_for_a_compiler(
+    question: Question, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one they would come to other values than their checkpoints are recorded with."""
+    list(search(question(trials=6), tmp_path / "whole"))
+    halted = search(question(trials=6), tmp_path / "tiny")
+    for event in halted:
+        if getattr(event, "tick", 0) >= 2:
+            break
+    halted.close()
+    monkeypatch.setenv("CC", "false")
+    library.cache_clear()
+    with pytest.raises(InputError, match="the trials in flight were trained with one"):
+        list(search(question(trials=6), tmp_path / "tiny"))
+    monkeypatch.delenv("CC")
+    library.cache_clear()
+    list(search(question(trials=6), tmp_path / "tiny"))
+    values = [[t.value for t in read(tmp_path / name / "study.db").trials] for name in ("whole", "tiny")]
+    assert values[0] == values[1]
 
 
 @needs_compiler

@@ -55,13 +55,16 @@ def explain(event: Opened) -> Text:
     else:
         lines = [f"by the written rule, as {_unmeasured_because(event)}:", _rule(event)]
     if event.device == "cpu":
+        from tunecli.engine.plan import MOST_THREADS
+
         begun = event.done or event.in_flight
-        why = "" if event.plan.compiled or begun else _UNCOMPILED
-        lines.append("updates are compiled" if event.plan.compiled else f"updates are torch's own{why}")
+        shared = "its threads share them" if event.plan.threads > MOST_THREADS else _NO_COMPILER
+        own = "updates are torch's own" if begun else f"updates are torch's own: {shared}"
+        lines.append("updates are compiled" if event.plan.compiled else own)
     return Text.assemble(("plan   ", "bold"), "\n       ".join(lines))
 
 
-_UNCOMPILED = ": no C compiler (cc, or CC) works here, or a wide model has its threads share them"
+_NO_COMPILER = "no C compiler (cc, or CC) works here"
 
 
 def _unmeasured_because(event: Opened) -> str:

@@ -10,7 +10,7 @@ from tunecli.engine.calibration import Timing, best
 from tunecli.engine.compiled import can_compile
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.task import Task
-from tunecli.errors import TunecliError
+from tunecli.errors import InputError, TunecliError
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.source import is_function
 from tunecli.space import Choice, Range
@@ -61,6 +61,15 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
         plan = best(timings)
         engine = LocalEngine(task, plan, device)
     return Fitted(engine, plan, timings, weights, traits.looped_because)
+
+
+def keeps_plan(stored: Plan, now: Plan) -> None:
+    """Raises InputError where trials in flight could not go on to what they would have come to."""
+    if stored.compiled and not now.compiled:
+        raise InputError(
+            "no C compiler (cc, or CC) works here, and the trials in flight were trained with one",
+            hint="install gcc or clang: they go on to other values without it",
+        )
 
 
 def with_earlier_optimizers(task: Task, study: Study, record: Record | None) -> Task:

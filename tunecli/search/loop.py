@@ -24,7 +24,7 @@ from tunecli.sampler import make_proposer
 from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
-from tunecli.search.fit import fit, with_earlier_optimizers
+from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
 from tunecli.search.forecast import REPAYS_SECONDS, Ends, Forecast
 from tunecli.search.ledger import Ledger, failed
@@ -59,6 +59,8 @@ class Loop:
             raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
         self.fitted = fit(study, self.task, self.device, Plan(**record.plan) if record is not None else None)
         self.engine: Engine = self.fitted.engine
+        if record is not None and any(trial.state is State.RUNNING for trial in record.trials):
+            keeps_plan(Plan(**record.plan), self.fitted.plan)
         if record is None:
             # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
             begin(

@@ -78,7 +78,8 @@ class BarView:
     def _show(self, progress: Progress, left: str) -> None:
         ended = ended_of(progress)
         self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
-        self._live.update(Group(self._bar, Text(", ".join(_standing(progress, self._opened)), overflow="ellipsis")))
+        standing = Text(", ".join(_standing(progress, self._opened)), overflow="ellipsis", no_wrap=True)
+        self._live.update(Group(self._bar, standing))
 
     def close(self, event: Ended) -> None:
         if self._opened is not None:

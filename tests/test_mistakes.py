@@ -398,3 +398,11 @@ def test_a_function_that_may_be_an_objective_is_tried(tunecli: Command, tmp_path
 )
 def test_only_what_is_near_is_suggested(word: str, hint: str) -> None:
     assert did_you_mean(word, ["precision", "auroc", "accuracy", "precision_micro"]) == hint
+
+
+@pytest.mark.parametrize("command", [("search", "iris"), ("report",), ("finetune", "--best"), ("ls",)])
+def test_a_home_that_is_a_file(tunecli: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("")
+    done = tunecli(*command, "--home", str(tmp_path / "file"))
+    assert done.code == 3
+    assert done.complaint[0] == f"{tmp_path / 'file'} is no folder"

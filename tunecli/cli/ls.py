@@ -48,8 +48,6 @@ def ls(
 def _in_home(home: Path) -> list[Listed]:
     from tunecli.home import questions, study_folders
 
-    if home.exists() and not home.is_dir():
-        raise InputError(f"{home} is no folder", hint="give the folder of the studies with --home")
     folders = study_folders(home)
     unreachable: set[str] = set()
     found = [_of_folder(folder, unreachable) for folder in folders]

@@ -35,6 +35,8 @@ StudyArgument = Annotated[
 def _folder(home: Path) -> Path:
     if ":/" in str(home):
         raise UsageError(f"--home takes a folder, got {home}", hint="a database is named with --storage")
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{home} is no folder", hint="give the folder of the studies with --home")
     return home
 
 

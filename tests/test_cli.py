@@ -543,6 +543,7 @@ def test_a_signal_stops_a_search_at_once_and_it_goes_on(
 
 @pytest.mark.parametrize("command", ["ls", "report"])
 def test_ctrl_c_in_any_command_is_said(tunecli: Command, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
     monkeypatch.setattr(Path, "glob", lambda *ignored: signal.raise_signal(signal.SIGINT))
     done = tunecli(command)
     assert (done.code, done.out) == (130, "")

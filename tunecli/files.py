@@ -16,6 +16,14 @@ def cache_folder(name: str) -> Path:
         raise OSError(str(error)) from error
 
 
+def keep_in_cache(path: Path, data: bytes) -> None:
+    """Write a file of a cache whole, in the place of what was there. Raises OSError."""
+    make_folder(path.parent)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write_new(part, data)
+    part.rename(path)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing; what is there stays as it is. Raises OSError."""
     if not folder.exists():

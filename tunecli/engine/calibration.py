@@ -20,7 +20,7 @@ from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
 from tunecli.errors import OutOfMemory, TunecliError
-from tunecli.files import cache_folder, make_folder, write_new
+from tunecli.files import cache_folder, keep_in_cache
 from tunecli.trial import Run
 
 BUDGET_SECONDS = 2.0
@@ -146,11 +146,7 @@ def remember(shape: Mapping[str, Any], timings: Iterable[Timing]) -> None:
     """Keep what was measured for the next study of this shape, where it can be written."""
     own = [{"plan": timing.plan.as_dict(), "seconds": timing.seconds} for timing in timings]
     with suppress(OSError):
-        path = _path(shape)
-        make_folder(path.parent)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        write_new(part, json.dumps({"shape": shape, "timings": own}, indent=1).encode())
-        part.rename(path)
+        keep_in_cache(_path(shape), json.dumps({"shape": shape, "timings": own}, indent=1).encode())
 
 
 def _path(shape: Mapping[str, Any]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from contextlib import suppress
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import MetaData
 from sqlalchemy.schema import CreateTable
 
-from tunecli.files import cache_folder, make_folder, write_new
+from tunecli.files import cache_folder, keep_in_cache, write_new
 
 DIGEST_BYTES = 32
 
@@ -36,11 +35,7 @@ def remember(file: Path, ours: MetaData) -> None:
     """Keep a database that has no study yet, where it can be written."""
     blank = file.read_bytes()
     with suppress(OSError):
-        path = _path(ours)
-        make_folder(path.parent)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        write_new(part, hashlib.sha256(blank).digest() + blank)
-        part.rename(path)
+        keep_in_cache(_path(ours), hashlib.sha256(blank).digest() + blank)
 
 
 def _path(ours: MetaData) -> Path:

@@ -243,9 +243,10 @@ class Block:
         if isinstance(self._way, Rowwise) and self._lane.stochastic:
             self._way.draw_by(sample_keys(self._seeds, index))
         assert self._updates is not None
+        looped = self._way if isinstance(self._way, Looped) else None
+        leave = {"leave": self._updates.reads_elsewhere(place)} if looped is not None else {}
         self._adding = True
         with self._randomness(step):
-            leave = {"leave": self._updates.reads_elsewhere(place)} if isinstance(self._way, Looped) else {}
             losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **leave)
         self._adding, self._updating = False, True
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
@@ -253,10 +254,8 @@ class Block:
         if counts is not None:
             self._count += counts
             self._counted += counts
-        left = self._way.left if isinstance(self._way, Looped) else None
+        left = looped.take_left() if looped is not None else None
         self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None, left)
-        if left is not None and isinstance(self._way, Looped):
-            self._way.left = None
         self._updating = False
 
     def _fits_alone(self, place: int) -> bool:

@@ -188,7 +188,7 @@ class Looped:
         self._parameters = [parameters[name] for name in layout.names]
         self._gradient = gradient
         self._gradients = [view[0] for view in gradient.views]
-        self.left: list[Tensor] | None = None
+        self._left: list[Tensor] | None = None
         for parameter, view in zip(self._parameters, layout.views(weights).values(), strict=True):
             parameter.data = view[0]
 
@@ -198,9 +198,8 @@ class Looped:
         """As Rowwise's, for B = 1, with inputs (m, *feature) and without the samples that only fill.
 
         What a user's step counts (1,) is known only now. With `leave` what would be written over the row may be left
-        where autograd made it, in `self.left`.
+        where autograd made it, for `take_left`.
         """
-        self.left = None
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = None if over else gradient
         count: Tensor | None = None
@@ -225,8 +224,13 @@ class Looped:
             and not new.is_sparse
             and (new.stride(), new.dtype) == (own.stride(), own.dtype)
         ]
-        self.left = found if len(found) == len(self._parameters) else None
-        return self.left is not None
+        self._left = found if len(found) == len(self._parameters) else None
+        return self._left is not None
+
+    def take_left(self) -> list[Tensor] | None:
+        """The gradients that were left where autograd made them, of each weight one; None where the row has them."""
+        left, self._left = self._left, None
+        return left
 
     def _write_over(self) -> None:
         """Put the gradients that autograd has made into the row: adding them to zeros would take twice as long."""

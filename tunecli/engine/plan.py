@@ -18,7 +18,8 @@ EVALUATION_SAMPLES = 1024
 
 
 MOST_THREADS = 2
-"""With more, threads that share an update gain more than reading gradients where autograd made them."""
+"""With more, threads that share an update should gain more than reading gradients where autograd made them does:
+reckoned from the share of an update in a wide step, an eighth; measured with one and two alone."""
 
 
 @dataclass(frozen=True, slots=True)

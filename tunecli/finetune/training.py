@@ -157,7 +157,7 @@ class Training:
             samples=len(self.data.train) + len(self.data.validation),
             schedule=str(self.hparams.get("schedule", "cosine")),
             learning_rate=float(self.hparams["learning_rate"]),  # type: ignore[arg-type]  # a number by the space
-            scratch_learning_rate=float(self.scratch_hparams["learning_rate"]),  # type: ignore[arg-type]
+            scratch_learning_rate=float(self.scratch_hparams["learning_rate"]),  # type: ignore[arg-type]  # as above
             trained=self.trained,
             new_head=self.fresh_head,
             start=str(self.request.checkpoint or f"trial {self.trial.number}"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Question
-from tunecli.engine.compiled import NUMBERS, can_compile, library
+from tunecli.engine.compiled import NUMBERS
+from tunecli.engine.compiler import can_compile, library
 from tunecli.engine.rules import RULES
 from tunecli.errors import InputError
 from tunecli.search import Noticed, search

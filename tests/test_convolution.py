@@ -14,9 +14,14 @@ from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine
+from tunecli.engine.compiler import can_compile
+from tunecli.engine.rowwise import compiled, images
 from tunecli.metrics import LOSSES
 
 IMAGE = (2, 6, 6)
+DTYPES = [torch.float32, torch.float64]
+
+needs_compiler = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
 
 
 def convolving(pool: type[nn.Module] = nn.MaxPool2d, norm: bool = False) -> Callable[[], nn.Module]:
@@ -69,7 +74,7 @@ def test_a_run_by_rules_is_the_same_alone_and_in_a_crowd(plan: str) -> None:
 def pools(draw: st.DrawFn) -> nn.Module:
     kernel, stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     if draw(st.booleans()):
-        return nn.MaxPool2d(kernel, stride, padding=draw(st.integers(0, (kernel - 1) // 2)))
+        return nn.MaxPool2d(kernel, stride, padding=draw(st.integers(0, kernel // 2)))
     return nn.AvgPool2d((kernel, 2), stride, padding=(draw(st.integers(0, kernel // 2)), 1))
 
 
@@ -83,9 +88,10 @@ def convolutions(draw: st.DrawFn, channels: int, outputs: int) -> nn.Module:
 
 
 @examples(12)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)], ids=["torch", "C"])
 @given(data=st.data(), height=st.integers(9, 11), width=st.integers(9, 11), ties=st.booleans())
 def test_a_chain_of_convolutions_has_the_gradient_of_plain_autograd(
-    data: st.DataObject, height: int, width: int, ties: bool
+    compiled: bool, data: st.DataObject, height: int, width: int, ties: bool
 ) -> None:
     """Where pixels of a window are equal, the gradient goes to the one that torch takes."""
     torch.manual_seed(0)
@@ -96,7 +102,46 @@ def test_a_chain_of_convolutions_has_the_gradient_of_plain_autograd(
     body = nn.Sequential(*layers, *([last] if min(nn.Sequential(*layers).double()(images).shape[2:]) > 1 else []))
     features = body.double()(images).flatten(1).shape[1]
     module = nn.Sequential(body, nn.Flatten(), nn.Linear(features, CLASSES)).double()
-    assert_equal_alone(module, Samples(images, torch.randint(CLASSES, (32,))), LOSSES["cross_entropy"], rows=2)
+    samples = Samples(images, torch.randint(CLASSES, (32,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], rows=2, compiled=compiled)
+
+
+@needs_compiler
+@examples(30)
+@given(data=st.data(), samples=st.sampled_from([1, 3, 8, 16, 17, 40]), dtype=st.sampled_from(DTYPES))
+def test_windows_hold_the_same_in_c_to_the_bit(data: st.DataObject, samples: int, dtype: torch.dtype) -> None:
+    """Whatever overlaps, lies on the edge, is equal, or is shared by all rows."""
+    sizes, steps = st.tuples(st.integers(1, 3), st.integers(1, 4)), st.tuples(st.integers(1, 3), st.integers(1, 2))
+    kernel, stride, dilation = data.draw(sizes), data.draw(steps), data.draw(steps)
+    torch.manual_seed(0)
+    inputs = torch.randn(2, samples, 3, 8, 9, dtype=dtype)
+    inputs = inputs.round() if data.draw(st.booleans()) else inputs
+    inputs = inputs[:1].expand_as(inputs) if data.draw(st.booleans()) else inputs
+    over = images.Windows(kernel, stride, data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))), dilation)
+    unfolded = images.unfold(inputs, over)
+    assert_same(compiled.unfold(inputs, over), unfolded)
+    addends, shape = torch.randn(unfolded.shape, dtype=dtype), tuple(inputs.shape)
+    assert_same(compiled.fold(addends, over, shape), images.fold(addends, over, shape))
+    over = images.Windows(kernel, stride, (kernel[0] // 2, kernel[1] // 2))
+    largest = images.largest(inputs, over)
+    assert_same(compiled.largest(inputs, over), largest)
+    gradient = torch.randn(largest.shape, dtype=dtype)
+    assert_same(
+        compiled.to_largest(gradient, inputs, largest, over), images.to_largest(gradient, inputs, largest, over)
+    )
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_what_is_no_number_is_the_largest_in_c_too() -> None:
+    inputs = torch.randn(1, 20, 1, 4, 4)
+    inputs[0, 3, 0, 1, 1] = inputs[0, 7, 0, 0, 0] = torch.nan
+    over = images.Windows((2, 2), (2, 2), (0, 0))
+    expected = torch.max_pool2d(inputs[0], 2)
+    torch.testing.assert_close(compiled.largest(inputs, over)[0], expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(

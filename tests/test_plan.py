@@ -8,7 +8,7 @@ import pytest
 
 from tunecli.engine import LOOPED, Plan, choose_plan
 from tunecli.engine.calibration import Timing, best
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.plan import rivals
 from tunecli.search import Opened, planning, search
 from tunecli.study import Study

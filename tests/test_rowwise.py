@@ -81,7 +81,9 @@ def alone(
     return loss_sum.detach(), gradient, outputs.detach()
 
 
-def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: int, *, apart: bool = True) -> None:
+def assert_equal_alone(
+    module: nn.Module, samples: Samples, loss: Loss, rows: int, *, apart: bool = True, compiled: bool = False
+) -> None:
     """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). Its share of the gradient is added to what
     is there, or written over it."""
     layout, weights = random_rows(module, rows)
@@ -92,7 +94,7 @@ def assert_equal_alone(module: nn.Module, samples: Samples, loss: Loss, rows: in
         gradient.put(row, before[row])
     block = samples.take(torch.arange(len(samples)).view(rows, -1))
     present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
-    way = Rowwise(Recorded(module, layout, loss), weights, gradient)
+    way = Rowwise(Recorded(module, layout, loss, compiled=compiled), weights, gradient)
     assert isinstance(samples.inputs, Tensor)
     shared = samples.inputs[:5]
     found_outputs = way.outputs(shared, 5)

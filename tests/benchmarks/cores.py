@@ -30,7 +30,7 @@ from tests.benchmarks import results
 from tests.benchmarks.slots import loaded, plain, resident, sample_runs
 from tests.benchmarks.zoo import ZOO, make_task, measure
 from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.trial import Run
 
 WINDOW, SAMPLES = 32, 1437

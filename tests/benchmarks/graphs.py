@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tests.benchmarks import results
 from tunecli.data import Samples
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout, Looped
 from tunecli.engine.rowwise import Recorded, Rowwise, sample_keys
 from tunecli.metrics import LOSSES

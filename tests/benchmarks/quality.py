@@ -28,7 +28,7 @@ from tests.benchmarks.plain import EPOCHS, Split, accuracies, suggest
 from tunecli.data import Data
 from tunecli.engine import LocalEngine, Task, choose_plan
 from tunecli.engine.batches import epoch_order
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.task import build_model, evaluate, make_task
 from tunecli.search import search
 from tunecli.store import read

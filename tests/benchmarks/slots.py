@@ -30,7 +30,7 @@ from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, Plan, Task, choose_plan
 from tunecli.engine.batches import batch_length, epoch_order
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.space import Choice, Int, Range, build_space
 from tunecli.trial import Run, Value
 

@@ -32,7 +32,7 @@ from tests.benchmarks.slots import loaded, plain, resident, slots
 from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import Task, choose_plan
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import filters
 from tunecli.trial import Run
 

@@ -16,7 +16,7 @@ from tunecli.alarm import Overdue, limited, overdue
 from tunecli.data import Samples
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches
-from tunecli.engine.compiled import is_compiled
+from tunecli.engine.compiler import is_compiled
 from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
 from tunecli.engine.gradients import Gradient, Looped, Shape
 from tunecli.engine.plan import EVALUATION_SAMPLES

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunecli.data import Split
 from tunecli.engine.block import Block
+from tunecli.engine.compiler import is_compiled
 from tunecli.engine.gradients import Layout
 from tunecli.engine.own import own_rule
 from tunecli.engine.plan import block_height
@@ -130,7 +131,8 @@ class Lane:
             self._shared = slot.module = self._shared or module
             if self.recorded is None:
                 assert isinstance(self.task.loss, Loss)  # a step is looped
-                self.recorded = Recorded(module, self.layout, self.task.loss)
+                compiled = self.compiled and is_compiled(initial.dtype, initial.device)
+                self.recorded = Recorded(module, self.layout, self.task.loss, compiled=compiled)
         self._slots.append(slot)
         self._changed = True
         return slot

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tunecli import data as data_room
 from tunecli.data import Data
 from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import filters
 from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError

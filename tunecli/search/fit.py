@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tunecli.engine import LocalEngine, Plan
 from tunecli.engine.calibration import Timing, best
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.task import Task
 from tunecli.errors import InputError, TunecliError

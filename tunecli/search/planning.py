@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tunecli.data import Samples
 from tunecli.engine import Plan, Task, Traits, choose_plan
 from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
-from tunecli.engine.compiled import can_compile
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.forward import call
 from tunecli.engine.gradients import filters
 from tunecli.engine.plan import rivals

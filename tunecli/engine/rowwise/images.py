@@ -102,16 +102,9 @@ def fold(unfolded: Tensor, windows: Windows, shape: tuple[int, ...]) -> Tensor:
 def largest(inputs: Tensor, windows: Windows) -> Tensor:
     """The largest pixel of each window."""
     images, size = innermost(inputs), (inputs.shape[3], inputs.shape[4])
-    height, width = windows.outputs(size)
-    found: Tensor | None = None
-    # A place that lies on the image for all outputs first; at the edges the others count where they lie on it.
-    whole = slice(0, height), slice(0, width)
-    for _, outputs, pixels in sorted(windows.places(size), key=lambda place: place[1] != whole):
-        if found is None:
-            found = images[:, :, *pixels].clone(memory_format=torch.contiguous_format)
-        else:
-            torch.maximum(found[:, :, *outputs], images[:, :, *pixels], out=found[:, :, *outputs])
-    assert found is not None
+    found = images.new_full((*images.shape[:2], *windows.outputs(size), images.shape[4]), -math.inf)
+    for _, outputs, pixels in windows.places(size):
+        torch.maximum(found[:, :, *outputs], images[:, :, *pixels], out=found[:, :, *outputs])
     return outermost(found)
 
 

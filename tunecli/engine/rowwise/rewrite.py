@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tunecli.engine.rowwise.compiled import COMPILED
+
 aten = torch.ops.aten
 
 NARROW = 16
@@ -22,9 +24,11 @@ SMALL = 4096
 products that it adds into rows of a matrix one by one, but not where the gradients of each weight lie together."""
 
 
-def rewrite(graph: fx.Graph, gradients: int, *, over: bool = False, apart: bool = False) -> None:
+def rewrite(
+    graph: fx.Graph, gradients: int, *, over: bool = False, apart: bool = False, compiled: bool = False
+) -> None:
     """Simplify a graph that `record` gave. Its last `gradients` outputs are added to as many last arguments instead, or
-    written `over` them; these lie `apart`, or in the rows of a matrix."""
+    written `over` them; these lie `apart`, or in the rows of a matrix. What can be `compiled` is called in C."""
     for simplify in (_drop_idle, _add_bias_in_product, _turn_product, _drop_idle):
         for node in list(graph.nodes):
             simplify(graph, node)
@@ -32,8 +36,9 @@ def rewrite(graph: fx.Graph, gradients: int, *, over: bool = False, apart: bool 
     _add_gradients(graph, gradients, over=over, apart=apart)
     for node in list(graph.nodes):
         _write_over(graph, node)
+    called = _DIRECT | COMPILED if compiled else _DIRECT
     for node in graph.nodes:
-        node.target = _DIRECT.get(node.target, node.target)
+        node.target = called.get(node.target, node.target)
         node.meta.clear()
     graph.lint()
 
@@ -77,12 +82,19 @@ def _drop_idle(graph: fx.Graph, node: fx.Node) -> None:
         node.replace_all_uses_with(source)
     elif (
         target in _SAME
+        or (target is aten.permute.default and _keeps_order(node))
         or (target is aten.expand.default and _value(source).shape == value.shape)
         or (target is aten.mul.Scalar and node.args[1] == 1 and _value(source).dtype == value.dtype)
     ):
         node.replace_all_uses_with(source)
     elif target is aten.transpose.int and _transposes(source, *node.args[1:]):
         node.replace_all_uses_with(_first(source))
+
+
+def _keeps_order(node: fx.Node) -> bool:
+    """Whether a node that permutes dimensions leaves each where it is."""
+    dims: Any = node.args[1]
+    return [own % len(dims) for own in dims] == list(range(len(dims)))
 
 
 def _transposes(node: fx.Node, first: Any, second: Any) -> bool:

@@ -25,11 +25,12 @@ Computed = Callable[..., tuple[Tensor]]
 class Recorded:
     """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
 
-    What forward does while it is recorded is fixed for good: it must change nothing of the module.
+    What forward does while it is recorded is fixed for good: it must change nothing of the module. `compiled`: what C
+    of our own can do is done by it.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, loss: Loss) -> None:
-        self._module, self.layout, self._loss = module, layout, loss
+    def __init__(self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False) -> None:
+        self._module, self.layout, self._loss, self._compiled = module, layout, loss, compiled
         self._computed: dict[Any, Computed] = {}
 
     def losses_and_gradient(
@@ -115,7 +116,7 @@ class Recorded:
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
             raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
-        rewrite(recorded.graph, len(gradients), over=over, apart=apart)
+        rewrite(recorded.graph, len(gradients), over=over, apart=apart, compiled=self._compiled)
         recorded.recompile()
         computed: Computed = recorded.forward
         return computed

@@ -1,0 +1,73 @@
+"""What images.py computes, by `images.c`: the same functions, to the bit where no window holds NaN."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+
+from torch import Tensor
+
+from tunecli.engine.compiler import library
+from tunecli.engine.rowwise import images
+from tunecli.engine.rowwise.images import Windows, innermost, outermost
+
+
+class _Windows(ctypes.Structure):
+    """`struct windows` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("channels", "samples", "height", "width", "out_height", "out_width")),
+        *((name, ctypes.c_ssize_t * 2) for name in ("kernel", "stride", "padding", "dilation")),
+    )
+
+
+@cache
+def _over(shape: tuple[int, ...], windows: Windows) -> _Windows:
+    """Windows over images of `shape` (m, C, H, W)."""
+    samples, channels, *size = shape
+    outputs = windows.outputs((size[0], size[1]))
+    return _Windows(
+        channels, samples, *size, *outputs, windows.kernel, windows.stride, windows.padding, windows.dilation
+    )
+
+
+def unfold(images: Tensor, windows: Windows) -> Tensor:
+    rows, shape = len(images), images.shape[1:]
+    pixels = innermost(images[:1] if images.stride(0) == 0 else images).contiguous()
+    size = math.prod(windows.outputs((shape[2], shape[3]))) * shape[0]
+    found = pixels.new_empty(len(pixels), shape[1] * math.prod(windows.kernel), size)
+    how = ctypes.byref(_over(shape, windows))
+    library(found.dtype).unfold(how, len(pixels), pixels.data_ptr(), found.data_ptr())
+    return found if len(pixels) == rows else found.expand(rows, -1, -1)
+
+
+def fold(unfolded: Tensor, windows: Windows, shape: tuple[int, ...]) -> Tensor:
+    rows, samples, *each = shape
+    unfolded = unfolded.contiguous()
+    found = unfolded.new_empty(rows, *each, samples)
+    how = ctypes.byref(_over(shape[1:], windows))
+    library(found.dtype).fold(how, rows, unfolded.data_ptr(), found.data_ptr())
+    return outermost(found)
+
+
+def largest(inputs: Tensor, windows: Windows) -> Tensor:
+    pixels = innermost(inputs).contiguous()
+    rows, channels, *size, samples = pixels.shape
+    found = pixels.new_empty(rows, channels, *windows.outputs((size[0], size[1])), samples)
+    how = ctypes.byref(_over(inputs.shape[1:], windows))
+    library(found.dtype).largest(how, rows, pixels.data_ptr(), found.data_ptr())
+    return outermost(found)
+
+
+def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windows) -> Tensor:
+    given, pixels, maxima = (innermost(own).contiguous() for own in (gradient, inputs, outputs))
+    found = pixels.new_empty(pixels.shape)
+    how = ctypes.byref(_over(inputs.shape[1:], windows))
+    pointers = (own.data_ptr() for own in (given, pixels, maxima, found))
+    library(found.dtype).to_largest(how, len(pixels), *pointers)
+    return outermost(found)
+
+
+COMPILED = {images.unfold: unfold, images.fold: fold, images.largest: largest, images.to_largest: to_largest}
+"""By what they stand for in a graph."""

@@ -703,7 +703,7 @@ def test_importance_is_in_report_after_a_search(tunecli: Command) -> None:
     assert shares.keys() >= {"optimizer", "learning_rate", "batch_size"}
     assert sum(shares.values()) == pytest.approx(1)
     report = tunecli("report", "iris").out
-    assert "\nImportance of hparams\nWhat sets the best tenth of 20 complete and pruned trials apart" in report
+    assert re.search(r"\nImportance of hparams\nWhat sets the best \d+ of 20 complete and pruned trials apart", report)
 
 
 def test_what_a_search_and_fine_tuning_say_fits_the_terminal(tunecli: Command) -> None:

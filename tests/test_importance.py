@@ -110,6 +110,18 @@ def test_one_hparam_with_a_range_for_each_optimizer_is_one() -> None:
     assert shares["momentum"] < 0.1
 
 
+def test_how_many_of_the_best_have_an_hparam_is_counted() -> None:
+    """At 3 best trials one of them with a momentum may give it the largest share."""
+    space = build_space({})
+    points = drawn(space, 30)
+    trials = [trial(number, point, float(number)) for number, point in enumerate(points)]
+    found = explained(space, trials)
+    assert found.best == 3
+    assert found.among_best == {name: sum(name in point for point in points[:3]) for name in found.shares}
+    assert found.among_best["learning_rate"] == 3
+    assert found.among_best["momentum"] < 3
+
+
 def test_pruned_trials_count_failed_and_infinite_ones_do_not() -> None:
     space = build_space(PLAIN)
     points = drawn(space, 40)
@@ -124,7 +136,7 @@ def test_too_few_or_equal_trials_explain_nothing() -> None:
     space = build_space(PLAIN)
     points = drawn(space, 25)
     trials = [trial(n, point, 0.5) for n, point in enumerate(points)]
-    assert explained(space, trials) == Importance(25, {})
+    assert explained(space, trials) == Importance(25, {}, best=25)
     asked = {own.number: asked_by_hparam(space, own.hparams) for own in trials}
     assert importance(trials[:19], asked, "minimize") is None
     assert importance([], {}, "minimize") is None

@@ -71,7 +71,7 @@ def test_the_next_best_stands_in_for_a_damaged_one_in_predict_and_finetune_alike
     damage(place(here, first))
     done = tunecli("predict", "t", "t.csv")
     assert (done.code, done.out) == (0, expected)
-    assert f"predicting with trial {second} " in done.err
+    assert f"t: predicting y with trial {second} " in done.err
     tuned = tunecli("finetune", "t", "--best", "--epochs", "1", "--format", "json")
     assert (tuned.code, tuned.document["trial"]) == (0, second)
     for err in (done.err, tuned.err):
@@ -81,7 +81,7 @@ def test_the_next_best_stands_in_for_a_damaged_one_in_predict_and_finetune_alike
     shutil.rmtree(here / "finetuned")
     damage(place(here, second))
     done = tunecli("predict", "t", "t.csv")
-    assert f"predicting with trial {third} " in done.err
+    assert f"t: predicting y with trial {third} " in done.err
     assert done.err.count("note: ") == 2
 
 
@@ -113,7 +113,7 @@ def test_another_trial_s_checkpoint_is_not_taken_for_the_recorded_one(tunecli: C
     shutil.rmtree(place(here, first))
     shutil.copytree(place(here, third), place(here, first))
     done = tunecli("predict", "t", "t.csv")
-    assert f"predicting with trial {second} " in done.err
+    assert f"t: predicting y with trial {second} " in done.err
     assert "is not the one that the study recorded" in done.err
 
 

@@ -119,7 +119,7 @@ def test_probabilities_are_the_softmax_of_the_outputs_of_the_best_trial(tunecli:
     labels = [("'-versi", "'=1+1", "virginica")[k] for k in expected.argmax(1)]
     assert [row["prediction"] for row in rows] == labels
     number = best.name.removeprefix("trial-")
-    assert f"predicting with the best trial {number} (accuracy " in done.err
+    assert f"flowers: predicting species with the best trial {number} (accuracy " in done.err
     assert " on validation)" in done.err
 
 
@@ -320,7 +320,7 @@ def test_the_newest_fine_tuned_model_in_use_comes_before_the_best_trial(tunecli:
     assert tunecli("predict", "flowers", "flowers.csv").out == done.out
     again = tunecli("predict", "flowers", "flowers.csv", "--trial", str(first.trial))
     assert again.out == trial.out
-    assert f"predicting with trial {first.trial} (accuracy" in again.err
+    assert f"flowers: predicting species with trial {first.trial} (accuracy" in again.err
 
 
 def test_a_fine_tuned_model_of_another_trial_than_the_best_says_so(tunecli: Command, here: Path) -> None:

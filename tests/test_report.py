@@ -411,6 +411,25 @@ momentum        0%
 Failed"""
 
 
+SHARED = """
+What sets the best 6 of 57 complete and pruned trials apart, PED-ANOVA:
+learning_rate  25%  ███████████████
+l1             12%  ███████
+momentum       46%  ████████████████████████████  1 of the 6 has it
+beta1          17%  ██████████                    5 of the 6 have it
+nesterov        0%                                none of the 6 has it
+
+Failed"""
+
+
+def test_what_some_of_the_best_alone_have_comes_after_what_all_have_and_says_so() -> None:
+    shares = {"momentum": 0.46, "learning_rate": 0.25, "beta1": 0.17, "l1": 0.12, "nesterov": 0.0}
+    had = {"momentum": 1, "learning_rate": 6, "beta1": 5, "l1": 6, "nesterov": 0}
+    found = replace(summary(*TRIALS), importance=Importance(57, shares, best=6, among_best=had))
+    assert SHARED in drawn(found)
+    assert json.loads(formats.as_json(found))["importance"] == shares
+
+
 def test_importance_is_drawn_as_bars_and_written_as_shares() -> None:
     shares = {"learning_rate": 0.63, "model.hidden": 0.25, "l1": 0.12, "momentum": 0.0}
     found = replace(summary(*TRIALS), importance=Importance(57, shares))

@@ -61,7 +61,10 @@ def importance(trials: Sequence[Trial], asked: Mapping[int, Asked], direction: s
     }
     total = sum(found.values())
     shares = {name: own / total for name, own in found.items()} if total > 0 else {}
-    return Importance(len(loss), dict(sorted(shares.items(), key=lambda item: (-item[1], item[0]))))
+    ranked = dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+    return Importance(
+        len(loss), ranked, len(best), {name: sum(name in asked[number] for number in best) for name in ranked}
+    )
 
 
 @dataclass(frozen=True, slots=True)

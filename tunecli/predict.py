@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tunecli.data.inputs import NewInputs
 
 
+_UNNAMED = (None, "target", "targets")
+"""What targets are called that nobody gave a name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """A checkpoint and where it comes from. `words` say which one it is, `notices` what a user should know of it."""
@@ -37,13 +41,16 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Predictions of `samples` rows, made as they are read.
+    """Predictions of `samples` rows, made as they are read, by a `model` of `study`; `target` is what its table calls
+    what is predicted, if it has a name.
 
     A row has a value for each of `columns`: the prediction, which is a label, then the probability of each class; of a
     regression, the prediction alone, in the target's own unit. A model of a user's own loss may give several numbers
     for a sample, which are `prediction_0`, `prediction_1` and so on. That of a picture begins with the file's name.
     """
 
+    study: str
+    target: str | None
     model: str
     columns: tuple[str, ...]
     samples: int
@@ -76,11 +83,14 @@ def predict(
 
     device = resolve_device(device)
     features = stored_features(manifest["features"])
+    target = manifest["preprocessing"].get("target", {}).get("name")
     found = inputs.read(source, base=base, preprocessing=manifest["preprocessing"], features=features)
     outputs = _outputs(load_model(chosen, folder / "study.toml").to(device), found, device)
     # The first of them now: a model that cannot read these samples says so before anything is printed.
     first = next(outputs, None)
     return Predicted(
+        study=folder.name,
+        target=None if target in _UNNAMED else target,
         model=chosen.words,
         columns=(
             *(("file",) if found.names else ()),

@@ -106,11 +106,14 @@ LEAST_COMPARED = 20
 class Importance:
     """Each hparam's share in what sets the best of so many trials apart, from the largest on; empty where nothing does.
 
-    The shares add up to 1.
+    The shares add up to 1. `best` is how many trials are the best, `among_best` how many of them have each hparam: not
+    all do where it is one optimizer's alone. A study that was explained before these were counted has none.
     """
 
     trials: int
     shares: Mapping[str, float]
+    best: int = 0
+    among_best: Mapping[str, int] = field(default_factory=dict)
 
 
 def better(value: float, than: float, direction: str) -> bool:

@@ -46,7 +46,8 @@ def predict(
     folder, database = find_results(study, home, storage)
     predicted = predictions_of(folder, source, trial=trial, device=device, database=database)
     console = live.progress_console()
-    console.say(f"predicting with {predicted.model}")
+    target = f" {predicted.target}" if predicted.target else ""
+    console.say(f"{predicted.study}: predicting{target} with {predicted.model}")
     for notice in predicted.notices:
         console.say(f"note: {notice}")
     if output is None:

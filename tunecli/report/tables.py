@@ -59,16 +59,26 @@ def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
         yield Text(f"\nNo importance of hparams: {reason}", style="dim")
         return
     yield Text("\nImportance of hparams", style="bold")
-    yield Text(f"What sets the best tenth of {found.trials:,} complete and pruned trials apart, PED-ANOVA:")
+    best = f"best {found.best:,}" if found.best else "best tenth"
+    yield Text(f"What sets the {best} of {found.trials:,} complete and pruned trials apart, PED-ANOVA:")
+    few = {name: count for name, count in found.among_best.items() if count < found.best}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    for place in range(4 if few else 3):
+        table.add_column(justify="right" if place == 1 else "left", no_wrap=True)
     longest = max(found.shares.values())
-    for name, share in found.shares.items():
-        bar = "█" * round(share / longest * max(8, min(40, width - 40)))
-        table.add_row(name, f"{share:.0%}", Text(bar, style="cyan"))
+    # What one optimizer alone reads may set one of the best apart, and says nothing of the others: it comes last.
+    for name, share in sorted(found.shares.items(), key=lambda item: item[0] in few):
+        bar = "█" * round(share / longest * max(8, min(40, width - (52 if few else 40))))
+        having = [_having(few.get(name), found.best)] if few else []
+        table.add_row(name, f"{share:.0%}", Text(bar, style="cyan"), *having)
     yield table
+
+
+def _having(count: int | None, of: int) -> Text:
+    """How many of the best trials have an hparam, where not all do."""
+    if count is None:
+        return Text()
+    return Text(f"{count or 'none'} of the {of:,} {'has' if count < 2 else 'have'} it", style="dim")
 
 
 def _heading(summary: Summary) -> Text:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -121,8 +122,7 @@ class Store:
 
     def explain(self, found: Importance) -> None:
         """How much each hparam had to do with the outcome, as far as the study has come."""
-        text = json.dumps({"trials": found.trials, "shares": dict(found.shares)})
-        self._pending["importance"].append({"importance": text})
+        self._pending["importance"].append({"importance": json.dumps(asdict(found))})
 
     def enqueue(self, trial: Trial) -> None:
         """A trial waits with what was given of its hparams, as Optuna's `enqueue_trial` leaves it."""

@@ -6,54 +6,54 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from tunecli.trial import Measurement, Trial
+from tunecli.trial import Trial
 
-REPAYS_SECONDS = 12.0
+REPAYS_SECONDS = 10.0
 """What one process must have left to train for workers to be started: each takes two seconds of a core to begin."""
+
+SEEN_SECONDS = 1.0
+"""What has to be trained before it is said what is left: of how far trials come, the first ticks show nothing."""
 
 
 class Forecast:
-    """What a search has seen of its pace. It decides where runs are trained, which changes no result."""
+    """What a search has seen of its trials, those recorded before it included: at which fidelities they end, of those
+    that come there, and how long they train for a tick. It decides where runs are trained, which changes no result."""
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
-        self._seconds, self._ticks = 0.0, 0
-        self._ended, self._fidelity = 0, 0
-
-    def see(self, measured: Iterable[Measurement]) -> None:
-        for own in measured:
-            self._seconds, self._ticks = self._seconds + own.seconds, self._ticks + 1
-
-    def end(self, trial: Trial) -> None:
-        self._ended, self._fidelity = self._ended + 1, self._fidelity + trial.fidelity
-
-    def seconds_left(self, in_flight: Iterable[Trial], missing: int) -> float:
-        """What is left for one process, if trials end as early as those so far, and one in flight at the earliest when
-        it has come as far again; where none has ended, the others get as far as the furthest is."""
-        if not self._ticks:
-            return 0.0
-        reached = [trial.fidelity for trial in in_flight]
-        length = self._fidelity / self._ended if self._ended else max(reached, default=1)
-        going_on = sum(min(max(length - own, own, 1), self._epochs - own) for own in reached)
-        return self._seconds / self._ticks * (missing * length + going_on)
-
-
-class Ends:
-    """At which fidelities trials have ended so far, of those that came there."""
-
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, trials: Iterable[Trial] = ()) -> None:
         self._epochs = epochs
         self._came: Counter[int] = Counter()
         self._ended: Counter[int] = Counter()
+        self._seconds, self._ticks = 0.0, 0
+        for trial in trials:
+            self._came.update(range(1, trial.fidelity + 1))
+            self._ended[trial.fidelity] += trial.state.ended
 
     def see(self, trial: Trial) -> None:
         """A trial has come one tick further, perhaps to its end."""
         self._came[trial.fidelity] += 1
         self._ended[trial.fidelity] += trial.state.ended
+        self._seconds, self._ticks = self._seconds + trial.curve[-1].seconds, self._ticks + 1
 
-    def next(self, in_flight: Iterable[Trial]) -> int:
+    def ending(self, in_flight: Iterable[Trial]) -> int:
         """How many are likely to end in the next tick."""
         return math.ceil(sum(self._share(trial.fidelity + 1) for trial in in_flight))
 
+    def seconds_left(self, in_flight: Iterable[Trial], missing: int) -> float:
+        """What one process would still train, with so many trials to be started; 0 while too little was seen to say."""
+        if self._seconds < SEEN_SECONDS:
+            return 0.0
+        left = self._ticks_left()
+        ticks = missing * left[0] + sum(left[trial.fidelity] for trial in in_flight)
+        return self._seconds / self._ticks * ticks
+
+    def _ticks_left(self) -> list[float]:
+        """How many ticks trials of each fidelity still train, in the mean (after Kaplan & Meier 1958): those in flight
+        count as far as they came, where the mean of those that have ended would forget the long ones."""
+        left = [0.0]
+        for fidelity in range(self._epochs, 0, -1):
+            left.append(1 + (1 - self._share(fidelity)) * left[-1])
+        return left[::-1]
+
     def _share(self, fidelity: int) -> float:
+        """How many end at a fidelity, of those that come there; none, as far as is known, where none has come."""
         return 1.0 if fidelity >= self._epochs else self._ended[fidelity] / max(self._came[fidelity], 1)

@@ -26,7 +26,7 @@ from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
-from tunecli.search.forecast import REPAYS_SECONDS, Ends, Forecast
+from tunecli.search.forecast import REPAYS_SECONDS, Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
@@ -47,8 +47,7 @@ class Loop:
         if self.data.streamed:
             study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
-        self.forecast = Forecast(study.train.epochs) if place.workers is None else None
-        self.ends = Ends(study.train.epochs)
+        self._may_employ = place.workers is None
         self._told: list[str] = []
         self._employed = 0
         self._before_shortage: Plan | None = None
@@ -75,6 +74,7 @@ class Loop:
                 device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
             )
         trials = record.trials if record else ()
+        self.forecast = Forecast(study.train.epochs, trials)
         self.store = Store(begun.database, study.space)
         if record is not None:
             # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
@@ -133,12 +133,12 @@ class Loop:
         rows = 1 if self.fitted.looped_because else min(plan.block_rows, 2)
         blocks = -(-self.study.window // rows)
         workers = min(cores() // plan.threads, blocks)
-        if self.forecast is None or workers < 2 or self.device != "cpu":
+        if not self._may_employ or workers < 2 or self.device != "cpu":
             return
         left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
         if min(left, seconds) < REPAYS_SECONDS:
             return
-        self.forecast = None
+        self._may_employ = False
         try:
             self._employ(workers, self.ledger.in_flight)
         except TunecliError as error:
@@ -232,7 +232,7 @@ class Loop:
 
     def _upcoming(self) -> list[tuple[int, Hparams]]:
         """The trials that are likely to start after this tick, in the place of those that end in it."""
-        return self.ledger.upcoming(self.ends.next(self.ledger.in_flight))
+        return self.ledger.upcoming(self.forecast.ending(self.ledger.in_flight))
 
     def _advance(
         self, stop: Callable[[], bool], upcoming: Iterable[tuple[int, Hparams]]
@@ -371,14 +371,12 @@ class Loop:
 
     def _decide(self, measured: list[Measurement]) -> None:
         self.ledger.record(measured)
-        if self.forecast is not None:
-            self.forecast.see(measured)
         # All are decided before any ends, for what has ended may count in the decisions of the next tick.
         for ended in [ended for own in measured if (ended := self._ending(own)) is not None]:
             self._end(ended)
             self.flight.free(self._run(ended.number, ended.hparams))
         for own in measured:
-            self.ends.see(self.ledger.trials[own.trial])
+            self.forecast.see(self.ledger.trials[own.trial])
 
     def _ending(self, own: Measurement) -> Trial | None:
         """The trial as it ends with this measurement, or None where it goes on."""
@@ -400,8 +398,6 @@ class Loop:
             run = self._run(trial.number, trial.hparams)
             self.shelf.put(trial, self.engine.weights(run), self.engine.epoch_updates(run), self.store)
         self.ledger.end(trial)
-        if self.forecast is not None:
-            self.forecast.end(trial)
         if (seen := self._shown(trial)) is not None:
             self.proposer.end(seen)
 

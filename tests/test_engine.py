@@ -1163,6 +1163,33 @@ def test_weights_are_a_copy(make_engine: MakeEngine) -> None:
     assert any(tensor.any() for tensor in engine.weights(run).values())
 
 
+def test_of_many_runs_started_at_once_those_that_cannot_be_are_told_and_the_others_train(
+    make_engine: MakeEngine,
+) -> None:
+    task = make_task()
+
+    def build(run: Run) -> nn.Module:
+        if run.hparams.get("model.kind") == "odd":
+            raise ModelError(f"no model for {run.trial}")
+        return task.build(run)
+
+    runs = [make_run(trial, **{"model.kind": "odd"} if trial % 5 == 2 else {}) for trial in range(40)]
+    odd, even = runs[2::5], [run for run in runs if run.trial % 5 != 2]
+    engine = make_engine(replace(task, build=build))
+    failed = engine.start_all(runs)
+    assert {trial: error.message for trial, error in failed.items()} == {
+        r.trial: f"no model for {r.trial}" for r in odd
+    }
+    curves = [list(own) for own in zip(*[tick(engine, even) for _ in range(2)], strict=True)]
+    found = {run.trial: outcome(engine, run, curve) for run, curve in zip(even, curves, strict=True)}
+    assert found == outcomes(make_engine(task), even)
+    # Those that are freed leave their slots at once, to runs of their number too.
+    for run in even:
+        engine.free(run)
+    assert not engine.start_all(even)
+    assert [shown(own) for own in tick(engine, even)] == [found[run.trial][0][0] for run in even]
+
+
 # A model that does not fit is refused before anything is trained.
 
 

@@ -1,6 +1,7 @@
 """The loop: the same study, however often it is interrupted, and what it leaves behind."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 
 from tunecli import checkpoint
 from tunecli import data as data_room
+from tunecli.engine import child
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
 from tunecli.points import shown
 from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, Progress, search, set_aside
@@ -688,6 +690,21 @@ def test_a_model_that_fails_for_one_choice_fails_those_trials_alone(
         assert trial.end_tick == trial.start_tick - 1
     assert ended.how == "done"
     assert ended.progress.best is not None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_trial_is_begun_once_so_many_have_failed_in_a_row(
+    own: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
+    study = own(4, 3, window=6, trials=40, max_failures=3, pruner="none")
+    widths = [3, 3, 4, 3, 3, 4, 4]  # after torch's defaults, of width 4
+    tries = [{"model.width": width, "learning_rate": 0.01 * (1 + place)} for place, width in enumerate(widths)]
+    events = run(study, tmp_path / "tiny", workers=workers, tries=tries)
+    assert isinstance(events[-1], Ended)
+    assert events[-1].how == "hopeless"
+    begun = [trial for trial in trials(tmp_path / "tiny") if trial.state is not State.WAITING]
+    assert [trial.state is State.FAILED for trial in begun] == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize(("width", "error"), [(3, SourceError), (6, ModelError)])

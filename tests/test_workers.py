@@ -20,7 +20,7 @@ from tunecli.engine import child, processes
 from tunecli.errors import ModelError
 from tunecli.sampler.ahead import Ahead
 from tunecli.search import Ended, Event, Noticed, Opened, loop, search
-from tunecli.search.forecast import Ends, Forecast
+from tunecli.search.forecast import Forecast
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import Measurement, State, Trial
@@ -305,45 +305,76 @@ def seen(trial: int, ticks: int, seconds: float = 1.0) -> tuple[Measurement, ...
     return tuple(Measurement(trial, tick, 1.0, 1.0, 0.5, 1.0, seconds) for tick in range(1, ticks + 1))
 
 
+def come(forecast: Forecast, number: int, state: State, ticks: int, seconds: float = 1.0) -> Trial:
+    """A trial that has come so far, of which the forecast was told in each tick."""
+    curve = seen(number, ticks, seconds)
+    trial = Trial(number, state, {}, start_tick=1, curve=curve)
+    for tick in range(1, ticks):
+        forecast.see(replace(trial, state=State.RUNNING, curve=curve[:tick]))
+    forecast.see(trial)
+    return trial
+
+
 def test_what_is_left_is_forecast_from_how_far_trials_came() -> None:
     forecast = Forecast(epochs=100)
     assert forecast.seconds_left([], 92) == 0, "nothing was seen"
-    curve = seen(0, 100, 0.1)
-    forecast.see(curve)
-    forecast.end(Trial(0, State.COMPLETE, {}, start_tick=1, curve=curve))
+    come(forecast, 0, State.COMPLETE, 100, 0.1)
     assert forecast.seconds_left([], 92) == pytest.approx(92 * 100 * 0.1)
     flight = [Trial(1, State.RUNNING, {}, start_tick=1, curve=seen(1, 40))]
     assert forecast.seconds_left(flight, 0) == pytest.approx(60 * 0.1)
 
 
+def test_those_still_in_flight_count_as_far_as_they_came() -> None:
+    """Kaplan and Meier 1958: half of the trials end at tick 1, and of those that have ended none was longer."""
+    forecast = Forecast(epochs=9)
+    for number in range(4):
+        come(forecast, number, State.PRUNED, 1)
+    flight = [come(forecast, number, State.RUNNING, 5) for number in range(4, 8)]
+    assert forecast.seconds_left(flight, 0) == pytest.approx(4 * 4), "nobody has ended where they go"
+    assert forecast.seconds_left([], 10) == pytest.approx(10 * (1 + 0.5 * 8))
+    come(forecast, 9, State.PRUNED, 2)
+    survive = [1, 5 / 9, 4 / 9]  # past ticks 0, 1 and 2; none of those that came further has ended
+    assert forecast.seconds_left([], 10) == pytest.approx(10 * (survive[0] + survive[1] + 7 * survive[2]))
+
+
+def test_what_is_left_is_not_forecast_from_less_than_a_second() -> None:
+    forecast = Forecast(epochs=100)
+    flight = [come(forecast, 0, State.RUNNING, 3, 0.3)]
+    assert forecast.seconds_left(flight, 1000) == 0
+    flight = [come(forecast, 1, State.RUNNING, 1, 0.3)]
+    assert forecast.seconds_left(flight, 1) == pytest.approx(0.3 * (99 + 100)), "where none has ended all may go on"
+
+
+def test_what_was_recorded_before_tells_where_trials_end() -> None:
+    """A search that goes on knows how far trials come; how long they train for a tick it sees anew."""
+    earlier = [Trial(number, State.PRUNED, {}, start_tick=1, curve=seen(number, 3, 9.0)) for number in range(5)]
+    forecast = Forecast(100, [*earlier, Trial(5, State.RUNNING, {}, start_tick=1, curve=seen(5, 1, 9.0))])
+    flight = [Trial(5, State.RUNNING, {}, start_tick=1, curve=(*seen(5, 1, 9.0), *seen(5, 2)[1:]))]
+    forecast.see(flight[0])
+    assert forecast.ending(flight) == 1
+    assert forecast.seconds_left(flight, 10) == pytest.approx(1 + 10 * 3)
+
+
 def test_as_many_are_expected_to_end_as_did_at_their_fidelity() -> None:
-    ends = Ends(epochs=9)
+    forecast = Forecast(epochs=9)
     flight = [Trial(number, State.RUNNING, {}, start_tick=1, curve=seen(number, 2)) for number in range(4)]
-    assert ends.next(flight) == 0, "nothing was seen"
+    assert forecast.ending(flight) == 0, "nothing was seen"
     for number in range(6):
         state = State.PRUNED if number % 2 else State.RUNNING
-        ends.see(Trial(number, state, {}, start_tick=1, curve=seen(number, 3)))
-    assert ends.next(flight) == 2
-    assert ends.next([Trial(9, State.RUNNING, {}, start_tick=1, curve=seen(9, 8)), *flight[:1]]) == 2, "the last epoch"
-
-
-def test_where_no_trial_has_ended_what_is_left_is_forecast_from_those_in_flight() -> None:
-    forecast = Forecast(epochs=100)
-    flight = [Trial(number, State.RUNNING, {}, start_tick=1, curve=seen(number, 10)) for number in range(8)]
-    forecast.see(flight[0].curve)
-    assert forecast.seconds_left(flight, 0) == pytest.approx(80), "as far again"
-    assert forecast.seconds_left(flight, 4) == pytest.approx(120)
-    late = [Trial(0, State.RUNNING, {}, start_tick=1, curve=seen(0, 99))]
-    assert forecast.seconds_left(late, 0) == pytest.approx(1), "there are no more epochs"
+        forecast.see(Trial(number, state, {}, start_tick=1, curve=seen(number, 3)))
+    assert forecast.ending(flight) == 2
+    late = Trial(9, State.RUNNING, {}, start_tick=1, curve=seen(9, 8))
+    assert forecast.ending([late, *flight[:1]]) == 2, "the last epoch"
 
 
 def test_a_search_tells_its_forecast_which_trials_ended(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[int] = []
-    monkeypatch.setattr(Forecast, "end", lambda self, trial: ended.append(trial.number))
+    told: list[Trial] = []
+    monkeypatch.setattr(Forecast, "see", lambda self, trial: told.append(trial))
     run(question(trials=4), tmp_path / "s", workers=None)
-    assert sorted(ended) == [0, 1, 2, 3]
+    assert sorted(trial.number for trial in told if trial.state.ended) == [0, 1, 2, 3]
+    assert len(told) == sum(trial.fidelity for trial in timeless(tmp_path / "s"))
 
 
 @pytest.mark.usefixtures("forked")
@@ -388,6 +419,31 @@ def test_a_trial_that_ends_its_process_fails_and_no_other(
     # The first trial is torch's defaults in both studies.
     run(fine, tmp_path / "fine")
     assert trials[0].curve == timeless(tmp_path / "fine")[0].curve
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_trial_that_ends_its_process_while_it_is_started_fails_and_no_other(
+    question: Question, tmp_path: Path
+) -> None:
+    """Others that the same worker was to start, or had started, are started again."""
+    harm = "os._exit(9) if os.getpid() != PID else exit('in the search')"
+    source = STEP.replace("def model():", f"import os\ndef model(kind):\n    if kind == 1: {harm}")
+    (tmp_path / "own.py").write_text(source.replace("PID", str(os.getpid())))
+    space = {"model.kind": [1, 2], "batch_size": 32}
+    model = {"source": "own.py:model"}
+    study = question(base=tmp_path, model=model, space=space, trials=14, window=6, pruner="none", sampler="random")
+    tries = [{"model.kind": 2}]
+    events = run(study, tmp_path / "two", workers=2, tries=tries)
+    found = timeless(tmp_path / "two")
+    bad = [trial for trial in found if trial.hparams["model.kind"] == 1]
+    assert 2 < len(bad) < 12
+    for trial in bad:
+        assert trial.reason == "its worker process ended with exit code 9 while it was started"
+        assert (trial.state, trial.end_tick) == (State.FAILED, trial.start_tick - 1)
+    assert sum(isinstance(event, Noticed) for event in events) == processes.MOST_DEATHS * len(bad)
+    run(study, tmp_path / "one", tries=tries)
+    alone = [replace(trial, reason=found[trial.number].reason) for trial in timeless(tmp_path / "one")]
+    assert alone == found
 
 
 @pytest.mark.usefixtures("forked")

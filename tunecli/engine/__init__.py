@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits
 from tunecli.engine.work import engine_of
+from tunecli.errors import TunecliError
 from tunecli.trial import Measurement, Run
 
 __all__ = [
@@ -36,6 +38,9 @@ class Engine(Protocol):
 
     def start(self, run: Run) -> None:
         """Give a run a slot; it trains from the next tick on."""
+
+    def start_all(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
+        """Start several; what `start` would have raised for those that cannot be, by trial."""
 
     def traits(self, run: Run) -> Traits:
         """What a run's model allows; raises ModelError where it does not fit the task."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,15 @@ class LocalEngine:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(f"{out_of_memory(error)}: a smaller model needs less") from error
+
+    def start_all(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
+        failed: dict[int, TunecliError] = {}
+        for run in runs:
+            try:
+                self.start(run)
+            except TunecliError as error:
+                failed[run.trial] = error
+        return failed
 
     def _start(self, run: Run) -> None:
         task = self._task.of(run)

@@ -3,13 +3,15 @@
     search                                     worker
     what makes its engine, at its start        READY, once it is made
     (METHOD, *arguments), one of Engine's      ANSWER and what it returns, or RAISED and its error
+    (FREE, run)
     (TICK,)                                    MEASURED and measurements as runs finish it, or FAILED and an error
     (REVIVE, lost runs)                        MEASURED and what those that are due show, REVIVED and all their trials
     (PAUSE,)                                   PAUSED, between two steps; it computes nothing until
     (GO_ON,)
 
 Before it computes runs it says which (AT_WORK), before it ends by an error, which one (FELL). What is asked of it in
-the middle of a tick it answers between two steps, and after FAILED for want of memory as well.
+the middle of a tick it answers between two steps, and after FAILED for want of memory as well. More can be asked before
+it has answered: it does all in the order in which it was said.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tunecli.engine.snapshot import Snapshot
 from tunecli.trial import Run
 
 READY, ANSWER, RAISED, MEASURED, FAILED, REVIVED, PAUSED, AT_WORK, FELL = range(9)
-TICK, REVIVE, PAUSE, GO_ON = "tick", "revive", "pause", "go on"
+FREE, TICK, REVIVE, PAUSE, GO_ON = "free", "tick", "revive", "pause", "go on"
 
 Say = Callable[[int, Any], None]
 Message = tuple[Any, ...]

@@ -8,6 +8,7 @@ or by this process.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -101,26 +102,51 @@ class Processes:
         return found
 
     def start(self, run: Run) -> None:
-        self._begin(run, 0, "start", run)
+        for error in self.start_all([run]).values():
+            raise error
+
+    def start_all(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
+        return self._begin(runs, 0, "start")
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:
-        self._begin(run, snapshot.fidelity, "restore", run, snapshot)
+        for error in self._begin([run], snapshot.fidelity, "restore", snapshot).values():
+            raise error
         self._keep(run, snapshot)
 
-    def _begin(self, run: Run, ticks: int, *asked: Any) -> None:
-        while True:
-            worker = self._choose(run)
-            if run.trial in worker.runs:
-                raise ModelError("no worker process is left")  # for a run of this process to move to
-            try:
-                worker.ask(*asked)
-            except WorkerDied:
-                cause = self._replace(worker)
-                if self._often_died(run.trial):
-                    raise ModelError(f"its worker process {cause} while it was started") from None
-            else:
+    def _begin(self, runs: Iterable[Run], ticks: int, method: str, *more: Any) -> dict[int, TunecliError]:
+        """Every worker builds the models of its own runs while others build theirs. What `method` raised, by trial."""
+        left, failed = list(runs), dict[int, TunecliError]()
+        while left:
+            asked: dict[Worker, deque[Run]] = {}
+            for run in left:
+                worker = self._choose(run)
+                if run.trial in worker.runs:  # a run of this process, which was to move
+                    failed[run.trial] = ModelError("no worker process is left")
+                    continue
+                worker.begin(method, run, *more)
                 worker.runs[run.trial], self._ticks[run.trial] = run, ticks
-                return
+                asked.setdefault(worker, deque()).append(run)
+            left = [run for worker, own in asked.items() for run in self._hear_begun(worker, own, failed)]
+        return failed
+
+    def _hear_begun(self, worker: Worker, asked: deque[Run], failed: dict[int, TunecliError]) -> Iterable[Run]:
+        """Hear what became of runs that a worker was given; those to be given to another, for it died."""
+        try:
+            while asked:
+                try:
+                    worker.answer()
+                except TunecliError as error:
+                    failed[asked[0].trial] = error
+                    del worker.runs[asked[0].trial], self._ticks[asked[0].trial]
+                asked.popleft()
+        except WorkerDied:
+            for run in asked:
+                del worker.runs[run.trial], self._ticks[run.trial]
+            cause = self._replace(worker)
+            often = [run.trial for run in asked if self._often_died(run.trial)]
+            died = f"its worker process {cause} while it was started"
+            failed |= dict.fromkeys(often, ModelError(died))
+        return [run for run in asked if run.trial not in failed]
 
     def _choose(self, run: Run) -> Worker:
         """A worker that has less than its share to do: the one with most runs of the same optimizer, which are updated
@@ -208,8 +234,7 @@ class Processes:
             except TunecliError:
                 self._deaths.pop(run.trial, None)
                 continue  # it trains well where it is
-            self._own.ask("free", run)
-            del self._own.runs[run.trial]
+            self._own.free(run)
 
     def free(self, run: Run) -> None:
         self._ticks.pop(run.trial, None)
@@ -218,11 +243,7 @@ class Processes:
         self._given_up = [own for own in self._given_up if own.trial != run.trial]
         worker = self._worker_of(run)
         if worker is not None:
-            del worker.runs[run.trial]
-            try:
-                worker.ask("free", run)
-            except WorkerDied:
-                self._replace(worker)
+            worker.free(run)
 
     def weights(self, run: Run) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self._ask(run, "weights")

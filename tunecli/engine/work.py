@@ -18,6 +18,7 @@ from tunecli.engine.messages import (
     ANSWER,
     AT_WORK,
     FAILED,
+    FREE,
     GO_ON,
     MEASURED,
     PAUSE,
@@ -116,6 +117,10 @@ class Work:
         if method == TICK:
             counts = {place: sum(own is e for own in self._place.values()) for place, e in enumerate(self._engines)}
             self._left = {place: count for place, count in counts.items() if count}
+        elif method == FREE:
+            (run,) = arguments
+            self._arrive(run)
+            self._place.pop(run.trial).free(run)
         elif method == REVIVE:
             lost: list[Lost] = arguments[0]
             engine = next((own for own in self._engines if own not in self._place.values()), None) or self._another()
@@ -163,8 +168,7 @@ class Work:
             self._say(AT_WORK, ())
 
     def _answer(self, method: str, run: Run, *more: Any) -> None:
-        while any(run.trial in trials for trials, _ in self._replays):
-            self.step()
+        self._arrive(run)
         starts = method in ("start", "restore")
         if starts:
             self._say(AT_WORK, (run.trial,))
@@ -177,11 +181,14 @@ class Work:
                 del self._place[run.trial]
             self._say(RAISED, error)
             return
-        if method == "free":
-            del self._place[run.trial]
         if starts:
             self._say(AT_WORK, ())
         self._say(ANSWER, value)
+
+    def _arrive(self, run: Run) -> None:
+        """Have a run that is trained again come to where it was."""
+        while any(run.trial in trials for trials, _ in self._replays):
+            self.step()
 
     def _between_ticks(self) -> Engine:
         """An engine that no run is trained again in."""

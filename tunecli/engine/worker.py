@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunecli.engine.child import WorkerDied
@@ -11,6 +12,7 @@ from tunecli.engine.messages import (
     AT_WORK,
     FAILED,
     FELL,
+    FREE,
     GO_ON,
     MEASURED,
     PAUSE,
@@ -28,6 +30,11 @@ from tunecli.trial import Measurement, Run
 
 if TYPE_CHECKING:
     from tunecli.engine import Engine
+
+
+MOST_UNANSWERED = 8
+"""So much is asked of a worker before it has answered: both sides' messages fit into the smallest of pipes, 8 KiB, so
+that neither waits for the other to read."""
 
 
 class Place(Protocol):
@@ -80,7 +87,8 @@ class Worker:
         self.failed: TunecliError | None = None
         self.fell: str | None = None
         self._measured: list[Measurement] = []
-        self._answer: tuple[int, Any] | None = None
+        self._answers: deque[tuple[int, Any]] = deque()
+        self._asked = 0
 
     @property
     def busy(self) -> bool:
@@ -88,13 +96,31 @@ class Worker:
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """What a method of its engine returns; raises what that raises, and WorkerDied."""
+        self.begin(method, *arguments)
+        return self.answer()
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Ask without waiting: `answer` is to be called as often, for the answers in their order."""
+        with suppress(WorkerDied):  # which `answer` meets as well
+            while self._asked - len(self._answers) >= MOST_UNANSWERED:
+                self._receive(None)
+        self._asked += 1
         self._place.send(method, *arguments)
-        while self._answer is None:
+
+    def answer(self) -> Any:
+        """As `ask`, of what was begun first."""
+        while not self._answers:
             self._receive(None)
-        (kind, value), self._answer = self._answer, None
+        self._asked -= 1
+        kind, value = self._answers.popleft()
         if kind == RAISED:
             raise value
         return value
+
+    def free(self, run: Run) -> None:
+        """Have its engine take a run's slot back, before anything that is said later."""
+        del self.runs[run.trial]
+        self._place.send(FREE, run)
 
     def begin_tick(self) -> None:
         self.pending = set(self.runs)
@@ -158,4 +184,4 @@ class Worker:
         elif kind == FELL:
             self.fell = f"ended with {value}"
         else:
-            self._answer = kind, value
+            self._answers.append((kind, value))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from tunecli.engine import Engine, Snapshot
-from tunecli.errors import OutOfMemory
+from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.snapshots import Kept, Snapshots
 from tunecli.trial import Measurement, Run
 
@@ -37,18 +38,29 @@ class Flight:
         self._found[run.trial] = kept if reached > fidelity else replace(kept, measured=None)
         return min(reached, fidelity), None
 
-    def start(self, run: Run) -> None:
-        """A run takes its place, where its snapshot left it if there is one. Raises as an engine's `start` does."""
-        kept = self._found.pop(run.trial, None)
-        if kept is not None and kept.measured is not None:
-            # It was through with this tick when others were not: it sits the rest of it out.
-            self._ahead[run.trial], self._measured[run.trial] = (run, kept.snapshot), kept.measured
-            return
-        if kept is None:
-            self.engine.start(run)
-        else:
-            self.engine.restore(run, kept.snapshot)
-        self._runs[run.trial], self._ticks[run.trial] = run, 0 if kept is None else kept.snapshot.fidelity
+    def start(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
+        """Runs take their places, where their snapshots left them if there are any; the errors of those that cannot,
+        by trial."""
+        fresh, failed = [], {}
+        for run in runs:
+            kept = self._found.pop(run.trial, None)
+            if kept is None:
+                fresh.append(run)
+            elif kept.measured is not None:
+                # It was through with this tick when others were not: it sits the rest of it out.
+                self._ahead[run.trial], self._measured[run.trial] = (run, kept.snapshot), kept.measured
+            else:
+                try:
+                    self.engine.restore(run, kept.snapshot)
+                except TunecliError as error:
+                    failed[run.trial] = error
+                else:
+                    self._runs[run.trial], self._ticks[run.trial] = run, kept.snapshot.fidelity
+        failed |= self.engine.start_all(fresh)
+        started = [run for run in fresh if run.trial not in failed]
+        self._runs |= {run.trial: run for run in started}
+        self._ticks |= {run.trial: 0 for run in started}
+        return failed
 
     def park(self) -> None:
         """Take all runs out of an engine that is to be replaced; `find` and `start` have them go on where they are, or

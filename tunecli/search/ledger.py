@@ -44,11 +44,15 @@ class Ledger:
 
     def is_hopeless(self, most: int) -> bool:
         """Whether the last `most` trials to end have all failed."""
-        return self._failures >= most
+        return self.bears(most) <= 0
+
+    def bears(self, most: int) -> int:
+        """How many more trials may fail one after another until it is hopeless."""
+        return most - self._failures
 
     def hope_again(self, most: int) -> None:
         """An earlier search ended as hopeless: whoever starts it again has mended something."""
-        if self._failures >= most:
+        if self.is_hopeless(most):
             self._failures = 0
 
     def enqueue(self, given: Hparams) -> None:

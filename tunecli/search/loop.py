@@ -210,6 +210,7 @@ class Loop:
             self._consider_workers(math.inf if until is None else until - time.monotonic())
         if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
+        yield from self._noticed()
         self.store.flush()
         if how != "stopped":
             yield self.ledger.progress()
@@ -323,8 +324,9 @@ class Loop:
                 yield Noticed(note)
         waiting = sorted(self.ledger.in_flight, key=lambda trial: -missing[trial.number])
         for left in range(max(missing.values(), default=0), 0, -1):
-            while waiting and missing[waiting[0].number] == left:
-                self._start(waiting.pop(0))
+            count = sum(missing[trial.number] == left for trial in waiting)
+            self._start(waiting[:count])
+            waiting = waiting[count:]
             running = [trial for trial in self.ledger.in_flight if missing[trial.number] >= left]
             while self.flight.advance(PAUSE_SECONDS) < len(running):
                 yield from self._noticed()
@@ -343,31 +345,38 @@ class Loop:
             yield self.ledger.progress()
             if stop():
                 return
-        for trial in waiting:
-            self._start(trial)
+        self._start(waiting)
 
     def _fill(self) -> None:
-        """Give every free slot the next trial."""
-        most = self.study.search.max_failures
-        while len(self.ledger.in_flight) < self.study.window and self.ledger.missing > 0:
-            if self.ledger.is_hopeless(most):
-                break
-            (number, given), tick = self.ledger.next(), self.ledger.tick + 1
-            if self.proposer.exhausted and not given:
-                break
-            hparams = self.proposer.propose(number, tick, given)
-            trial = Trial(number, State.RUNNING, hparams, start_tick=tick, given=given)
-            self.ledger.start(trial)
-            self._start(trial)
+        """Give every free slot the next trial: one that cannot be started leaves its slot to another."""
+        while trials := self._next_trials():
+            self._start(trials)
 
-    def _start(self, trial: Trial) -> None:
-        try:
-            self.flight.start(self._run(trial.number, trial.hparams))
-        except StorageError:
-            raise
-        except TunecliError as error:
-            # It ended before the tick in which it would have trained.
-            self._end(failed(trial, error.message))
+    def _next_trials(self) -> list[Trial]:
+        """Begin as many as there are free slots, but none that would not be begun if all before it failed."""
+        free = self.study.window - len(self.ledger.in_flight)
+        count = min(free, self.ledger.missing, self.ledger.bears(self.study.search.max_failures))
+        return [trial for _ in range(count) if (trial := self._next()) is not None]
+
+    def _next(self) -> Trial | None:
+        """Begin the next trial; None where every point of the space has been tried."""
+        (number, given), tick = self.ledger.next(), self.ledger.tick + 1
+        if self.proposer.exhausted and not given:
+            return None
+        hparams = self.proposer.propose(number, tick, given)
+        trial = Trial(number, State.RUNNING, hparams, start_tick=tick, given=given)
+        self.ledger.start(trial)
+        return trial
+
+    def _start(self, trials: list[Trial]) -> None:
+        """Have trials trained. Those that cannot be end before the tick in which they would have been."""
+        errors = self.flight.start(self._run(trial.number, trial.hparams) for trial in trials)
+        for trial in trials:
+            error = errors.get(trial.number)
+            if isinstance(error, StorageError):
+                raise error
+            if error is not None:
+                self._end(failed(trial, error.message))
 
     def _decide(self, measured: list[Measurement]) -> None:
         self.ledger.record(measured)

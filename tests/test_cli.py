@@ -381,7 +381,7 @@ def test_help_names_the_commands(tunecli: Command) -> None:
             ("search", "tiny", "--try", "learning_rate=5"),
             2,
             "learning_rate is 0.0001 to 1 where optimizer is sgd",
-            "another study",
+            "--set space.learning_rate=... changes what this study searches",
         ),
         (("search", "tiny", "--try", "momentum"), 2, "--try takes KEY=VALUE,KEY=VALUE", "--try learning_rate=0.01"),
         (("search", "tiny", "--sampler", "grid"), 2, "ranges of real numbers", "--set space.learning_rate=[...]"),
@@ -695,6 +695,17 @@ def test_a_point_by_hand_is_tried(tunecli: Command, home: Path) -> None:
         trials = tunecli("report", "tiny", "--format", "json").document["trials"]
         assert len(trials) == 11
         assert trials[-1]["hparams"].items() >= {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.25}.items()
+
+
+def test_what_a_point_by_hand_came_to_is_said(tunecli: Command, home: Path) -> None:
+    """Done already or not; and of one that cannot be had, how it can."""
+    for _ in range(2):
+        done = tunecli("search", "tiny", "--try", "optimizer=sgd,learning_rate=0.5,momentum=0.25")
+        trial = tunecli("report", "tiny", "--format", "json").document["trials"][-1]
+        after = f"on validation, after epoch {trial['best_tick']} of "
+        assert f"\nTried: trial 10, accuracy {trial['value']:.4f} {after}" in done.out
+        assert "\n  optimizer sgd, learning_rate 0.5, momentum 0.25," in done.out
+    assert "Tried" not in tunecli("search", "tiny").out
 
 
 def test_importance_is_in_report_after_a_search(tunecli: Command) -> None:

@@ -157,7 +157,7 @@ def _fitting(dimension: Dimension, value: Value) -> Value | None:
 
 def _misfit(name: str, value: Any, misfits: list[Dimension], space: Space, always: bool) -> SpaceError:
     rule, where = _rule(misfits[0].range), misfits[0].when
-    hint = "begin another study for another range"
+    hint = f"--set space.{name}=... changes what this study searches"
     if where is None or (always and all(own is misfits[0] for own in misfits)):
         return SpaceError(f"{name} is {rule} in this study, got {value}", hint=hint)
     if not always:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tunecli.report.summary import Summary
     from tunecli.space import Space
     from tunecli.study import Question
-    from tunecli.trial import Value
+    from tunecli.trial import Hparams, Trial, Value
 
 
 def search(
@@ -117,7 +118,7 @@ def search(
             live.say_stopped(ended, typed_command(), console)
             raise Stopped(interrupt.exit_code)
         summary, report = read_summary(database), f"tunecli report {question.name}{home_option(home)}"
-        _print_result(summary, output)
+        _print_result(summary, output, _tried(points, question, summary.trials))
         if ended.how == "hopeless":
             raise _hopeless(summary, question.search.max_failures, report)
         live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
@@ -186,13 +187,27 @@ def _check_known(option: str, name: str | None, known: tuple[str, ...]) -> None:
         raise UsageError(f"{option} takes {takes}, got {name!r}", hint=did_you_mean(name, known))
 
 
-def _print_result(summary: Summary, output: TextOrJson) -> None:
+def _tried(points: Sequence[Hparams], question: Question, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that had the points of `--try`: the first that each was given to, or that came to have it."""
+    searched = question.space.searched()
+    found: dict[int, Trial] = {}
+    for point in points:
+        given = {name: value for name, value in point.items() if name in searched}
+        for trial in trials:
+            if given in (trial.given, {name: trial.hparams[name] for name in searched if name in trial.hparams}):
+                found.setdefault(trial.number, trial)
+                break
+    return list(found.values())
+
+
+def _print_result(summary: Summary, output: TextOrJson, tried: Sequence[Trial]) -> None:
     from tunecli.report import formats, tables
 
     if output is TextOrJson.JSON:
         print(formats.as_json(summary))
     else:
         tables.draw_best(summary, output_console())
+        tables.draw_tried(summary, tried, output_console())
 
 
 def _seconds(text: str | None) -> float | None:

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.report.summary import Summary, curve_bars, failures, short, short_hparams, wrap
+from tunecli.report.summary import Summary, curve_bars, failures, short, short_hparams, value_so_far, wrap
 from tunecli.trial import State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
@@ -28,6 +28,23 @@ def draw_best(summary: Summary, console: Console) -> None:
     """Print the best trial alone: what a search has to show for itself."""
     if summary.best is not None:
         console.print(_best(summary, summary.best, console.width))
+
+
+def draw_tried(summary: Summary, tried: Sequence[Trial], console: Console) -> None:
+    """Print what these trials, asked for by hand, came to; the best one is told already."""
+    for trial in tried:
+        if trial is not summary.best:
+            console.print(_tried(summary, trial, console.width))
+
+
+def _tried(summary: Summary, trial: Trial, width: int) -> Text:
+    value = value_so_far(trial)
+    reached = "" if value is None else f", {summary.metric} {value:.4f}{_after(summary, trial)}"
+    reason = f": {trial.reason}" if trial.state is State.FAILED else ""
+    text = Text.assemble(("Tried: ", "bold"), f"trial {trial.number}{reached}, ", (trial.state, _COLOURS.get(trial.state, "")), reason)
+    for line in wrap(short_hparams(trial.hparams), width - 2).splitlines():
+        text.append(f"\n  {line}")
+    return text
 
 
 def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:

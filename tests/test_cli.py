@@ -232,6 +232,13 @@ def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: P
     assert tunecli("finetune", "--best", "--format", "json").document["study"] == "tiny"
 
 
+def test_the_bundled_study_is_taken_with_a_word_where_there_is_none(tunecli: Command) -> None:
+    taken = "no study is named, and none is in new yet: searching the bundled digits\n"
+    nothing = ("search", "--home", "new", "--timeout", "0s")
+    assert tunecli(*nothing).err.startswith(taken)
+    assert taken not in tunecli(*nothing).err
+
+
 # What comes back
 
 
@@ -374,6 +381,7 @@ def test_help_names_the_commands(tunecli: Command) -> None:
         (("search", "--trials", "0"), 2, "--trials", "tunecli search --help"),
         (("search", "tiny", "--timeout", "soon"), 2, "'soon'", "10m"),
         (("search", "tiny", "--trials", "11", "--device", "gpu"), 2, "'gpu'", "cuda"),
+        (("search", "tiny", "--device", "gpu"), 2, "'gpu'", "cuda"),
         (("search", "tiny", "--set", "epochs"), 2, "'epochs'", "--set train.epochs=5"),
         (("search", "tiny", "--set", "train.epoch=5"), 2, "did you mean 'epochs'", None),
         (("search", "tiny", "--sampler", "tpee"), 2, "--sampler takes tpe", "'tpe'"),

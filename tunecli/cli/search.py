@@ -81,7 +81,7 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
-    from tunecli.home import find_command, find_database, find_study
+    from tunecli.home import find_command, find_database, find_study, latest_folder
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
@@ -98,6 +98,11 @@ def search(
         raise UsageError(f"{study} and --command both say what to search", hint="give one of them")
     points = _points(tries or [], question)
     folder, console = home / question.name, live.progress_console()
+    if study is None and command is None and latest_folder(home, address) is None:
+        console.say(
+            f"no study is named, and none is in {home} yet: searching the bundled {question.name}\n"
+            "for data of your own:\n  tunecli search FILE.csv --target COLUMN"
+        )
     timeout_seconds = _seconds(timeout)
     database = find_database(folder, address, fresh=fresh)
     if fresh and (aside := set_aside(folder, database)):

@@ -122,6 +122,7 @@ def search(
             ended = sum(trial.state.ended for trial in trials)
             same = isinstance(study, ProgramStudy) or not _data_may_differ(study, record, folder)
             if ended >= study.search.trials and same:
+                _check_device(device)
                 remove_unknown_checkpoints(folder, record.kept)
                 yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
                 return
@@ -131,6 +132,15 @@ def search(
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
+
+
+def _check_device(device: str) -> None:
+    """Raise UsageError for a device that is none here, where nothing is left to compute too; one that is always there
+    loads no torch."""
+    if device not in ("auto", "cpu"):
+        with loading():
+            from tunecli.engine import resolve_device
+        resolve_device(device)
 
 
 def _refitted(study: Study, record: Record) -> tuple[Record, list[str]]:

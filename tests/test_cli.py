@@ -188,6 +188,19 @@ def test_options_reach_the_study(tunecli: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "studies").exists()
 
 
+def test_what_is_done_is_shown_where_nothing_may_be_written(
+    tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home / "tiny"
+    (folder / "lock").unlink(missing_ok=True)
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # permissions do not bind root
+    done = tunecli("search", "tiny")
+    assert (done.code, done.out.startswith("Best: trial ")) == (0, True)
+    assert "all 10 trials were done already" in done.err
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
 def test_the_total_can_grow_and_what_is_done_is_not_done_again(tunecli: Command, home: Path) -> None:
     done = tunecli("search", "tiny")
     assert done.code == 0

@@ -6,6 +6,7 @@ torch and Optuna are loaded after the study's lock is held: a search that cannot
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -98,40 +99,77 @@ def search(
             f"--workers {workers} is for a study of a model",
             hint="each run of a program is a process already; --window says how many run at a time",
         )
-    with hold(folder, database or find_database(folder)) as held:
-        record, changed = open_record(study, folder, held)
-        if record is not None:
+    database = database or find_database(folder)
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        # Another's, or kept on a medium that is read only: it can be shown where nothing is left to write.
+        found = _find(study, folder, database, tries)
+        if found.ended is not None:
+            _check_device(device)
+            yield from found.told
+            yield found.ended
+            return
+    with hold(folder, database) as held:
+        found = _find(study, folder, held, tries)
+        if found.record is not None:
             remember(folder, held)
-            study = study.with_window(int(record.document["search"]["window"]))
-            if isinstance(study, Study):
-                study = study.with_stream(_streamed(record))
-        else:
-            study = study.with_window(study.window)
-        trials = record.trials if record is not None else ()
-        if record is not None and changed:
-            yield Changed(changed, study.search.sampler, *_seen(study, record))
-        if record is not None and isinstance(study, Study):
-            record, notices = _refitted(study, record)
-            trials = record.trials
-            yield from map(Noticed, notices)
-        queue: list[Hparams] = []
-        if isinstance(study, Study):
-            queue = _queue(study, trials, tries)
-            study = study.with_trials(_total(study, trials, len(queue)))
-        if record is not None:
-            ended = sum(trial.state.ended for trial in trials)
-            same = isinstance(study, ProgramStudy) or not _data_may_differ(study, record, folder)
-            if ended >= study.search.trials and same:
-                _check_device(device)
-                remove_unknown_checkpoints(folder, record.kept)
-                yield Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
-                return
-        earlier = _earlier(record) if record is not None and changed else None
-        loop = _make_loop(study, Begun(folder, held, record, earlier), Place(device, workers), queue)
+        yield from found.told
+        if found.record is not None and found.ended is not None:
+            _check_device(device)
+            remove_unknown_checkpoints(folder, found.record.kept)
+            yield found.ended
+            return
+        begun = Begun(folder, held, found.record, found.earlier)
+        loop = _make_loop(found.study, begun, Place(device, workers), found.queue)
         try:
             yield from loop.events(timeout_seconds, stop)
         finally:
             loop.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What there is of a study, read and not yet written: what was asked of it before (`earlier`, where that has
+    changed), what is to be `told` of it, the trials by hand to try next, and how it `ended` where nothing is left."""
+
+    study: Question
+    record: Record | None
+    earlier: Earlier | None
+    told: tuple[Event, ...]
+    queue: list[Hparams]
+    ended: Ended | None
+
+
+def _find(study: Question, folder: Path, database: Database, tries: Sequence[Hparams]) -> _Found:
+    record, changed = open_record(study, folder, database)
+    told: list[Event] = []
+    if record is not None:
+        study = study.with_window(int(record.document["search"]["window"]))
+        if isinstance(study, Study):
+            study = study.with_stream(_streamed(record))
+    else:
+        study = study.with_window(study.window)
+    if record is not None and changed:
+        told.append(Changed(changed, study.search.sampler, *_seen(study, record)))
+    if record is not None and isinstance(study, Study):
+        record, notices = _refitted(study, record)
+        told += map(Noticed, notices)
+    trials = record.trials if record is not None else ()
+    queue: list[Hparams] = []
+    if isinstance(study, Study):
+        queue = _queue(study, trials, tries)
+        study = study.with_trials(_total(study, trials, len(queue)))
+    earlier = _earlier(record) if record is not None and changed else None
+    return _Found(study, record, earlier, tuple(told), queue, _ended(study, record, folder))
+
+
+def _ended(study: Question, record: Record | None, folder: Path) -> Ended | None:
+    """How a study ended of which nothing is left to do."""
+    if record is None or (isinstance(study, Study) and _data_may_differ(study, record, folder)):
+        return None
+    ended = sum(trial.state.ended for trial in record.trials)
+    if ended < study.search.trials:
+        return None
+    return Ended("done", Tally(record.trials, record.direction).progress(max(study.search.trials, ended)))
 
 
 def _check_device(device: str) -> None:

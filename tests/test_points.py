@@ -104,8 +104,16 @@ def test_values_by_hand_take_the_types_of_the_space() -> None:
         ({"learning_rat": 1}, "this study has no hyperparameter 'learning_rat'", "did you mean 'learning_rate'?"),
         ({"learning_rate": "fast"}, "learning_rate: expected a number, got 'fast'", None),
         ({"optimizer": "adm"}, "optimizer: unknown optimizer 'adm'", None),
-        ({"optimizer": "nadam"}, "optimizer is one of sgd, adam in this study, got nadam", "--set space.optimizer=... changes"),
-        ({"batch_size": 17}, "batch_size is one of 16, 64, full in this study, got 17", "--set space.batch_size=... changes"),
+        (
+            {"optimizer": "nadam"},
+            "optimizer is one of sgd, adam in this study, got nadam",
+            "--set space.optimizer=... changes",
+        ),
+        (
+            {"batch_size": 17},
+            "batch_size is one of 16, 64, full in this study, got 17",
+            "--set space.batch_size=... changes",
+        ),
         ({"model.hidden": [8, 8, 8]}, "model.hidden is one of", "--set space.model.hidden=... changes"),
         ({"l1": 0.5}, "l1 is fixed at 0.0 in this study, got 0.5", "--set space.l1=... changes"),
         (

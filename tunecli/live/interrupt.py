@@ -76,7 +76,11 @@ class Interrupt:
         if (first := _next_signal(heard, None)) != CLOSED:
             second = _next_signal(heard, LEAVE_SECONDS)
             if second is None:
-                _leave("stopped in the middle of a long step, which is computed again", self._again, _exit_code(first))
+                _leave(
+                    "stopped in the middle of its work: what is not recorded is done again",
+                    self._again,
+                    _exit_code(first),
+                )
             elif second != CLOSED and _next_signal(heard, AT_ONCE_SECONDS) != CLOSED:
                 _leave(INTERRUPTED, self._again, _exit_code(second))
         os.close(heard)

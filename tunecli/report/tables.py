@@ -41,7 +41,9 @@ def _tried(summary: Summary, trial: Trial, width: int) -> Text:
     value = value_so_far(trial)
     reached = "" if value is None else f", {summary.metric} {value:.4f}{_after(summary, trial)}"
     reason = f": {trial.reason}" if trial.state is State.FAILED else ""
-    text = Text.assemble(("Tried: ", "bold"), f"trial {trial.number}{reached}, ", (trial.state, _COLOURS.get(trial.state, "")), reason)
+    text = Text.assemble(
+        ("Tried: ", "bold"), f"trial {trial.number}{reached}, ", (trial.state, _COLOURS.get(trial.state, "")), reason
+    )
     for line in wrap(short_hparams(trial.hparams), width - 2).splitlines():
         text.append(f"\n  {line}")
     return text

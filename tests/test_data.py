@@ -29,6 +29,7 @@ from torch import Tensor
 from tunecli import data
 from tunecli.data import Data, Samples
 from tunecli.data.prepare import split_indices
+from tunecli.data.scaling import Scaling
 from tunecli.errors import DataError, SourceError, TunecliError
 from tunecli.trial import derive_seed
 
@@ -716,6 +717,19 @@ def test_a_fingerprint_covers_every_input_and_the_weights() -> None:
     weighed = [Samples(x, y, torch.ones(3)), Samples(x, y, torch.tensor([1.0, 1.0, 2.0]))]
     every = [*(Samples(inputs, y) for inputs in kinds), *weighed]
     assert len({Data("own", "classification", own, own, own).fingerprint() for own in every}) == len(every)
+
+
+@pytest.mark.parametrize("width", [3, 5000], ids=["several at once", "one after another"])
+def test_samples_that_stream_are_those_that_are_taken_one_by_one(width: int) -> None:
+    inputs = {"x": torch.randn(20, width), "mask": torch.arange(20) % 2}
+    samples = Samples(inputs, torch.arange(20), torch.rand(20), scaling=Scaling(None, torch.tensor(0.5)))
+    index = torch.randint(20, (7, 2, 3))
+    for found, own in zip(samples.stream(index), index, strict=True):
+        torch.testing.assert_close(vars_of(found), vars_of(samples.take(own)), rtol=0, atol=0)
+
+
+def vars_of(samples: Samples) -> dict[str, Any]:
+    return {name: getattr(samples, name) for name in ("inputs", "targets", "weights")}
 
 
 def test_samples_join_with_a_weight_of_one_where_only_some_have_weights() -> None:

@@ -15,8 +15,10 @@ from torch.nn import functional
 from tests.conftest import examples
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine, Plan, Task
+from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, sample_keys
+from tunecli.engine.rowwise.compiled import cross_entropy
 from tunecli.metrics import LOSSES, METRICS, Loss
 from tunecli.models import build
 from tunecli.trial import Run
@@ -126,7 +128,8 @@ def test_a_chain_has_the_gradient_of_plain_autograd(data: st.DataObject, loss: s
         targets = torch.randn(rows * m)
     else:
         targets = torch.randint(2 if own.one_output else CLASSES, (rows * m,))
-    assert_equal_alone(module, Samples(inputs, targets), own, rows, apart=data.draw(st.booleans()))
+    how = {"apart": data.draw(st.booleans()), "compiled": can_compile("cpu") and data.draw(st.booleans())}
+    assert_equal_alone(module, Samples(inputs, targets), own, rows, **how)
 
 
 class Graph(nn.Module):
@@ -496,6 +499,41 @@ def test_a_regression_may_give_one_number_a_sample() -> None:
     samples = Samples(torch.randn(24, FEATURES), torch.randn(24))
     task = make_task(Lone, train=samples, validation=samples, loss=LOSSES["mse"], metric=METRICS["mse"], classes=0)
     assert LocalEngine(task, RULES).traits(RUN).looped_because is None
+
+
+@pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
+@examples(30)
+@given(
+    rows=st.integers(1, 3),
+    samples=st.sampled_from([1, 5, 16, 40]),
+    classes=st.integers(2, 40),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
+    innermost=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_cross_entropy_in_c_is_that_of_torch(
+    rows: int, samples: int, classes: int, scale: float, innermost: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    outputs = scale * torch.randn(rows, classes, samples, dtype=dtype)
+    targets, counts = torch.randint(classes, (rows, samples)), torch.rand(rows, samples, dtype=dtype)
+    leaf = outputs.double().requires_grad_()
+    losses = functional.cross_entropy(leaf, targets, reduction="none")
+    (gradient,) = torch.autograd.grad((losses * counts).sum(), leaf)
+    laid_out = outputs.transpose(1, 2) if innermost else outputs.transpose(1, 2).contiguous()
+    found = cross_entropy(laid_out, targets, counts).double()
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(found[:, -1], losses.detach(), **near)
+    torch.testing.assert_close(found[:, :-1], gradient, **near)
+
+
+@pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_cross_entropy_in_c_of_what_is_no_number_is_none_either(value: float) -> None:
+    outputs = torch.zeros(2, 17, 3)
+    outputs[1, 16, 2] = value
+    losses = cross_entropy(outputs, torch.zeros(2, 17, dtype=torch.int64), torch.ones(2, 17))[:, -1]
+    assert losses.isfinite().tolist() == [[True] * 17, [True] * 16 + [False]]
 
 
 def test_infinite_weights_of_one_row_do_not_reach_the_next() -> None:

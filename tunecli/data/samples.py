@@ -23,6 +23,9 @@ LAST, NOWHERE = -1, -2
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 """Where the targets of a dict are, unless data.target names them."""
 
+AHEAD = 1 << 18
+"""Bytes of inputs that are taken at once for steps to come: a quarter of what lies near a core."""
+
 LEAVES = 4096
 """Samples whose bytes a fingerprint takes at once: a copy of all would double the memory."""
 
@@ -76,8 +79,26 @@ class Samples:
         return found if scaling is None else replace(found, inputs=each(scaling, found.inputs), scaling=None)
 
     def stream(self, wanted: Iterable[Tensor | slice]) -> Iterator[Samples]:
-        """What `take` gives of each index in its turn."""
-        return map(self.take, wanted)
+        """What `take` gives of each index in its turn. Where they are the rows of one tensor several are taken at once,
+        for it takes longer to ask for small samples than to copy them."""
+        from torch import Tensor
+
+        if self.chunked is not None or not isinstance(wanted, Tensor):
+            yield from map(self.take, wanted)
+            return
+        size = sum(part[:1].nbytes for _, part in tensors(self.inputs)) * wanted[:1].numel()
+        for several in wanted.split(max(AHEAD // max(size, 1), 1)):  # type: ignore[no-untyped-call]  # torch's own
+            found = self.take(several)
+            yield from (found.at(place) for place in range(len(several)))
+
+    def at(self, place: int) -> Samples:
+        """One of what was taken by an index of more than one dimension."""
+        return replace(
+            self,
+            inputs=each(lambda part: part[place], self.inputs),
+            targets=self.targets[place],
+            weights=None if self.weights is None else self.weights[place],
+        )
 
     def raw(self, index: Tensor | slice) -> Samples:
         """The same, their inputs as they are kept."""

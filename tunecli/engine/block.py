@@ -143,8 +143,9 @@ class Block:
         self._low, self._high = low, high
         self._share = self._shares(found.sizes).to(gradient)
         self._updates.begin(self._coming(found.ends))
-        lengths = self._batches[0].lengths[self._step : high] if self._lane.micro is None else None
-        self._read = self._train.stream(_indices(self._index[self._step - low :], lengths))
+        coming = self._index[self._step - low :]
+        lengths = self._batches[0].lengths[self._step : high]
+        self._read = self._train.stream(_lone(coming, lengths) if self._lane.micro is None else coming)
 
     def _shares(self, sizes: Tensor) -> Tensor:
         """What a sample's gradient is divided by, inverted, (S, B), from what the batches count (S, K).
@@ -388,10 +389,10 @@ class Block:
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
 
-def _indices(index: Tensor, lengths: Sequence[int] | None) -> Iterator[Tensor]:
-    """Which samples each micro-step reads: (B, m), or of a row of its own so many as there are, (m,).
+def _lone(index: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
+    """Which samples each step of a row of its own reads, so many as there are, (m,).
 
     Knows no block: what holds a block that is done holds the lane's matrices as they were.
     """
-    for step, own in enumerate(index):
-        yield own if lengths is None else own[0, : lengths[step]]
+    for own, length in zip(index, lengths, strict=True):
+        yield own[0, :length]

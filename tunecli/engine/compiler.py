@@ -25,12 +25,13 @@ from tunecli.engine.device import processor
 from tunecli.files import cache_folder, make_folder
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "update.c", HERE / "rowwise" / "images.c"
+SOURCES = HERE / "update.c", HERE / "rowwise" / "images.c", HERE / "rowwise" / "losses.c"
 FUNCTIONS = {
     "update": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_int),
     "unfold": (c_void_p, c_ssize_t, c_void_p, c_void_p),
     "fold": (c_void_p, c_ssize_t, c_void_p, c_void_p),
     "largest": (c_void_p, c_ssize_t, c_void_p, c_void_p),
+    "cross_entropy": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "to_largest": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_void_p, c_void_p),
 }
 """What the sources define, and what it is given; it returns nothing."""

@@ -1,4 +1,4 @@
-"""What images.py computes, by `images.c`: the same functions, to the bit where no window holds NaN."""
+"""What a graph can have computed in C of our own: windows by `images.c`, losses by `losses.c`."""
 
 from __future__ import annotations
 
@@ -69,5 +69,24 @@ def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windo
     return outermost(found)
 
 
+class _Outputs(ctypes.Structure):
+    """`struct outputs` of the source."""
+
+    _fields_ = tuple((name, ctypes.c_ssize_t) for name in ("rows", "classes", "samples", "row", "class", "sample"))
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """outputs (B, m, C), targets and what each sample counts (B, m) -> (B, C + 1, m): the gradient, times what a sample
+    counts, of each class, and the losses."""
+    rows, samples, classes = outputs.shape
+    targets, counts = targets.contiguous(), counts.contiguous()
+    found = outputs.new_empty(rows, classes + 1, samples)
+    by_row, by_sample, by_class = outputs.stride()
+    how = ctypes.byref(_Outputs(rows, classes, samples, by_row, by_class, by_sample))
+    pointers = (own.data_ptr() for own in (outputs, targets, counts, found))
+    library(found.dtype).cross_entropy(how, *pointers)
+    return found
+
+
 COMPILED = {images.unfold: unfold, images.fold: fold, images.largest: largest, images.to_largest: to_largest}
-"""By what they stand for in a graph."""
+"""The same to the bit, by what they stand for in a graph; only where a window holds NaN its gradient is another."""

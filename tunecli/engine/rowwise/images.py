@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from tunecli.engine.rowwise.called import called
 
 SMALL = 4096
 """Numbers that the windows of a sample are unfolded into, up to which a convolution by rules beats one by oneDNN."""
@@ -128,19 +129,12 @@ def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windo
 # The same for autograd, and how vmap comes to it.
 
 
-def _recorded(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """What a function gives, which the graph that is being recorded is to call as it stands."""
-    recorder: Any = _get_current_dispatch_mode()
-    found: Tensor = recorder.call(function, *arguments)
-    return found
-
-
 class _Convolution(torch.autograd.Function):
     """Rows of images, filters (B, O, C, kh, kw) and biases (B, O) or None -> (B, m, O, Ho, Wo)."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, filters: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
-        unfolded = _recorded(unfold, images, windows)
+        unfolded = called(unfold, images, windows)
         ctx.save_for_backward(unfolded, filters)
         ctx.windows, ctx.shape = windows, tuple(images.shape)
         matrices = filters.reshape(*filters.shape[:2], -1)
@@ -155,7 +149,7 @@ class _Convolution(torch.autograd.Function):
         of_images = None
         if ctx.needs_input_grad[0]:
             spread = torch.bmm(filters.reshape(*filters.shape[:2], -1).transpose(1, 2), flat)
-            of_images = _recorded(fold, spread, ctx.windows, ctx.shape)
+            of_images = called(fold, spread, ctx.windows, ctx.shape)
         of_filters = torch.bmm(flat, unfolded.transpose(1, 2)).view(filters.shape) if ctx.needs_input_grad[1] else None
         return of_images, of_filters, flat.sum(2) if ctx.needs_input_grad[2] else None, None
 
@@ -163,14 +157,14 @@ class _Convolution(torch.autograd.Function):
 class _Largest(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        found = _recorded(largest, images, windows)
+        found = called(largest, images, windows)
         ctx.save_for_backward(images, found)
         ctx.windows = windows
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _recorded(to_largest, gradients[0], *ctx.saved_tensors, ctx.windows), None
+        return called(to_largest, gradients[0], *ctx.saved_tensors, ctx.windows), None
 
 
 def _by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:

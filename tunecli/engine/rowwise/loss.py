@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from tunecli.engine.gradients import Shape
+from tunecli.engine.rowwise.called import called
+from tunecli.engine.rowwise.compiled import cross_entropy
 from tunecli.metrics import LOSSES, Loss
 
 LossGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -16,9 +18,11 @@ LossGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 sum, each sample weighted by what it counts."""
 
 
-def loss_gradient(loss: Loss, shape: Shape) -> LossGradient:
-    """The losses and their gradient; `shape` (B,) is what shapes the loss of each row."""
-    by_hand = None if shape else _BY_HAND.get(loss.per_sample)
+def loss_gradient(loss: Loss, shape: Shape, *, compiled: bool = False) -> LossGradient:
+    """The losses and their gradient; `shape` (B,) is what shapes the loss of each row. Where they are `compiled`, they
+    are called in C by the graph that is being recorded."""
+    known = _BY_HAND | _IN_C if compiled else _BY_HAND
+    by_hand = None if shape else known.get(loss.per_sample)
     return by_hand or _by_autograd(loss.per_sample, shape)
 
 
@@ -29,6 +33,13 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[T
     losses = -logs.gather(1, own)[:, 0]
     gradient = logs.exp().scatter_add_(1, own, torch.full_like(losses, -1)[:, None]).mul_(present[:, None])
     return losses, gradient.transpose(1, 2)
+
+
+def _cross_entropy_in_c(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    if targets.dtype != torch.int64 or present.dtype != outputs.dtype:
+        return _cross_entropy(outputs, targets, present)
+    found = called(cross_entropy, outputs, targets, present)
+    return found[:, -1], found[:, :-1].transpose(1, 2)
 
 
 def _binary_cross_entropy(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +66,7 @@ def _by_autograd(per_sample: Callable[..., Tensor], shape: Shape) -> LossGradien
     return found
 
 
+_IN_C: dict[Callable[..., Tensor], LossGradient] = {LOSSES["cross_entropy"].per_sample: _cross_entropy_in_c}
 _BY_HAND: dict[Callable[..., Tensor], LossGradient] = {
     LOSSES["cross_entropy"].per_sample: _cross_entropy,
     LOSSES["binary_cross_entropy"].per_sample: _binary_cross_entropy,

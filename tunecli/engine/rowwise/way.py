@@ -53,7 +53,7 @@ class Recorded:
             targets, names = samples.targets, self.layout.names
             inputs = tree_map(torch.clone, samples.inputs)
             leaves = [own.detach().requires_grad_() for own in weights]
-            loss_of, counts = loss_gradient(self._loss, shape), present.clone()
+            loss_of, counts = loss_gradient(self._loss, shape, compiled=self._compiled), present.clone()
 
             def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
                 found = self._call(dict(zip(names, values, strict=True)), inputs, present.shape[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.conftest import Command, Question
 from tests.test_engine import make_run, make_task, shown, start, tick
-from tunecli.data import Samples
+from tunecli.data import Samples, samples
 from tunecli.engine import LocalEngine, Plan, child
 from tunecli.engine.lane import Lane
 from tunecli.engine.rowwise import Rowwise
@@ -34,12 +34,13 @@ SITES: dict[str, tuple[Any, str]] = {
 def run_short(patch: pytest.MonkeyPatch, *, rows: int, after: int = 0, site: str = "gather") -> None:
     """Let a step be computed for so many trials at once and no more, once it was computed so often for more."""
     left = after
+    patch.setattr(samples, "AHEAD", 1)  # each step gathers for itself
     owner, name = SITES[site]
     does = getattr(owner, name)
 
     def rows_of(self: Any, *args: Any) -> int:
         if site == "gather":
-            return 0 if isinstance(args[0], slice) or args[0].dim() != 2 else len(args[0])
+            return 0 if isinstance(args[0], slice) or args[0].dim() < 2 else int(args[0].shape[-2])
         return len(self._weights[0]) if site == "gradient" else len(self._gradient)
 
     def runs_short(self: Any, *args: Any, **keys: Any) -> Any:
@@ -118,31 +119,56 @@ def test_workers_halve_their_blocks_together(wide: Any, tmp_path: Path, monkeypa
     assert values(shared) == values(alone)
 
 
-def test_memory_can_run_out_while_trials_of_a_worker_that_died_are_trained_again(
-    wide: Any, plain: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def gathering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], bool], list[int]], None]:
+    """Has memory run out in every process but some that are `able`, where what is gathered does not fit."""
     monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
     take = Samples.take
-    able: list[int | None] = []
 
-    def runs_short(self: Samples, index: Any) -> Samples:
-        if able and os.getpid() not in able and not isinstance(index, slice) and len(index) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
-        return take(self, index)
+    def arrange(fits: Callable[[Tensor], bool], able: list[int]) -> None:
+        def runs_short(self: Samples, index: Any) -> Samples:
+            if able and os.getpid() not in able and not isinstance(index, slice) and not fits(index):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+            return take(self, index)
 
-    monkeypatch.setattr(Samples, "take", runs_short)
+        monkeypatch.setattr(Samples, "take", runs_short)
+
+    return arrange
+
+
+def kill_all_workers_once(study: Any, folder: Path, able: list[int]) -> list[str]:
+    """Search with two workers, which are killed after two ticks; those that take over are not among the `able`."""
     told = []
-    for event in search(wide, tmp_path / "study", workers=2):
+    for event in search(study, folder, workers=2):
         told += [event.text] if isinstance(event, Noticed) else []
         if not able and getattr(event, "tick", 0) == 2:
-            able += [os.getpid(), *(own.pid for own in multiprocessing.active_children())]
+            able += [os.getpid(), *(own.pid or 0 for own in multiprocessing.active_children())]
             for pid in able[1:]:  # all of them: no trial may go to one that has the memory
-                os.kill(pid or 0, signal.SIGKILL)
-    *killed, last = told
+                os.kill(pid, signal.SIGKILL)
+    return told
+
+
+def test_memory_can_run_out_while_trials_of_a_worker_that_died_are_trained_again(
+    wide: Any, plain: Record, tmp_path: Path, gathering: Callable[..., None]
+) -> None:
+    able: list[int] = []
+    gathering(lambda index: index.shape[-2] <= 2, able)
+    *killed, last = kill_all_workers_once(wide, tmp_path / "study", able)
     assert killed
     assert all(own.startswith("a worker process was killed by SIGKILL; its ") for own in killed)
     assert last == "memory ran out: up to 2 trials at once from now on, not 16"
     assert values(read(tmp_path / "study" / "study.db")) == values(plain)
+
+
+def test_trials_that_fail_while_they_are_trained_again_are_not_waited_for(
+    wide: Any, tmp_path: Path, gathering: Callable[..., None]
+) -> None:
+    able: list[int] = []
+    gathering(lambda index: index.dim() < 3, able)  # one of these trials would fit, and never does
+    kill_all_workers_once(wide, tmp_path / "study", able)
+    failed = [own for own in read(tmp_path / "study" / "study.db").trials if own.state is State.FAILED]
+    assert failed
+    assert all("out of memory" in str(own.reason) for own in failed)
 
 
 MODEL = """

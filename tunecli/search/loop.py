@@ -242,7 +242,7 @@ class Loop:
 
         `upcoming` are trials whose hparams this process can find meanwhile.
         """
-        expected, upcoming = len(self.ledger.in_flight), deque(upcoming)
+        upcoming = deque(upcoming)
         while not stop():
             short = None
             try:
@@ -253,7 +253,7 @@ class Loop:
                 self._compute_less(short)
                 yield from self._catch_up(stop)
                 continue
-            if arrived == expected:
+            if arrived == len(self.ledger.in_flight):  # of which some may have failed while they were trained again
                 self._tell_shortage()
                 yield from self._noticed()
                 return self.flight.end_tick()

@@ -24,7 +24,7 @@ from tunecli import __version__, live
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
 from tunecli.live.progress import LineView
-from tunecli.search import Progress
+from tunecli.search import Differed, Ended, Progress
 from tunecli.store import hold, read
 from tunecli.trial import State
 
@@ -590,6 +590,26 @@ def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
     again = tunecli(*command)
     assert f"0 of 6 done, 6 to go, 4 of them go on from {said}\n" in again.err
     assert "plan   as the study was begun\n" in again.err
+
+
+def test_a_replay_that_shows_other_values_is_told_once_with_digits_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another version of torch may change the last bits of all ticks of all trials in flight."""
+
+    def progress(tick: int) -> Progress:
+        return Progress(8, dict.fromkeys(State, 0), None, tick, 0, 0.0)
+
+    first = Differed(3, 2, stored=0.91234567, replayed=0.91234568)
+    others = [Differed(trial, 3, stored=0.5, replayed=0.6) for trial in (3, 4, 5)]
+    loss = Differed(1, 7, stored=1.0, replayed=1.0 + 2**-52, of="training loss")
+    ended = Ended("done", progress(10))
+    live.show([progress(9), first, progress(9), *others, progress(9), progress(10), ended], live.progress_console())
+    live.show([loss, ended], live.progress_console())
+    replay, alone = capsys.readouterr().err.splitlines()
+    assert replay.startswith(
+        "note: replaying trial 3 gave 0.91234568 at epoch 2 where 0.91234567 is recorded, "
+        "and so on in 3 more epochs of 3 trials; what is recorded stays"
+    )
+    assert "gave a training loss of 1.0000000000000002 at epoch 7 where 1 is recorded; what is" in alone
 
 
 @pytest.mark.parametrize("command", [("search", "tiny", "--trials", "11"), ("finetune", "tiny", "--best")])

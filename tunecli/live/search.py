@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
@@ -17,6 +17,8 @@ from tunecli.trial import State
 def show(events: Iterable[Event], console: Console, *, verbose: bool = False) -> Ended:
     """Show a search until it ends; returns how it did. `verbose` says how its plan was chosen."""
     view = BarView(console) if console.is_terminal else LineView(console)
+    differed: list[Differed] = []
+    tick: int | None = None
     try:
         for event in events:
             if isinstance(event, Opened | OpenedProgram):
@@ -27,20 +29,37 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
             elif isinstance(event, Changed):
                 console.print(change(event, console.width), soft_wrap=True)
             elif isinstance(event, Differed):
-                view.note(
-                    f"note: replaying trial {event.trial} gave {event.replayed:.6g} at epoch {event.fidelity}, "
-                    f"{event.stored:.6g} is recorded and stays"
-                )
+                differed.append(event)
             elif isinstance(event, Noticed):
                 view.note(f"note: {event.text}")
             elif isinstance(event, Progress):
+                if differed and tick not in (None, event.tick):  # the replay is through
+                    view.note(_replayed(differed))
+                    differed = []
+                tick = event.tick
                 view.update(event)
             else:
+                if differed:
+                    view.note(_replayed(differed))
                 view.close(event)
                 return event
     finally:
         console.show_cursor()  # an error must not leave a terminal without one
     raise AssertionError("a search ends with Ended")
+
+
+def _replayed(differed: Sequence[Differed]) -> str:
+    """What a replay showed otherwise than it is recorded: the first of it, with digits enough to differ, and how much
+    more there is."""
+    first = differed[0]
+    pairs = ((f"{first.replayed:.{digits}g}", f"{first.stored:.{digits}g}") for digits in range(6, 18))
+    replayed, stored = next((pair for pair in pairs if pair[0] != pair[1]), (f"{first.replayed}", f"{first.stored}"))
+    what = "" if first.of == "value" else f"a {first.of} of "
+    said = f"replaying trial {first.trial} gave {what}{replayed} at epoch {first.fidelity} where {stored} is recorded"
+    if more := len(differed) - 1:
+        trials = len({own.trial for own in differed})
+        said += f", and so on in {more} more epoch{'s' * (more > 1)} of {trials} trial{'s' * (trials > 1)}"
+    return f"note: {said}; what is recorded stays (a changed model, or another version of torch, computes otherwise)"
 
 
 def say_stopped(ended: Ended, again: str, console: VisibleConsole) -> None:

@@ -75,12 +75,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Differed:
-    """A replayed run showed another value than was stored; the stored one stays."""
+    """A replayed run showed another value than was stored, or where that is the same, another training loss (`of`);
+    the stored one stays."""
 
     trial: int
     fidelity: int
     stored: float
     replayed: float
+    of: str = "value"
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,8 +340,10 @@ class Loop:
                     self.flight.free(self._run(ended.number, ended.hparams))
                     continue
                 stored = self.ledger.trials[own.trial].curve[own.fidelity - 1]
-                if stored.metric != own.metric or stored.train_loss != own.train_loss:
+                if stored.metric != own.metric:
                     yield Differed(own.trial, own.fidelity, stored.metric, own.metric)
+                elif stored.train_loss != own.train_loss:
+                    yield Differed(own.trial, own.fidelity, stored.train_loss, own.train_loss, of="training loss")
             yield self.ledger.progress()
             if stop():
                 return

@@ -588,7 +588,7 @@ def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
     assert first.code == 75
     assert "plan   by the written rule, as so short a study does not repay measuring:\n       4 trials in" in first.err
     again = tunecli(*command)
-    assert f"0 of 6 done, 6 to go, 4 of them go on from {said}\n" in again.err
+    assert f"0 of 6 done, 6 to go, 4 of them in flight at {said}\n" in again.err
     assert "plan   as the study was begun\n" in again.err
 
 
@@ -758,6 +758,17 @@ def test_importance_is_in_report_after_a_search(tunecli: Command) -> None:
     assert re.search(r"\nImportance of hparams\nWhat sets the best \d+ of 20 complete and pruned trials apart", report)
 
 
+def test_a_search_that_goes_on_says_in_short_what_it_is(tunecli: Command) -> None:
+    widths = ["--set", "model.source=mlp", "--set", "space.model.hidden=[[8],[16]]", "--set", "train.epochs=1"]
+    first = tunecli("search", "iris", "--trials", "2", *widths)
+    assert "\nmodel  mlp, hidden searched, 67 weights in the first tried\n" in first.err
+    goes_on = tunecli("search", "iris", "--trials", "3").err.splitlines()
+    assert goes_on[0] == "study  iris: mlp on iris"
+    assert not any(line.startswith(("data", "model", "space")) for line in goes_on)
+    whole = tunecli("search", "iris", "--trials", "4", "--verbose").err
+    assert "\nmodel  mlp, hidden searched" in whole
+
+
 def test_what_a_search_and_fine_tuning_say_fits_the_terminal(tunecli: Command) -> None:
     said = tunecli("search", "digits", "--timeout", "0s", "--set", "model.channels=[32, 64]").err
     assert "such convolutions are faster one by one" in said
@@ -777,7 +788,7 @@ def test_a_changed_question_is_said_and_reported(tunecli: Command, home: Path) -
     assert 'space.batch_size: [32, "full"] -> [32]' in done.err
     assert "the 10 trials so far stay" in done.err
     assert "today's space" not in done.err, "random looks at no trial"
-    said = done.err[: done.err.index("data ")].splitlines()
+    said = done.err[: done.err.index("study  ")].splitlines()
     assert max(map(len, said)) <= 80
     (change,) = tunecli("report", "tiny", "--format", "json").document["changes"]
     assert change == {

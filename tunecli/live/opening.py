@@ -17,10 +17,13 @@ from tunecli.space import EXHAUSTIVE, Choice, Float, Int
 from tunecli.study import ProgramStudy, Question, Study
 
 
-def opening(event: Opened | OpenedProgram, width: int) -> Text:
-    """What is being searched, a few lines."""
+def opening(event: Opened | OpenedProgram, width: int, *, whole: bool = False) -> Text:
+    """What is being searched, a few lines; of one that goes on what was said when it began is left out, unless it is
+    asked for as a `whole`."""
     paragraphs = _of_model(event) if isinstance(event, Opened) else _of_program(event)
     if event.done or event.in_flight:
+        if not whole:
+            paragraphs = [*_named(event), *(own for own in paragraphs if own[0] in _SAID_AGAIN)]
         total = event.study.search.trials
         paragraphs.append(("", [f"{event.done} of {total} done", f"{total - event.done} to go", *_going_on(event)]))
     text = Text()
@@ -32,6 +35,15 @@ def opening(event: Opened | OpenedProgram, width: int) -> Text:
     return text
 
 
+_SAID_AGAIN = ("run", "search", "device", "logs")
+
+
+def _named(event: Opened | OpenedProgram) -> list[tuple[str, list[str]]]:
+    if isinstance(event, OpenedProgram):
+        return []
+    return [("study", [f"{event.study.name}: {event.study.model.source} on {event.data.name}"])]
+
+
 def _going_on(event: Opened | OpenedProgram) -> list[str]:
     """What becomes of the trials that an interrupted search left in flight."""
     if not event.in_flight:
@@ -40,7 +52,7 @@ def _going_on(event: Opened | OpenedProgram) -> list[str]:
         return [f"{len(event.in_flight)} of them run again from their start"]
     first, last = min(event.in_flight), max(event.in_flight)
     where = f"epoch {first}" if first == last else f"epochs {first} to {last}"
-    return [f"{len(event.in_flight)} of them go on from {where}"]
+    return [f"{len(event.in_flight)} of them in flight at {where}"]
 
 
 def explain(event: Opened) -> Text:
@@ -106,7 +118,7 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
     return [
         ("data", [f"{data.name}: {sum(samples):,} samples{' of ' if shape else ''}{shape}", kind, *_split(samples)]),
         *(("", [notice]) for notice in data.notices),
-        ("model", [study.model.source, *_keys(study), f"{event.weights:,} weights"]),
+        ("model", [study.model.source, *_keys(study), *_searched_keys(study), _weights(event)]),
         ("space", list(_ranges(study))),
         (
             "search",
@@ -183,6 +195,20 @@ def _split(samples: list[int]) -> list[str]:
 
 def _keys(study: Study) -> list[str]:
     return [f"{key} {short(value)}" for key, value in study.model.keys.items()]
+
+
+def _searched_keys(study: Study) -> list[str]:
+    return [f"{name.removeprefix('model.')} searched" for name in _of_shape(study)]
+
+
+def _of_shape(study: Study) -> list[str]:
+    """The hparams that the model function takes, by which each trial has a model of its own."""
+    return [name for name in study.space.searched() if name.startswith("model.")]
+
+
+def _weights(event: Opened) -> str:
+    """Those of the model that was tried first, where not all trials have the same."""
+    return f"{event.weights:,} weights" + (" in the first tried" if _of_shape(event.study) else "")
 
 
 def _ranges(study: Study | ProgramStudy) -> Iterator[str]:

@@ -22,7 +22,7 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
     try:
         for event in events:
             if isinstance(event, Opened | OpenedProgram):
-                console.print(opening(event, console.width), soft_wrap=True)
+                console.print(opening(event, console.width, whole=verbose), soft_wrap=True)
                 if verbose and isinstance(event, Opened):
                     console.print(explain(event), soft_wrap=True)
                 view.open(event)

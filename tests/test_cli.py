@@ -390,6 +390,9 @@ def test_help_names_the_commands(tunecli: Command) -> None:
     [
         (("serach",), 2, "serach", "tunecli"),
         (("search", "--trails", "3"), 2, "--trails", "tunecli search --help"),
+        (("search", "tiny", "--epochs", "5"), 2, "no such option: --epochs", "--set train.epochs=..."),
+        (("search", "tiny", "--batch-size", "5"), 2, "no such option: --batch-size", "--set space.batch_size=..."),
+        (("finetune", "tiny", "--metric", "f1"), 2, "no such option: --metric", "tunecli finetune --help"),
         (("search", "--trials", "many"), 2, "--trials", "tunecli search --help"),
         (("search", "--trials", "0"), 2, "--trials", "tunecli search --help"),
         (("search", "tiny", "--timeout", "soon"), 2, "'soon'", "10m"),

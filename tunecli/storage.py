@@ -68,9 +68,7 @@ def read_address(text: str) -> Address:
     scheme, separator, rest = text.partition("://")
     name = _NAMES.get(scheme.partition("+")[0])
     if not separator or name is None:
-        raise UsageError(
-            "--storage takes the URL of an SQLite or a PostgreSQL database", hint=f"--storage takes {_TAKES}"
-        )
+        raise UsageError("--storage got no URL of an SQLite or a PostgreSQL database", hint=f"write --storage {_TAKES}")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -78,7 +76,7 @@ def read_address(text: str) -> Address:
         raise UsageError(f"--storage {name}://... is no URL", hint=_WRITTEN) from None
     if name == "sqlite":
         if url.database in (None, "", ":memory:") or url.host or url.query:
-            raise UsageError("--storage takes a file after sqlite:///", hint=f"--storage takes {_TAKES}")
+            raise UsageError("--storage takes a file after sqlite:///", hint="for example --storage sqlite:///runs.db")
         return Address(URL.create(name, database=str(Path(url.database).expanduser().resolve())))
     if rest.partition("?")[0].count("@") > 1 or any(own in f"{url.host}{url.database}" for own in "@#"):
         # Else what follows it in a password is taken for the host or the database, and shown.

@@ -118,4 +118,16 @@ def _usage(error: Any) -> UsageError:
     message = str(error.format_message()).rstrip(".")
     for pydantic, ours in _WORDS.items():
         message = re.sub(pydantic, ours, message)
-    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
+    typed = getattr(error, "option_name", "") if command == "tunecli search" else ""
+    return UsageError(message[:1].lower() + message[1:], hint=_as_key(typed) or f"{command} --help")
+
+
+def _as_key(option: str) -> str | None:
+    """How a key of a study file is set that was typed as an option of its own."""
+    from tunecli.space.hparams import HPARAMS
+    from tunecli.study.sections import TrainSection
+
+    name = option.lstrip("-").replace("-", "_")
+    if name in TrainSection.model_fields:
+        return f"--set train.{name}=..."
+    return f"--set space.{name}=..." if name in HPARAMS else None

@@ -116,7 +116,7 @@ def test_from_an_empty_folder_to_a_model_of_ones_own(tunecli: Command, tmp_path:
     again = tunecli("finetune", "flowers", "--best")
     assert again.out + "state dict: model.pth\n" == done.out
     assert again.err.endswith(
-        "done already, nothing is trained; to train it anew:\n  tunecli finetune flowers --best --fresh\n"
+        "done already: nothing is trained or read again; to train it anew:\n  tunecli finetune flowers --best --fresh\n"
     )
     again = tunecli("finetune", "flowers", "--best", "--fresh")
     assert "(test, 2nd reading)" in again.out

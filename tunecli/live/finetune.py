@@ -56,7 +56,7 @@ def say_interrupted(again: str, console: VisibleConsole) -> None:
 
 
 def say_done_already(anew: str, console: VisibleConsole) -> None:
-    console.say(f"this was done already, nothing is trained; to train it anew:\n  {anew}")
+    console.say(f"this was done already: nothing is trained or read again; to train it anew:\n  {anew}")
 
 
 def print_finetuned(result: Finetuned, console: VisibleConsole) -> None:

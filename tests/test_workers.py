@@ -20,7 +20,7 @@ from tunecli.engine import child, processes
 from tunecli.errors import ModelError
 from tunecli.sampler.ahead import Ahead
 from tunecli.search import Ended, Event, Noticed, Opened, loop, search
-from tunecli.search.forecast import Forecast
+from tunecli.search.forecast import Forecast, spared
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import Measurement, State, Trial
@@ -343,6 +343,14 @@ def test_what_is_left_is_not_forecast_from_less_than_a_second() -> None:
     assert forecast.seconds_left(flight, 1000) == 0
     flight = [come(forecast, 1, State.RUNNING, 1, 0.3)]
     assert forecast.seconds_left(flight, 1) == pytest.approx(0.3 * (99 + 100)), "where none has ended all may go on"
+
+
+def test_workers_spare_less_than_their_share_of_rows_that_are_computed_at_once() -> None:
+    """A step of n rows takes as long as 8 + n of them would."""
+    assert spared(10, rows=64, block_rows=32, workers=2) == pytest.approx(5), "a block each, of two"
+    assert spared(10, rows=12, block_rows=32, workers=2) == pytest.approx(10 * 6 / 20), "half of a block each"
+    assert spared(10, rows=8, block_rows=1, workers=4) == pytest.approx(7.5), "trials one after another"
+    assert spared(10, rows=5, block_rows=1, workers=2) == pytest.approx(4), "of which one trains three"
 
 
 def test_what_was_recorded_before_tells_where_trials_end() -> None:

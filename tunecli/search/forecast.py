@@ -8,12 +8,25 @@ from collections.abc import Iterable
 
 from tunecli.trial import Trial
 
-REPAYS_SECONDS = 10.0
-"""What one process must have left to train for workers to be started: each takes two seconds of a core to begin. On two
-cores, of digits, searches of 7 to 8 seconds gain nothing by workers, one of 16 a little, one of 24 a quarter."""
+REPAYS_SECONDS = 5.0
+"""What workers must spare to be started: each takes two seconds of a core to begin. On two cores it took four to break
+even, by searches of digits that train for 8 to 24."""
+
+SHARED_ROWS = 8
+"""What a step costs that does not depend on how many rows it computes, in rows: 7 to 9 for a narrow mlp and a cnn."""
 
 SEEN_SECONDS = 1.0
 """What has to be trained before it is said what is left: of how far trials come, the first ticks show nothing."""
+
+
+def spared(seconds: float, *, rows: int, block_rows: int, workers: int) -> float:
+    """What so many workers spare of the seconds that one process would train `rows` trials at a time: less than their
+    share, where it computes them by blocks and they would share the cost of a step."""
+
+    def cost(rows: int) -> int:
+        return SHARED_ROWS * -(-rows // block_rows) + rows
+
+    return seconds * (1 - cost(-(-rows // workers)) / cost(rows))
 
 
 class Forecast:

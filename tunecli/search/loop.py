@@ -26,7 +26,7 @@ from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
 from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
-from tunecli.search.forecast import REPAYS_SECONDS, Forecast
+from tunecli.search.forecast import REPAYS_SECONDS, Forecast, spared
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
@@ -130,13 +130,12 @@ class Loop:
         which are computed at once in little more than the time of one.
         """
         plan = self.fitted.plan
-        rows = 1 if self.fitted.looped_because else min(plan.block_rows, 2)
-        blocks = -(-self.study.window // rows)
-        workers = min(cores() // plan.threads, blocks)
+        window, rows = self.study.window, 1 if self.fitted.looped_because else plan.block_rows
+        workers = min(cores() // plan.threads, -(-window // min(rows, 2)))
         if not self._may_employ or workers < 2 or self.device != "cpu":
             return
         left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
-        if min(left, seconds) < REPAYS_SECONDS:
+        if spared(min(left, seconds), rows=window, block_rows=rows, workers=workers) < REPAYS_SECONDS:
             return
         self._may_employ = False
         try:

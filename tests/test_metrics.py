@@ -87,8 +87,9 @@ def test_metrics_of_scores_equal_scikit_learn(seed: int, samples: int, classes: 
     generator = torch.Generator().manual_seed(seed)
     targets = torch.cat([torch.arange(classes), torch.randint(classes, (samples - classes,), generator=generator)])
     outputs = torch.randint(levels, (samples, classes), generator=generator).float() / 7
-    if classes > 2:  # equal rows of logits, where scikit-learn would see rounding in the ties of a softmax
-        outputs = outputs[torch.randint(min(levels, samples), (samples,), generator=generator)]
+    if classes > 2:  # only equal rows of logits tie, for scikit-learn would see rounding in the ties of a softmax
+        rows = torch.randn(samples, classes, generator=generator)
+        outputs = rows[torch.randint(min(levels, samples), (samples,), generator=generator)]
     for name in ("auroc", "average_precision", "log_loss"):
         expected = by_scikit_learn(name, outputs, targets)
         assert evaluate(name, outputs, targets, classes) == pytest.approx(expected, abs=1e-6), name

@@ -1,4 +1,4 @@
-"""The compiled updates are built once, whatever state the cache is in, and nobody needs a compiler."""
+"""Our own C is built once, whatever state the cache is in, and nobody needs a compiler."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_a_study_goes_on_without_the_compiler_it_began_with(
     monkeypatch.setenv("CC", "false")
     library.cache_clear()
     told = [event.text for event in search(question(trials=6), tmp_path / "tiny") if isinstance(event, Noticed)]
-    assert told == ["no C compiler (cc, or CC) works any more: updates are torch's own, whose last bits differ"]
+    assert told == ["no C compiler (cc, or CC) works any more: torch computes all, and last bits differ"]
     record = read(tmp_path / "tiny" / "study.db")
     assert len(record.trials) == 6
     assert not record.plan["compiled"]

@@ -27,7 +27,7 @@ class Plan:
     """`way`: how gradients are had: by "rules", of many rows at once, or "looped", as where a model allows no other;
     `cap`: largest micro-batch (None: whole batches); `block_rows`: at most so many rows are computed at once, which
     from two on changes the speed alone; `threads`: of the process; `evaluated`: so many samples are evaluated at once;
-    `compiled`: updates are those of `update.c`.
+    `compiled`: C of our own (`compiler.py`) updates weights, and computes the losses and windows of recorded models.
     """
 
     way: str
@@ -38,7 +38,7 @@ class Plan:
     compiled: bool = False
 
     def with_compiled(self, possible: bool) -> Plan:
-        """The plan with compiled updates where they are possible and faster: torch's own are shared among threads."""
+        """The plan with C of our own where that is possible and faster: torch's updates are shared among threads."""
         return replace(self, compiled=possible and self.threads <= MOST_THREADS)
 
     def halved(self, of: str, at: int) -> Plan:
@@ -58,14 +58,14 @@ class Plan:
 
 
 def lessened(before: Plan, now: Plan) -> list[str]:
-    """What is computed at once now, and what was before; and that updates are compiled no more."""
+    """What is computed at once now, and what was before; and that no C of our own works any more."""
     found = []
     if now.block_rows != before.block_rows:
         found.append(f"up to {now.block_rows} trials at once from now on, not {before.block_rows}")
     if now.evaluated != before.evaluated:
         found.append(f"{now.evaluated} samples evaluated at once from now on, not {before.evaluated}")
     if before.compiled and not now.compiled:
-        found.append("no C compiler (cc, or CC) works any more: updates are torch's own, whose last bits differ")
+        found.append("no C compiler (cc, or CC) works any more: torch computes all, and last bits differ")
     return found
 
 

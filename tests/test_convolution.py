@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import examples
-from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes
+from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes, train
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine
@@ -45,6 +45,18 @@ class Viewing(nn.Module):
         return found
 
 
+class Halving(nn.Module):
+    """Pools numbers of a kind of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(16, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.head(functional.max_pool2d(self.conv(images).bfloat16(), 2).float().flatten(1))
+        return found
+
+
 MODELS = {
     "plain": convolving(),
     "averaging": convolving(nn.AvgPool2d),
@@ -59,6 +71,18 @@ def test_a_run_equals_a_plain_loop(model: Callable[[], nn.Module], plan: str) ->
     task = make_task(model, dtype=torch.float64, features=IMAGE)
     runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 23, "full"))]
     assert_equals_plain_loop(lambda task: LocalEngine(task, PLANS[plan]), task, runs, ticks=2)
+
+
+@pytest.mark.parametrize(("model", "precision"), [(MODELS["plain"], "bf16"), (Halving, "float32")])
+def test_a_model_may_compute_in_half_precision(model: Callable[[], nn.Module], precision: str) -> None:
+    """By rows as one after another, but for rounding."""
+    task = make_task(model, features=IMAGE)
+    run = make_run(0, batch_size=16, precision=precision)
+    plans = PLANS["rules, blocks of 8"], PLANS["looped"]
+    (by_rows,), (alone,) = (train(LocalEngine(task, plan), [run], ticks=2) for plan in plans)
+    assert [own.failure for own in by_rows] == [None] * len(by_rows)
+    for own, expected in zip(by_rows, alone, strict=True):
+        assert own.train_loss == pytest.approx(expected.train_loss, rel=0.05)
 
 
 @pytest.mark.parametrize("plan", ["rules, blocks of 32", "rules, blocks of 8"])

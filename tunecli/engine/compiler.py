@@ -49,7 +49,12 @@ def can_compile(device: str) -> bool:
 
 def is_compiled(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether such tensors are computed with in C where a plan says so. It takes a moment the first time."""
-    return device.type == "cpu" and dtype in _KINDS and library(dtype) is not None
+    return device.type == "cpu" and has_functions(dtype)
+
+
+def has_functions(dtype: torch.dtype) -> bool:
+    """Whether there are functions for numbers of this kind."""
+    return dtype in _KINDS and library(dtype) is not None
 
 
 @cache

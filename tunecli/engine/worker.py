@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_UNANSWERED = 8
 """So much is asked of a worker before it has answered: both sides' messages fit into the smallest of pipes, 8 KiB, so
-that neither waits for the other to read."""
+that neither waits for the other to read. What has no answer is not counted."""
 
 
 class Place(Protocol):

@@ -146,12 +146,15 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         unfolded, filters = ctx.saved_tensors
         flat = innermost(gradients[0]).reshape(*filters.shape[:2], -1)  # (B, O, Ho * Wo * m)
-        of_images = None
+        # Autocast, which has the products of the forward pass in bf16, is off in the backward pass.
+        kind, matrices = filters.dtype, filters.reshape(*filters.shape[:2], -1).to(flat.dtype)
+        of_images = of_filters = None
         if ctx.needs_input_grad[0]:
-            spread = torch.bmm(filters.reshape(*filters.shape[:2], -1).transpose(1, 2), flat)
-            of_images = called(fold, spread, ctx.windows, ctx.shape)
-        of_filters = torch.bmm(flat, unfolded.transpose(1, 2)).view(filters.shape) if ctx.needs_input_grad[1] else None
-        return of_images, of_filters, flat.sum(2) if ctx.needs_input_grad[2] else None, None
+            spread = torch.bmm(matrices.transpose(1, 2), flat)
+            of_images = called(fold, spread, ctx.windows, ctx.shape).to(unfolded.dtype)
+        if ctx.needs_input_grad[1]:
+            of_filters = torch.bmm(flat, unfolded.to(flat.dtype).transpose(1, 2)).view(filters.shape).to(kind)
+        return of_images, of_filters, flat.sum(2).to(kind) if ctx.needs_input_grad[2] else None, None
 
 
 class _Largest(torch.autograd.Function):

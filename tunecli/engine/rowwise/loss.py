@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from tunecli.engine.compiler import has_functions
 from tunecli.engine.gradients import Shape
 from tunecli.engine.rowwise.called import called
 from tunecli.engine.rowwise.compiled import cross_entropy
@@ -36,7 +37,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[T
 
 
 def _cross_entropy_in_c(outputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    if targets.dtype != torch.int64 or present.dtype != outputs.dtype:
+    if targets.dtype != torch.int64 or present.dtype != outputs.dtype or not has_functions(outputs.dtype):
         return _cross_entropy(outputs, targets, present)
     found = called(cross_entropy, outputs, targets, present)
     return found[:, -1], found[:, :-1].transpose(1, 2)

@@ -64,7 +64,7 @@ static inline void store(REAL *to, part value, ptrdiff_t n)
     memcpy(to, &value, sizeof(REAL) * n);
 }
 
-/* Of n samples of a row: gradient and losses as below. A class that there is not gives NaN. */
+/* Of n samples of a row: gradient and losses as below. A class that there is not gives a loss of NaN. */
 static inline void of_part(const struct outputs *o, ptrdiff_t n, const REAL *outputs, const int64_t *targets,
                            const REAL *counts, REAL *found)
 {

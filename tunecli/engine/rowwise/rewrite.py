@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tunecli.engine.compiler import has_functions
 from tunecli.engine.rowwise.compiled import COMPILED
 
 aten = torch.ops.aten
@@ -36,9 +37,10 @@ def rewrite(
     _add_gradients(graph, gradients, over=over, apart=apart)
     for node in list(graph.nodes):
         _write_over(graph, node)
-    called = _DIRECT | COMPILED if compiled else _DIRECT
     for node in graph.nodes:
-        node.target = called.get(node.target, node.target)
+        if compiled and node.target in COMPILED and has_functions(_value(node).dtype):
+            node.target = COMPILED[node.target]
+        node.target = _DIRECT.get(node.target, node.target)
         node.meta.clear()
     graph.lint()
 

@@ -86,8 +86,12 @@ class Samples:
         if self.chunked is not None or not isinstance(wanted, Tensor):
             yield from map(self.take, wanted)
             return
-        size = sum(part[:1].nbytes for _, part in tensors(self.inputs)) * wanted[:1].numel()
-        for several in wanted.split(max(AHEAD // max(size, 1), 1)):  # type: ignore[no-untyped-call]  # torch's own
+        one = self.take(slice(0, 1))  # as it is taken: bytes become numbers then
+        size = sum(part.nbytes for _, part in tensors(one.inputs)) * wanted[:1].numel()
+        if 2 * size > AHEAD:  # and nothing is kept while the next is taken
+            yield from map(self.take, wanted)
+            return
+        for several in wanted.split(AHEAD // max(size, 1)):  # type: ignore[no-untyped-call]  # torch's own
             found = self.take(several)
             yield from (found.at(place) for place in range(len(several)))
 

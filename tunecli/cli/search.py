@@ -198,7 +198,7 @@ def _tried(points: Sequence[Hparams], question: Question, trials: Sequence[Trial
     found: dict[int, Trial] = {}
     for point in points:
         given = {name: value for name, value in point.items() if name in searched}
-        for trial in trials:
+        for trial in trials if given else ():
             if given in (trial.given, {name: trial.hparams[name] for name in searched if name in trial.hparams}):
                 found.setdefault(trial.number, trial)
                 break

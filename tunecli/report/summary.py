@@ -60,7 +60,7 @@ class Summary:
             compared = self.counts[State.COMPLETE] + self.counts[State.PRUNED]
             if compared < LEAST_COMPARED:
                 return f"it takes {LEAST_COMPARED} complete or pruned trials, and there are {compared}"
-            return "it is computed when a search ends"
+            return f"it is computed when a search ends, of {LEAST_COMPARED} trials or more in the space as it is now"
         return None if self.importance.shares else "all trials are equally good"
 
     @property

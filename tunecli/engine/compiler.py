@@ -26,6 +26,7 @@ from tunecli.files import cache_folder, make_folder
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "update.c", HERE / "rowwise" / "images.c", HERE / "rowwise" / "losses.c"
+HEADERS = (HERE / "rowwise" / "parts.h",)
 FUNCTIONS = {
     "update": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_int),
     "unfold": (c_void_p, c_ssize_t, c_void_p, c_void_p),
@@ -80,7 +81,7 @@ def _loaded(command: list[str]) -> ctypes.CDLL:
 
     What is kept has its own digest in its name: half of a library can be loaded, and then ends the process.
     """
-    made_of = repr((command, _instructions(), [source.read_text() for source in SOURCES]))
+    made_of = repr((command, _instructions(), [own.read_text() for own in (*SOURCES, *HEADERS)]))
     name = _digest(made_of.encode())
     with suppress(OSError):
         for kept in cache_folder("compiled").glob(f"{name}-*.so"):

@@ -4,8 +4,7 @@
    Images lie as (B, C, H, W, m) here: the samples, m, are innermost. Sums are taken in the order of images.py. REAL is
    float or double. */
 
-#include <stddef.h>
-#include <string.h>
+#include "parts.h"
 
 /* An image (C, H, W) of m samples, and where a kernel lies over it at each place of its outputs. */
 struct windows {
@@ -107,28 +106,6 @@ void fold(const struct windows *g, ptrdiff_t rows, const REAL *unfolded, REAL *i
                  j++, x += (g)->dilation[1], at += (g)->dilation[1] * (g)->samples)                                    \
                 if ((size_t)x < (size_t)(g)->width)
 
-/* So many samples at once: told to work on vectors, for of loops that are this short a compiler makes none. */
-#define PART ((ptrdiff_t)(64 / sizeof(REAL)))
-typedef REAL part __attribute__((vector_size(64)));
-typedef __typeof__((part){0} > (part){0}) truths;
-
-static inline part load(const REAL *from, ptrdiff_t n)
-{
-    part found = {0};
-    memcpy(&found, from, sizeof(REAL) * n);
-    return found;
-}
-
-static inline void store(REAL *to, part value, ptrdiff_t n)
-{
-    memcpy(to, &value, sizeof(REAL) * n);
-}
-
-static inline part select(truths which, part one, part other)
-{
-    return (part)((which & (truths)one) | (~which & (truths)other));
-}
-
 /* The largest pixel of one window, NaN where one is, of n samples. */
 static inline void largest_of(const struct windows *g, ptrdiff_t oy, ptrdiff_t ox, ptrdiff_t n, const REAL *images,
                               REAL *found)
@@ -137,8 +114,8 @@ static inline void largest_of(const struct windows *g, ptrdiff_t oy, ptrdiff_t o
     int begun = 0;
     PLACES(g, oy, ox, i, j, at)
     {
-        const part other = load(images + at, n);
-        most = begun ? select((most > other) | (most != most), most, other) : other;
+        const part other = load(images + at, 1, n);
+        most = begun ? larger(most, other) : other;
         begun = 1;
     }
     store(found, most, n);
@@ -164,13 +141,13 @@ void largest(const struct windows *g, ptrdiff_t rows, const REAL *images, REAL *
 static inline void to_largest_of(const struct windows *g, ptrdiff_t oy, ptrdiff_t ox, ptrdiff_t n,
                                  const REAL *gradient, const REAL *images, const REAL *maxima, REAL *found)
 {
-    const part none = {0}, most = load(maxima, n);
-    part left = load(gradient, n);
+    const part none = {0}, most = load(maxima, 1, n);
+    part left = load(gradient, 1, n);
     PLACES(g, oy, ox, i, j, at)
     {
         const int last = i == g->kernel[0] - 1 && j == g->kernel[1] - 1;
-        const truths takes = last ? none == none : load(images + at, n) == most;
-        store(found + at, load(found + at, n) + select(takes, left, none), n);
+        const truths takes = last ? none == none : load(images + at, 1, n) == most;
+        store(found + at, load(found + at, 1, n) + select(takes, left, none), n);
         left = select(takes, none, left);
     }
 }

@@ -4,18 +4,9 @@
    REAL is float or double. */
 
 #include <math.h>
-#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
-#define PART ((ptrdiff_t)(64 / sizeof(REAL)))
-typedef REAL part __attribute__((vector_size(64)));
-typedef __typeof__((part){0} > (part){0}) truths;
-
-static inline part select(truths which, part one, part other)
-{
-    return (part)((which & (truths)one) | (~which & (truths)other));
-}
+#include "parts.h"
 
 /* e ** x for x <= 0, to two units in the last place: by Cephes' polynomial, which is worked off for all lanes at once;
    the library's function is called for one number after the other. */
@@ -29,7 +20,7 @@ static inline part exponential(part x)
     const part least = (REAL)-87.0 + (part){0};
     const truths tiny = x < least;
     x = select(tiny, least, x);
-    /* The nearest whole number of halvings: adding so large a number leaves no digits behind the point. */
+    /* The nearest power of two: adding so large a number leaves no digits behind the point. */
     const part whole = (x * (REAL)1.44269504088896341 + (REAL)12582912.0) - (REAL)12582912.0;
     const part rest = (x - whole * (REAL)0.693359375) + whole * (REAL)2.12194440e-4;
     part found = (REAL)1.9875691500e-4 + (part){0};
@@ -48,32 +39,14 @@ struct outputs {
     ptrdiff_t rows, classes, samples, row, class, sample;
 };
 
-static inline part load(const REAL *from, ptrdiff_t step, ptrdiff_t n)
-{
-    part found = {0};
-    if (step == 1)
-        memcpy(&found, from, sizeof(REAL) * n);
-    else
-        for (ptrdiff_t s = 0; s < n; s++)
-            found[s] = from[s * step];
-    return found;
-}
-
-static inline void store(REAL *to, part value, ptrdiff_t n)
-{
-    memcpy(to, &value, sizeof(REAL) * n);
-}
-
 /* Of n samples of a row: gradient and losses as below. A class that there is not gives a loss of NaN. */
 static inline void of_part(const struct outputs *o, ptrdiff_t n, const REAL *outputs, const int64_t *targets,
                            const REAL *counts, REAL *found)
 {
     const ptrdiff_t m = o->samples;
     part most = load(outputs, o->sample, n), sum = {0}, loss;
-    for (ptrdiff_t c = 1; c < o->classes; c++) {
-        const part other = load(outputs + c * o->class, o->sample, n);
-        most = select((most > other) | (most != most), most, other);
-    }
+    for (ptrdiff_t c = 1; c < o->classes; c++)
+        most = larger(most, load(outputs + c * o->class, o->sample, n));
     for (ptrdiff_t c = 0; c < o->classes; c++) {
         const part share = exponential(load(outputs + c * o->class, o->sample, n) - most);
         store(found + c * m, share, n);

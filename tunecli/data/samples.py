@@ -83,17 +83,20 @@ class Samples:
         for it takes longer to ask for small samples than to copy them."""
         from torch import Tensor
 
-        if self.chunked is not None or not isinstance(wanted, Tensor):
+        at_once = self._at_once(wanted[:1].numel()) if isinstance(wanted, Tensor) else 1
+        if not isinstance(wanted, Tensor) or at_once < 2:  # and nothing is kept while the next is taken
             yield from map(self.take, wanted)
             return
-        one = self.take(slice(0, 1))  # as it is taken: bytes become numbers then
-        size = sum(part.nbytes for _, part in tensors(one.inputs)) * wanted[:1].numel()
-        if 2 * size > AHEAD:  # and nothing is kept while the next is taken
-            yield from map(self.take, wanted)
-            return
-        for several in wanted.split(AHEAD // max(size, 1)):  # type: ignore[no-untyped-call]  # torch's own
+        for several in wanted.split(at_once):  # type: ignore[no-untyped-call]  # torch's own
             found = self.take(several)
             yield from (found.at(place) for place in range(len(several)))
+
+    def _at_once(self, samples: int) -> int:
+        """How often so many samples are taken at once: none that stream, for their order is that of their file."""
+        if self.chunked is not None:
+            return 1
+        one = self.take(slice(0, 1))  # as it is taken: bytes become numbers then
+        return AHEAD // max(samples * sum(part.nbytes for _, part in tensors(one.inputs)), 1)
 
     def at(self, place: int) -> Samples:
         """One of what was taken by an index of more than one dimension."""

@@ -924,6 +924,29 @@ def test_a_point_tried_beyond_the_trials_of_a_study_is_finished_after_a_stop(
     assert all(trial.state.ended for trial in trials(tmp_path))
 
 
+@pytest.mark.parametrize("fewer", [2, 4, 6])
+def test_a_total_below_what_has_begun_finishes_what_is_in_flight_and_says_so(
+    question: Question, tmp_path: Path, fewer: int
+) -> None:
+    study = question(trials=8, window=3, pruner="none")
+    half: list[Progress] = []
+    for event in search(study, tmp_path, stop=lambda: bool(half)):
+        if isinstance(event, Progress) and event.counts[State.COMPLETE] == event.counts[State.RUNNING] == 3:
+            half.append(event)
+    found = run(study.with_trials(fewer), tmp_path)
+    said = [event.text for event in found if isinstance(event, Noticed)]
+    asked = f"{fewer} trials are asked for, and 6 have begun: those in flight go on to their end"
+    assert said == ([asked] if fewer < 6 else [])
+    last = found[-1]
+    assert isinstance(last, Ended)
+    assert (last.how, last.progress.total, last.progress.ended_now) == ("done", 6, 3)
+    assert [trial.state for trial in trials(tmp_path)] == [State.COMPLETE] * 6
+    # And they are what they would have been.
+    run(study, tmp_path)
+    run(study, tmp_path / "whole")
+    assert answer(tmp_path) == answer(tmp_path / "whole")
+
+
 def test_optuna_shows_what_waits_and_what_it_enqueues_in_a_study_at_rest_is_tried(
     question: Question, tmp_path: Path
 ) -> None:

@@ -154,10 +154,14 @@ def _find(study: Question, folder: Path, database: Database, tries: Sequence[Hpa
         record, notices = _refitted(study, record)
         told += map(Noticed, notices)
     trials = record.trials if record is not None else ()
-    queue: list[Hparams] = []
-    if isinstance(study, Study):
-        queue = _queue(study, trials, tries)
-        study = study.with_trials(_total(study, trials, len(queue)))
+    queue = _queue(study, trials, tries) if isinstance(study, Study) else []
+    asked, total = study.search.trials, _total(study, trials, len(queue))
+    begun = sum(trial.state is not State.WAITING for trial in trials)
+    if asked < begun == total and any(trial.state is State.RUNNING for trial in trials):
+        told.append(
+            Noticed(f"{asked} trials are asked for, and {begun} have begun: those in flight go on to their end")
+        )
+    study = study.with_trials(total)
     earlier = _earlier(record) if record is not None and changed else None
     return _Found(study, record, earlier, tuple(told), queue, _ended(study, record, folder))
 
@@ -241,17 +245,18 @@ def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> l
     return queue
 
 
-def _total(study: Study, trials: Sequence[Trial], queued: int) -> int:
-    """How many trials the study has when it is done: no more than there are points, and all that were given by hand."""
+def _total(study: Question, trials: Sequence[Trial], queued: int) -> int:
+    """How many trials the study has when it is done: no more than there are points, but all that have begun, and all
+    that were given by hand."""
     total = study.search.trials
-    started = sum(trial.state is not State.WAITING for trial in trials)
-    points = [own for trial in trials if (own := shown(study.space, trial, study.train.settings)) is not None]
-    left = points_left(study.search.sampler, study.space, points)
-    if left is not None:
-        total = min(total, started + left)
-    # One that was given late and then interrupted is in flight, beyond what is asked for.
-    waits = queued or any(not trial.state.ended and (trial.given or trial.state is State.WAITING) for trial in trials)
-    return max(total, len(trials) + queued) if waits else total
+    if isinstance(study, Study):
+        started = sum(trial.state is not State.WAITING for trial in trials)
+        points = [own for trial in trials if (own := shown(study.space, trial, study.train.settings)) is not None]
+        left = points_left(study.search.sampler, study.space, points)
+        if left is not None:
+            total = min(total, started + left)
+    # Fewer may be asked for now than an interruption left in flight.
+    return max(total, len(trials) + queued) if queued or not all(trial.state.ended for trial in trials) else total
 
 
 def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:

@@ -53,6 +53,10 @@ class ProgramStudy:
         """The same question with its window stated: more trials must not change it."""
         return replace(self, search=self.search.model_copy(update={"window": window}))
 
+    def with_trials(self, trials: int) -> ProgramStudy:
+        """The same question of another length."""
+        return replace(self, search=self.search.model_copy(update={"trials": trials}))
+
     def begun_as(self, first: ProgramStudy) -> ProgramStudy:
         """The same question as it was first stated, where both name one program: it runs where it began."""
         if self.program.objective is not None and first.program.objective is not None:

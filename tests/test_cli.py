@@ -308,7 +308,7 @@ def test_where_the_metric_fell_the_first_line_says_so(tunecli: Command, home: Pa
     assert done.code == 0
     first = done.out.splitlines()[0]
     assert re.fullmatch(
-        r"accuracy fell by \d\.\d{4} on the test split of iris: the starting checkpoint stays the one in use", first
+        r"accuracy fell by \d\.\d{4} on the test split of iris: predict stays with the fine-tuned model 1, .+", first
     )
     assert tunecli("finetune", "--best", *worse, "--format", "json").document["used"] is False
 
@@ -321,7 +321,8 @@ def test_where_less_is_better_a_worse_metric_rose(
     assert tunecli("search", "flowers.toml", *quick).code == 0
     done = tunecli("finetune", "--best", "--set", "learning_rate=50", "--set", "l2=0", "--set", "momentum=0")
     assert done.code == 0
-    assert re.match(r"loss rose by [\d.]+ on the test split of flowers: the starting checkpoint stays", done.out)
+    said = r"loss rose by [\d.]+ on the test split of flowers: predict stays with the best trial \d \(loss"
+    assert re.match(said, done.out)
 
 
 def test_a_pipe_gets_no_escape_codes(tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tunecli import checkpoint, models
+from tunecli import checkpoint, live, models
 from tunecli.engine.batches import epoch_order
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial, StorageError, TunecliError, UsageError
 from tunecli.finetune import Epoch, Finetuned, Notice, Request, finetune, training
@@ -202,6 +202,24 @@ def test_where_the_metric_fell_the_starting_checkpoint_stays_in_use(folder: Path
     assert not result.used
     assert json.loads((result.checkpoint / "manifest.json").read_text())["used"] is False
     assert result.updates_before == 0
+
+
+@pytest.mark.parametrize(
+    ("direction", "scratch", "said"),
+    [
+        ("maximize", 0.9375, "\nfrom scratch came out better, by 0.0625: starting from trial 3 did not help\n"),
+        ("maximize", 0.875, None),
+        ("minimize", 0.5, "\nfrom scratch came out better, by 0.3750: starting from trial 3 did not help\n"),
+        ("minimize", float("nan"), None),
+    ],
+)
+def test_where_training_from_scratch_came_out_better_it_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], direction: str, scratch: float, said: str | None
+) -> None:
+    result = replace(train_on(folder, epochs=1), start="trial 3", after=0.875, scratch=scratch, direction=direction)
+    live.print_finetuned(result, live.progress_console())
+    told = capsys.readouterr().err
+    assert said in told if said is not None else "came out better" not in told
 
 
 # The same again

@@ -317,7 +317,12 @@ def test_the_newest_fine_tuned_model_in_use_comes_before_the_best_trial(tunecli:
         folder, checkpoint=first.checkpoint / "weights.safetensors", hparams=learns | {"learning_rate": 30.0}
     )
     assert not worse.used
-    assert tunecli("predict", "flowers", "flowers.csv").out == done.out
+    stays = tunecli("predict", "flowers", "flowers.csv")
+    assert stays.out == done.out
+    moved = f"accuracy went from {worse.before:.4f} to {worse.after:.4f} on test"
+    assert f"note: the fine-tuned model 2 is passed over: {moved}; --finetuned 2 takes it all the same\n" in stays.err
+    assert "the fine-tuned model 2, " in tunecli("predict", "flowers", "flowers.csv", "--finetuned", "2").err
+    assert tunecli("predict", "flowers", "flowers.csv", "--finetuned", "1").out == done.out
     again = tunecli("predict", "flowers", "flowers.csv", "--trial", str(first.trial))
     assert again.out == trial.out
     assert f"flowers: predicting species with trial {first.trial} (accuracy" in again.err
@@ -330,7 +335,20 @@ def test_a_fine_tuned_model_of_another_trial_than_the_best_says_so(tunecli: Comm
     other = next(number for number in record.kept if number != best)
     assert train_on(folder, trial=other, epochs=3).used
     done = tunecli("predict", "price", "price.csv")
-    assert f"note: the best trial is {best} by now, the fine-tuned model comes from trial {other}\n" in done.err
+    by_now = f"note: the best trial is {best} by now, the fine-tuned model comes from trial {other}; "
+    assert f"{by_now}--trial {best} takes the best\n" in done.err
+
+
+def test_a_fine_tuned_model_that_is_not_there(tunecli: Command, here: Path) -> None:
+    asked = ("predict", "flowers", "flowers.csv", "--finetuned", "3")
+    done = tunecli(*asked)
+    assert (done.code, done.out) == (3, "")
+    hint = "tunecli finetune flowers --best makes one"
+    assert done.complaint == ("flowers has no fine-tuned model 3", hint)
+    train_on(here / "studies" / "flowers", epochs=1)
+    assert tunecli(*asked).complaint[1] == "it has 1"
+    both = tunecli(*asked, "--trial", "0")
+    assert (both.code, both.complaint[0]) == (2, "--trial and --finetuned both name the model to use")
 
 
 OWN = """

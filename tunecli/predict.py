@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli import checkpoint
-from tunecli.errors import CheckpointError, ModelError, TunecliError
+from tunecli.errors import CheckpointError, InputError, ModelError, TunecliError
 from tunecli.home import checkpoint_folder, find_database
 from tunecli.output import csv_line
 from tunecli.source import describe
@@ -64,17 +64,19 @@ def predict(
     *,
     base: Path = Path(),
     trial: int | None = None,
+    finetuned: int | None = None,
     device: str = "auto",
     database: Database | None = None,
 ) -> Predicted:
     """Predict each row of a table, or each input of a `file.py:function`, with a model of the study in `folder`.
 
-    The model is the newest fine-tuned one that is in use, else the best trial's; with `trial` that trial's. `source` is
-    relative to `base`; the study's trials are in `database`, by default where `folder` says.
+    The model is the newest fine-tuned one that is in use, else the best trial's; with `trial` that trial's, with
+    `finetuned` that one, in use or not. `source` is relative to `base`; the study's trials are in `database`, by
+    default where `folder` says.
 
     Raises NoUsableTrial, CheckpointError, InputError.
     """
-    chosen = choose(folder, trial, database)
+    chosen = choose(folder, trial, finetuned, database)
     manifest = chosen.manifest
     # torch is loaded after the checkpoint is chosen: what cannot begin says so at once.
     from tunecli.data import inputs
@@ -102,11 +104,18 @@ def predict(
     )
 
 
-def choose(folder: Path, trial: int | None, database: Database | None = None) -> Chosen:
-    """The checkpoint to predict with; a damaged one is passed over for the next best, with a notice, unless `trial`
-    names it. Raises NoUsableTrial, InputError, CheckpointError."""
+def choose(
+    folder: Path, trial: int | None = None, finetuned: int | None = None, database: Database | None = None
+) -> Chosen:
+    """The checkpoint to predict with; a damaged one is passed over for the next best, with a notice, unless `trial` or
+    `finetuned` names it. Raises NoUsableTrial, InputError, CheckpointError."""
     record = read(database or find_database(folder))
-    passed_over: tuple[str, ...] = ()
+    if finetuned is not None:
+        place = folder / "finetuned" / str(finetuned)
+        _check_there(place, folder)
+        weights, manifest = checkpoint.load(place)
+        return _of_finetuned(place, weights, manifest, _overtaken(record, manifest))
+    passed_over: tuple[str, ...] = ()  # what a user should know of those
     for place in _finetuned(folder) if trial is None else ():
         try:
             weights, manifest = checkpoint.load(place)
@@ -114,16 +123,33 @@ def choose(folder: Path, trial: int | None, database: Database | None = None) ->
             passed_over += (f"{error.message}; an older model stands in",)
             continue
         if manifest.get("used"):
-            _check_complete(manifest, place)
-            on = f"{manifest['source']} trained on with {manifest.get('finetuned', {}).get('data')}"
-            words = f"the fine-tuned model {place.name}, {on} ({_score(manifest)})"
-            return Chosen(place, weights, manifest, words, (*passed_over, *_overtaken(record, manifest)))
+            return _of_finetuned(place, weights, manifest, (*passed_over, *_overtaken(record, manifest)))
+        if not passed_over:  # the older ones were told of in their time
+            why = f"{_fell(manifest)}; --finetuned {place.name} takes it all the same"
+            passed_over = (f"the fine-tuned model {place.name} is passed over: {why}",)
     kept = load_kept(folder, record, trial)
     place = checkpoint_folder(folder, kept.trial.number)
     _check_complete(kept.manifest, place)
     which = "trial" if trial is not None or kept.notices else "the best trial"
     words = f"{which} {kept.trial.number} ({_score(kept.manifest)})"
     return Chosen(place, kept.weights, kept.manifest, words, (*passed_over, *kept.notices))
+
+
+def _check_there(place: Path, folder: Path) -> None:
+    if not place.is_dir():
+        there = ", ".join(own.name for own in reversed(_finetuned(folder)))
+        raise InputError(
+            f"{folder.name} has no fine-tuned model {place.name}",
+            hint=f"it has {there}" if there else f"tunecli finetune {folder.name} --best makes one",
+        )
+
+
+def _of_finetuned(
+    place: Path, weights: Mapping[str, Tensor], manifest: Mapping[str, Any], notices: tuple[str, ...]
+) -> Chosen:
+    _check_complete(manifest, place)
+    on = f"{manifest['source']} trained on with {manifest.get('finetuned', {}).get('data')}"
+    return Chosen(place, weights, manifest, f"the fine-tuned model {place.name}, {on} ({_score(manifest)})", notices)
 
 
 def _check_complete(manifest: Mapping[str, Any], place: Path) -> None:
@@ -148,7 +174,14 @@ def _overtaken(record: Record, manifest: Mapping[str, Any]) -> tuple[str, ...]:
     best = best_trial(list(record.trials), record.direction)
     if best is None or best.number == manifest["trial"]:
         return ()
-    return (f"the best trial is {best.number} by now, the fine-tuned model comes from trial {manifest['trial']}",)
+    own = f"the fine-tuned model comes from trial {manifest['trial']}"
+    return (f"the best trial is {best.number} by now, {own}; --trial {best.number} takes the best",)
+
+
+def _fell(manifest: Mapping[str, Any]) -> str:
+    """What fine-tuning did to a model that it made worse."""
+    told = manifest["finetuned"]
+    return f"{told['metric']} went from {told['before']:.4f} to {told['after']:.4f} on {told['split']}"
 
 
 def _score(manifest: Mapping[str, Any]) -> str:

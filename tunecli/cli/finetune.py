@@ -57,6 +57,7 @@ def finetune(
     from tunecli import live
     from tunecli.finetune import Request
     from tunecli.finetune import finetune as epochs_of
+    from tunecli.predict import choose
 
     if best == (trial is not None):
         given = "--best and --trial both name the trial to go on from" if best else "choose the trial to go on from"
@@ -89,7 +90,8 @@ def finetune(
         if output is TextOrJson.JSON:
             print(live.finetune_json(result))
         else:
-            live.print_finetuned(result, output_console())
+            instead = None if result.used else choose(folder, database=database).words
+            live.print_finetuned(result, output_console(), instead)
         if result.earlier:
             live.say_done_already(f"{typed_command()} --fresh", console)
 

@@ -22,6 +22,9 @@ def predict(
         ),
     ],
     trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Use trial N as it was searched.")] = None,
+    finetuned: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use the fine-tuned model N, whatever it came to.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to FILE instead of stdout.")] = None,
     device: DeviceOption = "auto",
     home: HomeOption = HOME,
@@ -35,6 +38,8 @@ def predict(
     """
     if len(arguments) > 2:
         raise UsageError(f"predict takes a study and a table, got {len(arguments)}", hint="tunecli predict --help")
+    if trial is not None and finetuned is not None:
+        raise UsageError("--trial and --finetuned both name the model to use", hint="give one of them")
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"cannot write {output}: its folder does not exist", hint="choose another --output")
     from tunecli import live
@@ -44,7 +49,7 @@ def predict(
     study, source = (None, *arguments) if len(arguments) == 1 else arguments
     assert source is not None
     folder, database = find_results(study, home, storage)
-    predicted = predictions_of(folder, source, trial=trial, device=device, database=database)
+    predicted = predictions_of(folder, source, trial=trial, finetuned=finetuned, device=device, database=database)
     console = live.progress_console()
     target = f" {predicted.target}" if predicted.target else ""
     console.say(f"{predicted.study}: predicting{target} with {predicted.model}")

@@ -19,6 +19,7 @@ from tunecli.live.terminal import LINE_SECONDS
 from tunecli.report.console import VisibleConsole
 from tunecli.report.formats import strict_json
 from tunecli.report.summary import wrap
+from tunecli.trial import better
 
 
 def show_finetune(events: Iterable[Event], console: VisibleConsole) -> Finetuned | None:
@@ -59,11 +60,12 @@ def say_done_already(anew: str, console: VisibleConsole) -> None:
     console.say(f"this was done already: nothing is trained or read again; to train it anew:\n  {anew}")
 
 
-def print_finetuned(result: Finetuned, console: VisibleConsole) -> None:
-    """What fine-tuning came to, the most important first."""
+def print_finetuned(result: Finetuned, console: VisibleConsole, instead: str | None = None) -> None:
+    """What fine-tuning came to, the most important first; `instead` is the model that `predict` takes where it is not
+    this one, which became worse."""
     name, moved = result.metric, result.after - result.before
     change = f"{'rose' if moved > 0 else 'fell'} by {abs(moved):.4f}" if moved else "stayed the same"
-    kept = "" if result.used else ": the starting checkpoint stays the one in use"
+    kept = "" if instead is None else f": predict stays with {instead}"
     style = "yellow" if not result.used else "bold green" if moved else "bold"
     console.print(
         Text(f"{name} {change} on the test split of {result.data}{kept}", style=style),
@@ -80,6 +82,9 @@ def print_finetuned(result: Finetuned, console: VisibleConsole) -> None:
     scratch = f"{result.scratch:.4f}" if math.isfinite(result.scratch) else "diverged"
     table.add_row("from scratch", scratch, f"{result.updates:,}")
     console.print(table)
+    if better(result.scratch, result.after, result.direction):
+        gap = abs(result.scratch - result.after)
+        console.say(f"from scratch came out better, by {gap:.4f}: starting from {result.start} did not help")
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
     course = "falling to 0 (cosine)" if result.schedule == "cosine" else f"({result.schedule})"

@@ -284,6 +284,60 @@ def make(width):
     assert ("first layer" in done.err) == of_layers
 
 
+LAYERS = """
+class Own(torch.nn.Module):
+    def __init__(self, first, last):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(first, 6), torch.nn.ReLU())
+        self.head = torch.nn.Linear(last, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x)
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "hint"),
+    [
+        (
+            "Own(4, 7)",
+            "in layer head, Linear(in_features=7, out_features=3, bias=True) (own.py, line 17)",
+            "check what layer head takes against what comes before it",
+        ),
+        (
+            "Own(5, 6)",
+            "in layer body.0, Linear(in_features=5, out_features=6, bias=True) (own.py, line 16)",
+            "check the model's first layer against the data's features",
+        ),
+        (
+            "torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(7, 3))",
+            "in layer 1, Linear(in_features=7, out_features=3, bias=True)",
+            "check what layer 1 takes against what comes before it",
+        ),
+    ],
+)
+def test_layers_that_do_not_fit_are_named(
+    refused: Callable[..., str], tmp_path: Path, make: str, layer: str, hint: str
+) -> None:
+    write_study(tmp_path, own=OWN[: OWN.index("def make")] + f"{LAYERS}def make(width):\n    return {make}\n")
+    message, said = refused(3, "search", "own.toml").split("\n")
+    assert message.startswith("the model cannot read samples of shape (4,): RuntimeError: mat1 and mat2 shapes")
+    assert message.endswith(f") {layer}")
+    assert said == hint
+
+
+def test_a_line_of_a_trial_that_raises_in_torch_is_the_users_own(tunecli: Command, tmp_path: Path) -> None:
+    """A model is tried with a few samples, and may meet others that it cannot read."""
+    body = "        x = self.body(x)\n        return self.head(x if len(x) < 12 else x[:, :2])"
+    own = LAYERS.replace("        x = self.body(x)\n        return self.head(x)", body)
+    write_study(tmp_path, own=OWN[: OWN.index("def make")] + f"{own}def make(width):\n    return Own(4, 6)\n")
+    done = tunecli("search", "own.toml", "--set", "search.window=1")
+    assert done.code == 3
+    assert "(own.py, line 17)" in done.complaint[0]
+
+
 # The command line
 
 

@@ -141,12 +141,29 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def describe(error: BaseException, path: Path | None = None) -> str:
-    """`TypeError: text (model.py, line 12)`: the deepest line of the user's own file, else the deepest of all."""
+    """`TypeError: text (model.py, line 12)`: the deepest line of the user's own file, else of any that they had loaded,
+    else the deepest of all."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if path is not None and Path(frame.filename) == path]
     text = " ".join(str(error).split())
-    where = (own or frames)[-1:]
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} (line {error.lineno})"
-    place = f" ({Path(where[0].filename).name}, line {where[0].lineno})" if where else ""
+    where = (own or frames)[-1:]
+    line = (None if own else loaded_line(error)) or (_line(where[0]) if where else None)
+    place = f" ({line})" if line else ""
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def loaded_line(error: BaseException) -> str | None:
+    """`model.py, line 12`: the deepest line of all files that a user's function was loaded from."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    own = (frame for frame in frames if Path(frame.filename) in _loaded)
+    # A user's file may lie beside a clone of tunecli.
+    return next((_line(frame) for frame in own if not Path(frame.filename).is_relative_to(_HERE)), None)
+
+
+_HERE = Path(__file__).parent
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    return f"{Path(frame.filename).name}, line {frame.lineno}"

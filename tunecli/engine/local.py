@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples
-from tunecli.data.samples import tensors
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
@@ -22,13 +19,13 @@ from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forw
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
+from tunecli.engine.misfit import misfit
 from tunecli.engine.plan import Plan
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
 from tunecli.errors import ModelError, OutOfMemory, TunecliError
-from tunecli.source import describe
 from tunecli.space import settings_of
 from tunecli.trial import Measurement, Run, Value
 
@@ -237,34 +234,7 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
     except TunecliError:
         raise
     except (Exception, SystemExit) as error:
-        if not _is_about_shapes(error):
-            raise ModelError(
-                f"the model's forward raised {describe(error, _own_file(module))}",
-                hint=f"it was tried with {count} samples of shape {samples.features}",
-            ) from error
-        double = any(part.dtype == torch.float64 for _, part in tensors(samples.inputs))
-        raise ModelError(
-            f"the model cannot read samples of shape {samples.features}: {describe(error)}",
-            hint="tensors are taken as they are: return inputs.float(), or make the model double"
-            if double
-            else "check the model's first layer against the data's features",
-        ) from error
-
-
-_ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels")
-"""Words of torch where a model and its inputs do not fit together."""
-
-
-def _is_about_shapes(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, RuntimeError | IndexError) and any(word in text for word in _ABOUT_SHAPES)
-
-
-def _own_file(module: nn.Module) -> Path | None:
-    """The file of a user's own class; None for one of torch's."""
-    kind = sys.modules.get(type(module).__module__)
-    file = None if type(module).__module__.startswith("torch.") else getattr(kind, "__file__", None)
-    return None if file is None else Path(file)
+        raise misfit(module, samples, error) from error
 
 
 def _losses(task: Task, module: nn.Module, samples: Samples) -> Tensor:

@@ -1,0 +1,74 @@
+"""Why a model cannot be called with its data: the layer that could not, and the user's own line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tunecli.data import Samples
+from tunecli.data.samples import tensors
+from tunecli.errors import ModelError
+from tunecli.models.head import parametrized
+from tunecli.source import describe, loaded_line
+
+
+def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelError:
+    """What to say of a forward that raised when the model was tried with these samples."""
+    if not _is_about_shapes(error):
+        return ModelError(
+            f"the model's forward raised {describe(error, _own_file(module))}",
+            hint=f"it was tried with {len(samples)} samples of shape {samples.features}",
+        )
+    name = _raised_in(module, error)
+    layer = f" in layer {name}, {_kind(module.get_submodule(name))}" if name else ""
+    line = loaded_line(error)
+    place = f" ({line})" if line else ""
+    if any(part.dtype == torch.float64 for _, part in tensors(samples.inputs)):
+        hint = "tensors are taken as they are: return inputs.float(), or make the model double"
+    elif name and _comes_after(module, name):
+        hint = f"check what layer {name} takes against what comes before it"
+    else:
+        hint = "check the model's first layer against the data's features"
+    text = " ".join(str(error).split())
+    return ModelError(
+        f"the model cannot read samples of shape {samples.features}: {type(error).__name__}: {text}{layer}{place}",
+        hint=hint,
+    )
+
+
+_ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels")
+"""Words of torch where a model and its inputs do not fit together."""
+
+
+def _is_about_shapes(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | IndexError) and any(word in text for word in _ABOUT_SHAPES)
+
+
+def _raised_in(module: nn.Module, error: BaseException) -> str:
+    """The name of the innermost part of the model whose forward raised, empty for the model itself."""
+    names = {id(part): name for name, part in module.named_modules()}
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((names[id(own)] for own in reversed(frames) if id(own) in names), "")
+
+
+def _comes_after(module: nn.Module, name: str) -> bool:
+    """Whether a part of the model stands behind its first layer, as far as their order tells."""
+    names = [own for own, _ in module.named_modules()]
+    return any(names.index(own) < names.index(name) for own in parametrized(module))
+
+
+def _kind(layer: nn.Module) -> str:
+    """A layer as it is written, or what it is where it holds others."""
+    return type(layer).__name__ if any(layer.children()) else repr(layer)
+
+
+def _own_file(module: nn.Module) -> Path | None:
+    """The file of a user's own class; None for one of torch's."""
+    kind = sys.modules.get(type(module).__module__)
+    file = None if type(module).__module__.startswith("torch.") else getattr(kind, "__file__", None)
+    return None if file is None else Path(file)

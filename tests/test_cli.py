@@ -91,7 +91,7 @@ def test_from_an_empty_folder_to_a_model_of_ones_own(tunecli: Command, tmp_path:
     done = tunecli("search", "flowers.toml")
     assert done.code == 0
     assert re.match(r"Best: trial \d+, accuracy \d\.\d{4} on validation", done.out)
-    assert "data   flowers: 150 samples of 4, 3 classes" in done.err
+    assert "data   flowers.py:load: 150 samples of 4, 3 classes" in done.err
     assert "6 of 6 done" in done.err
     assert done.err.endswith("next:\n  tunecli report flowers\n  tunecli finetune flowers --best\n")
     # Nothing but results and what Python itself leaves.
@@ -108,7 +108,7 @@ def test_from_an_empty_folder_to_a_model_of_ones_own(tunecli: Command, tmp_path:
 
     done = tunecli("finetune", "flowers", "--best", "--save", "model.pth")
     assert done.code == 0
-    assert re.match(r"accuracy (rose by|fell by|stayed the same).* on the test split of flowers", done.out)
+    assert re.match(r"accuracy (rose by|fell by|stayed the same).* on the test split of flowers.py:load", done.out)
     assert "(test, 1st reading)" in done.out
     for words in ("before (trial", "after", "from scratch", "checkpoint: studies/flowers/finetuned/1"):
         assert words in done.out
@@ -321,7 +321,7 @@ def test_where_less_is_better_a_worse_metric_rose(
     assert tunecli("search", "flowers.toml", *quick).code == 0
     done = tunecli("finetune", "--best", "--set", "learning_rate=50", "--set", "l2=0", "--set", "momentum=0")
     assert done.code == 0
-    said = r"loss rose by [\d.]+ on the test split of flowers: predict stays with the best trial \d \(loss"
+    said = r"loss rose by [\d.]+ on the test split of flowers.py:load: predict stays with the best trial \d \(loss"
     assert re.match(said, done.out)
 
 

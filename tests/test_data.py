@@ -542,7 +542,7 @@ def test_what_a_users_function_may_return(
         warnings.simplefilter("error")
         loaded = own(tmp_path, body)
     assert [len(getattr(loaded, part)) for part in PARTS] == [48, 6, 6]
-    assert (loaded.task, loaded.name) == (task, "own")
+    assert (loaded.task, loaded.name) == (task, "own.py:make")
     assert classes is None or loaded.classes == classes
     assert loaded.target_scale == 1
     assert {part.dtype for part in inputs(loaded)} == {dtype}
@@ -619,8 +619,8 @@ def test_a_stated_task_overrules_a_users_own_targets(tmp_path: Path) -> None:
         ("return X, Y / 0.0", {}, "NaN or an infinity", "drop"),
         ("return X, ['a', 'b'] * 30", {"task": "regression"}, "needs numbers", 'task = "classification"'),
         ("return X[:3], Y[:3]", {}, "3 samples are too few", "at least one"),
-        ("return X[:0], Y[:0]", {}, "own returned no samples", "at least one"),
-        ("return (X, Y), (X, Y), (X[:0], Y[:0])", {}, "own returned no samples for test", "at least one"),
+        ("return X[:0], Y[:0]", {}, "own.py:make returned no samples", "at least one"),
+        ("return (X, Y), (X, Y), (X[:0], Y[:0])", {}, "own.py:make returned no samples for test", "at least one"),
         ("return (X, Y), (X[:, :2], Y), (X, Y)", {}, r"validation have shape \(2,\), for training \(3,\)", "one model"),
     ],
 )

@@ -405,7 +405,7 @@ def test_other_classes_get_a_new_head_and_what_is_not_named_stays_bitwise(folder
     result = train_on(folder, data=data, layers=("head",), epochs=3)
     assert result.new_head
     assert result.trained == ("head",)
-    assert result.data == "flowers"
+    assert result.data == "flowers.py:load"
     start, _ = checkpoint.load(folder / "checkpoints" / f"trial-{result.trial}")
     found, manifest = checkpoint.load(result.checkpoint)
     assert found["head.weight"].shape == (5, 8)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from scipy.stats import yeojohnson
-from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from torch import nn
 
 from tests.conftest import Command, Question
@@ -566,6 +566,28 @@ def test_without_a_study_or_a_complete_trial_there_is_nothing_to_predict_with(
     with pytest.raises(NoUsableTrial, match="no complete trial yet"):
         predict(folder, "new.csv", base=tmp_path)
     assert tunecli("predict", "tiny", "new.csv").code == 4
+
+
+def test_a_function_gives_the_columns_of_a_table_of_numbers_in_order(tunecli: Command, tmp_path: Path) -> None:
+    assert tunecli("search", "wine", "--trials", "1", "--set", "train.epochs=1").code == 0
+    wine = load_wine(as_frame=True)
+    wine.data.to_csv("wine.csv", index=False)
+    (tmp_path / "own.py").write_text(
+        "from sklearn.datasets import load_wine\n"
+        "def load(): return load_wine(return_X_y=True)\n"
+        "def few(): return load()[0][:, :5]\n"
+        "def several(): return (load()[0], load()[0]), load()[1]\n"
+    )
+    done = tunecli("predict", "wine", "own.py:load")
+    assert done.code == 0
+    ours, theirs = (
+        np.array([[float(cell) for cell in list(row.values())[1:]] for row in rows_of(text)])
+        for text in (done.out, tunecli("predict", "wine", "wine.csv").out)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    for function, holds in (("few", "samples of shape (5,)"), ("several", "several inputs")):
+        message = tunecli("predict", "wine", f"own.py:{function}").complaint[0]
+        assert message == f"own.py:{function} holds {holds}, the model was trained on a table of 13 columns"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -60,12 +61,15 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
     if given is not _FUNCTION and not path.exists():
         raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
     expected = {"table": _TABLE, "array": _ARRAYS, "pictures": _PICTURES}.get(preprocessing["kind"], _FUNCTION)
-    if given is not expected:
+    by_column = given is _FUNCTION and expected is _TABLE and _are_numbers(preprocessing["columns"])
+    if given is not expected and not by_column:
         raise DataError(
             f"the model takes {expected}, and {source} is none", hint=f"give {expected} like the one it was trained on"
         )
     if given is _PICTURES:
         return _of_pictures(path, preprocessing)
+    if by_column:
+        return _by_column(source, base, preprocessing)
     return _of_table(path, preprocessing) if given is _TABLE else _of_arrays(source, base, preprocessing, features)
 
 
@@ -113,12 +117,33 @@ def _of_pictures(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
     return NewInputs(len(files), batch, tuple(notices), names)
 
 
+def _are_numbers(columns: Sequence[Mapping[str, Any]]) -> bool:
+    return all(column["kind"] == "number" for column in columns)
+
+
+def _by_column(source: str, base: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
+    """The rows of numbers that a function returns, for a model of a table of numbers: its columns, in order."""
+    found, names = user.read_inputs(source, base), [column["name"] for column in preprocessing["columns"]]
+    if isinstance(found, tuple | dict) or found.ndim != 2 or found.shape[1] != len(names):
+        shape = (
+            f"samples of shape {tuple(found.shape[1:])}" if not isinstance(found, tuple | dict) else "several inputs"
+        )
+        raise DataError(
+            f"{source} holds {shape}, the model was trained on a table of {len(names)} columns",
+            hint="give a number for each column, in its order, or a table",
+        )
+    return _of_frame(source, pd.DataFrame(np.asarray(found), columns=names), preprocessing)
+
+
 def _of_table(path: Path, preprocessing: Mapping[str, Any]) -> NewInputs:
+    return _of_frame(path.name, read_frame(path, text=table.written(preprocessing["columns"])), preprocessing)
+
+
+def _of_frame(name: str, frame: pd.DataFrame, preprocessing: Mapping[str, Any]) -> NewInputs:
     columns = preprocessing["columns"]
-    frame = read_frame(path, text=table.written(columns))
     known = {*(column["name"] for column in columns), preprocessing["target"]["name"]}
     others = [name for name in frame.columns if name not in known]
-    notices = table.match(path.name, frame, columns)
+    notices = table.match(name, frame, columns)
     if others:
         notices.append(
             f"{_columns(others)} not used: the model was not trained on {'it' if len(others) == 1 else 'them'}"

@@ -21,14 +21,15 @@ from tunecli.data.samples import LAST, NOWHERE, target_key
 from tunecli.data.split import PARTS
 from tunecli.data.stream import read_all
 from tunecli.errors import DataError
-from tunecli.source import call, source_file
+from tunecli.source import call, function_name, source_file
 
 _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 
 
 def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Arrays | Stream:
     """Call `file.py:function` with the keys of [data]. Raises SourceError from it, DataError for what it returns."""
-    name, path, returned = source_file(source, base).stem, source_file(source, base), call(source, keys, base)
+    path, returned = source_file(source, base), call(source, keys, base)
+    name = f"{path.name}:{function_name(source)}"  # a file may have several
     reader = _Reader(source, wishes.target, wishes.targets == "optional", wishes.workers)
     parts = [reader.part(value) for value in _three(returned) or (returned,)]
     notices = [notice for part in parts if isinstance(part, StreamPart) for notice in part.notices]

@@ -49,6 +49,10 @@ def data_of(study: Study, record: Record, manifest: Mapping[str, Any], request: 
             f"{data.name} has samples of shape {data.features}, the checkpoint was trained on {features}",
             hint="a model can be trained on with samples of the same features only",
         )
+    kinds = manifest["preprocessing"]["kind"], data.preprocessing["kind"]
+    if kinds[0] != "none" and kinds[1] == "none":
+        told = f"the numbers of {data.name} are taken as they are, those of the study's own data were prepared"
+        data = replace(data, notices=(*data.notices, told))
     return _weighed(data, study)
 
 

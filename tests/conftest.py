@@ -87,6 +87,17 @@ def searched(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return home
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers that are there at once, as those of a command are: torch is loaded, and this process is forked."""
+    from tunecli.engine import child, template
+
+    with template.forked() as made:
+        assert made is not None
+        monkeypatch.setattr(child, "CONTEXT", made)
+        yield
+
+
 @dataclass(frozen=True)
 class Done:
     code: int

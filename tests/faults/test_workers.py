@@ -16,11 +16,10 @@ from tunecli.engine import child
 from tunecli.search import Noticed, search
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_killed_worker_changes_no_trial(
     question: Question, tmp_path: Path, full: bool, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Forked, a worker is there at once, so that one dies at any moment of a search and not in its first.
-    monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
     counted = 0
     monkeypatch.setattr(child, "killed_for_memory", lambda: counted)
     draw, kills, same, workers = random.Random(0), 100 if full else 3, 0, set()

@@ -7,21 +7,21 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tunecli.engine.messages import FAILED, FELL, Message, packed, unpacked
+from tunecli.engine.template import SIGNALS, Template
 from tunecli.engine.work import Make, Work
 from tunecli.errors import DataError, StorageError, TunecliError
 from tunecli.source import describe
 
 CONTEXT = multiprocessing.get_context("spawn")
-
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-"""They reach the whole process group, and it is for the search to say what becomes of its workers."""
 
 
 class WorkerDied(Exception):
@@ -29,16 +29,20 @@ class WorkerDied(Exception):
 
 
 class Child:
-    """The process, begun; as the search sees it. Raises StorageError or DataError where it cannot be."""
+    """The process, begun; as the search sees it. Raises StorageError or DataError where it cannot be.
 
-    def __init__(self, make: Make) -> None:
+    It is a fork of the template, or a new Python, which has to load torch first, where there is none.
+    """
+
+    def __init__(self, make: Make, template: Template | None = None) -> None:
         self._killed_before = killed_for_memory()
-        self._connection, theirs = CONTEXT.Pipe()
-        resource_tracker.ensure_running()  # beforehand, for it lets through the signals that are held back here
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._connection, theirs = multiprocessing.Pipe()
         try:
-            self._process = CONTEXT.Process(target=_main, args=(theirs, make))
-            self._process.start()
+            if template is not None and template.lives:
+                self._process: BaseProcess = template.Process(_main, (theirs, make))
+                self._process.start()
+            else:
+                self._process = _spawned(_main, (theirs, make))
         except (OSError, RuntimeError) as error:
             self._connection.close()
             raise StorageError(
@@ -52,7 +56,6 @@ class Child:
                 hint="keep a Dataset's classes and functions at the top of their file, or search with --workers 1",
             ) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             theirs.close()
 
     def fileno(self) -> int:
@@ -89,6 +92,17 @@ class Child:
         self._process.kill()
         self._process.join()
         self._connection.close()
+
+
+def _spawned(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:
+    process = CONTEXT.Process(target=target, args=args)
+    resource_tracker.ensure_running()  # beforehand, for it lets through the signals that are held back here
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return process
 
 
 def killed_for_memory() -> int:

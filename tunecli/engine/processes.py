@@ -20,6 +20,7 @@ from tunecli.engine.child import Child, WorkerDied
 from tunecli.engine.messages import Lost
 from tunecli.engine.pace import Pace
 from tunecli.engine.snapshot import Snapshot
+from tunecli.engine.template import Template
 from tunecli.engine.traits import Traits
 from tunecli.engine.work import Make
 from tunecli.engine.worker import Here, Worker
@@ -57,8 +58,10 @@ class Processes:
         window: int,
         tell: Callable[[str], None],
         moving: Iterable[Run] = (),
+        template: Template | None = None,
     ) -> None:
         self._engine, self._make, self._window, self._tell = here, make, window, tell
+        self._template = template
         moving = tuple(moving)
         self._here = Here(here, make, moving)
         self._own = Worker(self._here, moving)
@@ -89,7 +92,7 @@ class Processes:
         self._hired.clear()
 
     def _hire(self) -> Worker:
-        child = Child(self._make)
+        child = Child(self._make, self._template)
         worker = Worker(child)
         self._hired[worker] = child
         return worker

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -119,11 +122,8 @@ def search(
             yield found.ended
             return
         begun = Begun(folder, held, found.record, found.earlier)
-        loop = _make_loop(found.study, begun, Place(device, workers), found.queue)
-        try:
+        with _loop(found.study, begun, Place(device, workers), found.queue) as loop:
             yield from loop.events(timeout_seconds, stop)
-        finally:
-            loop.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +216,26 @@ def _earlier(record: Record) -> Earlier | None:
     return Earlier(until, record.document) if until > before else None
 
 
-def _make_loop(study: Question, begun: Begun, place: Place, queue: list[Hparams]) -> Loop | ProgramLoop:
-    if isinstance(study, ProgramStudy):
-        from tunecli.search.programs import ProgramLoop
+@contextmanager
+def _loop(study: Question, begun: Begun, place: Place, queue: list[Hparams]) -> Iterator[Loop | ProgramLoop]:
+    with ExitStack() as stack:
+        loop: Loop | ProgramLoop
+        if isinstance(study, ProgramStudy):
+            from tunecli.search.programs import ProgramLoop
 
-        return ProgramLoop(study, begun)
-    with loading():
-        from tunecli.search.loop import Loop
+            loop = ProgramLoop(study, begun)
+        else:
+            # A fork lacks all threads but one, and what they hold it never gets: those of a process that has computed
+            # with torch, and whoever has begun others than a command's, which does nothing but wait for signals.
+            forks = place.workers != 1 and "torch" not in sys.modules and threading.active_count() <= 2
+            with loading():
+                from tunecli.engine.template import forked
+                from tunecli.search.loop import Loop
 
-    return Loop(study, begun, place, queue)
+            template = stack.enter_context(forked()) if forks else None
+            loop = Loop(study, begun, place, queue, template)
+        stack.callback(loop.close)
+        yield loop
 
 
 def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> list[Hparams]:

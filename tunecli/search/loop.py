@@ -14,6 +14,7 @@ from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of, reso
 from tunecli.engine.device import release_memory
 from tunecli.engine.plan import lessened
 from tunecli.engine.task import make_task
+from tunecli.engine.template import Template
 from tunecli.errors import OutOfMemory, StorageError, TunecliError
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
@@ -41,13 +42,16 @@ from tunecli.trial import Hparams, Measurement, Run, State, Trial
 class Loop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(self, study: Study, begun: Begun, place: Place, queue: Iterable[Hparams]) -> None:
+    def __init__(
+        self, study: Study, begun: Begun, place: Place, queue: Iterable[Hparams], template: Template | None
+    ) -> None:
         folder, record = begun.folder, begun.record
         self.data = load_data(study)
         if self.data.streamed:
             study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self._may_employ = place.workers is None
+        self._template = template if self.device == "cpu" else None
         self._told: list[str] = []
         self._employed = 0
         self._before_shortage: Plan | None = None
@@ -110,7 +114,9 @@ class Loop:
         self._employed = workers
         make = engine_of(self.study, self.data, self.task, self.fitted.plan, self.device)
         moving = [self._run(trial.number, trial.hparams) for trial in training]
-        self.engine = Processes(self.engine, make, workers, self.study.window, self._told.append, moving)
+        self.engine = Processes(
+            self.engine, make, workers, self.study.window, self._told.append, moving, self._template
+        )
         self.flight.engine = self.engine
 
     def _useful(self, workers: int) -> int:

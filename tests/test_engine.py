@@ -1019,6 +1019,12 @@ def convolution() -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def normed_convolution() -> nn.Module:
+    """What is faster one by one is no faster by another norm."""
+    *layers, last = convolution()
+    return nn.Sequential(*layers, last, nn.BatchNorm1d(CLASSES))
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1040,6 +1046,7 @@ MODELS = [frozen_same, Tied, batch_norm, Mixing, convolution, Recurrent, frozen_
         (Tied, None),
         (dropout, None),
         (batch_norm, "BatchNorm1d (layer 1) mixes the samples of a batch: nn.GroupNorm does not"),
+        (normed_convolution, "BatchNorm1d (layer 4) mixes the samples of a batch"),
         (Mixing, "samples of a batch depend on each other"),
         (convolution, "such convolutions are faster one by one"),
         (Recurrent, "recurrent layers are faster one by one"),

@@ -210,14 +210,15 @@ trial  accuracy  epochs  seconds  optimizer  rate    batch  other hparams
                                                             32]
 
 Learning curves: accuracy on validation, epoch by epoch
-2  0.5000  ▁█▆  0.7500
-4  0.1250  ▁▅█  0.8750
-0  0.2500  ▁▅█  0.7500
+trial   first         last
+    2  0.5000  ▁█▆  0.7500
+    4  0.1250  ▁▅█  0.8750
+    0  0.2500  ▁▅█  0.7500
 
 No importance of hparams: it takes 20 complete or pruned trials, and there are 4
 
 Failed
-  2 x diverged: training loss is nan (trial 3, 6)
+  2 x diverged: training loss is nan (trials 3, 6)
       optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32,
       model.hidden [64, 32]
   1 x own.py:make raised ValueError: called after close (trial 5)
@@ -240,14 +241,15 @@ trial  accuracy  epochs  seconds  optimizer  rate    batch  other hparams
     0    0.7500       3      1.5  sgd        0.0123  32     momentum 0.9, model.hidden [64, 32]
 
 Learning curves: accuracy on validation, epoch by epoch
-2  0.5000  ▁█▆  0.7500
-4  0.1250  ▁▅█  0.8750
-0  0.2500  ▁▅█  0.7500
+trial   first         last
+    2  0.5000  ▁█▆  0.7500
+    4  0.1250  ▁▅█  0.8750
+    0  0.2500  ▁▅█  0.7500
 
 No importance of hparams: it takes 20 complete or pruned trials, and there are 4
 
 Failed
-  2 x diverged: training loss is nan (trial 3, 6)
+  2 x diverged: training loss is nan (trials 3, 6)
       optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32, model.hidden [64, 32]
   1 x own.py:make raised ValueError: called after close (trial 5)
       optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999, batch_size full, l1 1e-08
@@ -264,7 +266,7 @@ def test_a_study_of_failures_says_so() -> None:
         "tiny  accuracy on validation, higher is better\n"
         "2 of 2 trials: 2 failed; 0.5 s of training in 7 ticks\n"
         "\n"
-        "No trial is complete yet, so none is the best.\n"
+        "No trial is complete, so none is the best.\n"
         "\n"
         "Failed\n"
         "  1 x own.py:make raised ValueError: called after close (trial 5)\n"
@@ -274,6 +276,35 @@ def test_a_study_of_failures_says_so() -> None:
         "      optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32,\n"
         "      model.hidden [64, 32]"
     )
+
+
+def test_where_all_trials_diverged_it_is_said_where_to_look() -> None:
+    nan = "diverged: training loss is nan after 1 tick"
+    diverged = [trial(0, State.FAILED, [], ADAM, reason=nan), trial(1, State.FAILED, [], SGD, reason=nan)]
+    said = drawn(summary(*diverged))
+    assert "No trial is complete yet, so none is the best.\n" in said
+    assert said.endswith(
+        "\n\nall diverged, at learning rates from 0.001 to 0.0123: where smaller ones do too,\n"
+        "  look for numbers too large, or none, in the data, the model or its loss"
+    )
+    assert "diverged, at" not in drawn(summary(*diverged, *TRIALS[5:6]))
+
+
+def test_a_trial_by_hand_that_was_pruned_says_why() -> None:
+    console = Console(width=80)
+    with console.capture() as captured:
+        tables.draw_tried(summary(*TRIALS), TRIALS[1:2], console)
+    assert captured.get().splitlines()[:2] == [
+        "Tried: trial 1, accuracy 0.9900 on validation, after epoch 1 of 3, pruned",
+        "  rung 1",
+    ]
+
+
+@pytest.mark.parametrize(("best", "hint"), [(2, True), (4, True), (5, False), (0, False)])
+def test_importance_of_few_best_trials_is_called_a_hint(best: int, hint: bool) -> None:
+    had = {"learning_rate": best} if best else {}
+    found = replace(summary(*TRIALS), importance=Importance(20, {"learning_rate": 1.0}, best=best, among_best=had))
+    assert ("(of so few it is a hint at most, more trials tell)" in drawn(found)) == hint
 
 
 def test_an_empty_study_is_drawn() -> None:

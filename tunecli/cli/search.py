@@ -158,7 +158,7 @@ def _given(text: str, space: Space) -> dict[str, Value]:
 
 def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
     """Why a search without a complete trial has none: the user's own code, or what it met."""
-    from tunecli.report.summary import failures, short_hparams
+    from tunecli.report.summary import against_divergence, failures, short_hparams
 
     found = failures(summary)
     if summary.counts[State.FAILED] < summary.ended:
@@ -167,11 +167,11 @@ def _nothing_to_show(summary: Summary, report: str) -> TunecliError:
     # What diverged is the recipe's fault; what raised is the user's code, and no other recipe will mend it.
     kind = NoUsableTrial if any(own.startswith("diverged") for own, _ in found) else InputError
     hparams = ", ".join(short_hparams(trials[0].hparams))
-    had = f"trial {trials[0].number} had {hparams}; " if hparams else ""
+    had = against_divergence(summary) or (f"trial {trials[0].number} had {hparams}" if hparams else "")
     share = "" if len(trials) == summary.ended else f", {len(trials)} of them so"
     return kind(
         f"all {summary.ended} trials failed{share}: {reason}",
-        hint=f"{had}{report} tells more",
+        hint=f"{had}{'; ' if had else ''}{report} tells more",
     )
 
 

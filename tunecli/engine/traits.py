@@ -47,13 +47,15 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     stochastic, mixes, stateful = _behaviour(module, samples, loss)
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
+    alone = _faster_alone(module, samples)
     if mixes or stateful:
-        mixer = _batch_norm(module) or "samples of a batch depend on each other"
-        return Traits("looped", mixer, stochastic, True)
-    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        return Traits("looped", "recurrent layers are faster one by one", stochastic)
-    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > SMALL:
-        return Traits("looped", "such convolutions are faster one by one", stochastic)
+        norm = _batch_norm(module)
+        mixer = "samples of a batch depend on each other" if norm is None else f"{norm} mixes the samples of a batch"
+        # What is faster one by one would be no faster without it.
+        cure = ": nn.GroupNorm does not" if norm is not None and alone is None else ""
+        return Traits("looped", mixer + cure, stochastic, True)
+    if alone is not None:
+        return Traits("looped", alone, stochastic)
     own, other = module.state_dict(), twin.state_dict()
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
@@ -62,6 +64,15 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     if because is not None:
         return Traits("looped", because, stochastic)
     return Traits(way, None, stochastic)
+
+
+def _faster_alone(module: nn.Module, samples: Samples) -> str | None:
+    """Which layers take less time one trial after another, None where none does."""
+    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        return "recurrent layers are faster one by one"
+    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > SMALL:
+        return "such convolutions are faster one by one"
+    return None
 
 
 def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool:
@@ -147,10 +158,10 @@ def _generator_state(samples: Samples) -> Tensor:
 
 
 def _batch_norm(module: nn.Module) -> str | None:
-    """Which layer takes the statistics of a batch, and what would not."""
+    """Which layer takes the statistics of a batch."""
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            return f"{type(part).__name__} (layer {name}) mixes the samples of a batch: nn.GroupNorm does not"
+            return f"{type(part).__name__} (layer {name})"
     return None
 
 

@@ -112,6 +112,18 @@ def failures(summary: Summary) -> list[tuple[str, list[Trial]]]:
     return sorted(found.items(), key=lambda item: -len(item[1]))
 
 
+def against_divergence(summary: Summary) -> str | None:
+    """Where to look where every trial diverged, whatever its learning rate; None where not all did."""
+    found = [trial for reason, trials in failures(summary) if reason.startswith("diverged") for trial in trials]
+    if not found or len(found) < summary.ended:
+        return None
+    rates = [rate for trial in found if isinstance(rate := trial.hparams.get("learning_rate"), float)]
+    tried = f"all diverged, at learning rates from {min(rates):.3g} to {max(rates):.3g}" if rates else "all diverged"
+    return (
+        f"{tried}: where smaller ones do too, look for numbers too large, or none, in the data, the model or its loss"
+    )
+
+
 def as_document(summary: Summary) -> dict[str, Any]:
     """The summary as JSON: all trials, whatever is shown."""
     return {

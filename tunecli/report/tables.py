@@ -9,12 +9,25 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunecli.report.summary import Summary, curve_bars, failures, short, short_hparams, value_so_far, wrap
+from tunecli.output import broken
+from tunecli.report.summary import (
+    Summary,
+    against_divergence,
+    curve_bars,
+    failures,
+    short,
+    short_hparams,
+    value_so_far,
+    wrap,
+)
 from tunecli.trial import State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
 LEAST_OTHERS = 16
 """Columns that other hparams take at least; a narrower terminal does without them."""
+
+FEW = 5
+"""Fewer best trials may have a value in common by chance."""
 
 _COLOURS = {State.COMPLETE: "green", State.PRUNED: "yellow", State.FAILED: "red", State.RUNNING: "cyan"}
 
@@ -40,10 +53,11 @@ def draw_tried(summary: Summary, tried: Sequence[Trial], console: Console) -> No
 def _tried(summary: Summary, trial: Trial, width: int) -> Text:
     value = value_so_far(trial)
     reached = "" if value is None else f", {summary.metric} {value:.4f}{_after(summary, trial)}"
-    reason = f": {trial.reason}" if trial.state is State.FAILED else ""
     text = Text.assemble(
-        ("Tried: ", "bold"), f"trial {trial.number}{reached}, ", (trial.state, _COLOURS.get(trial.state, "")), reason
+        ("Tried: ", "bold"), f"trial {trial.number}{reached}, ", (trial.state, _COLOURS.get(trial.state, ""))
     )
+    if trial.reason is not None:
+        text.append("".join(f"\n  {line}" for line in broken(trial.reason, width - 2).splitlines()))
     for line in wrap(short_hparams(trial.hparams), width - 2).splitlines():
         text.append(f"\n  {line}")
     return text
@@ -58,8 +72,11 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
         yield Text(f"All {summary.exhausted:,} points of the space were tried.")
     shown = summary.ranked[:top]
     if summary.best is None:
-        yield Text("\nNo trial is complete yet, so none is the best.", style="yellow")
+        yet = " yet" if summary.ended < summary.asked else ""
+        yield Text(f"\nNo trial is complete{yet}, so none is the best.", style="yellow")
         yield from _failures(summary, width)
+        if (advice := against_divergence(summary)) is not None:
+            yield Text(f"\n{broken(advice, width)}", style="yellow")
         return
     yield Text("")
     yield _best(summary, summary.best, width)
@@ -80,6 +97,8 @@ def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
     yield Text("\nImportance of hparams", style="bold")
     best = f"best {found.best:,}" if found.best else "best tenth"
     yield Text(f"What sets the {best} of {found.trials:,} complete and pruned trials apart, PED-ANOVA:")
+    if 0 < found.best < FEW:
+        yield Text("(of so few it is a hint at most, more trials tell)", style="yellow")
     few = {name: count for name, count in found.among_best.items() if count < found.best}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
     for place in range(4 if few else 3):
@@ -181,9 +200,10 @@ def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
 
 
 def _curves(summary: Summary, shown: Sequence[Trial], width: int) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    for justify in ("right", "right", "left", "right"):
-        table.add_column(justify=justify, no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    # Named, for the table above shows the best of them.
+    for head in ("trial", "first", "", "last"):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for trial in shown:
         values = [measurement.metric for measurement in trial.curve]
         bars = curve_bars(values, max(8, min(40, width - 40)), summary.direction)
@@ -197,7 +217,7 @@ def _failures(summary: Summary, width: int) -> Iterator[Text]:
         yield Text("\nFailed", style="bold")
     for reason, trials in found:
         named = ", ".join(str(trial.number) for trial in trials[:8]) + (", ..." if len(trials) > 8 else "")
-        yield Text(f"  {len(trials)} x {reason} (trial {named})")
+        yield Text(f"  {len(trials)} x {reason} (trial{'s' * (len(trials) > 1)} {named})")
         if trials[0].hparams:
             first = wrap(short_hparams(trials[0].hparams), width - 6).splitlines()
             yield Text("\n".join(f"      {line}" for line in first), style="dim")

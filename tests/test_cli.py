@@ -355,6 +355,7 @@ def test_what_was_typed_is_printed_as_it_was(tunecli: Command, tmp_path: Path, m
 @pytest.mark.parametrize("command", ["search", "report", "finetune"])
 def test_help_fits_a_terminal_and_names_every_option(tunecli: Command, command: str) -> None:
     done = tunecli(command, "--help")
+    assert "<bool>" not in done.out
     assert done.code == 0
     assert all(len(line) <= 80 for line in done.out.splitlines())
     assert f"Usage: tunecli {command} [OPTIONS] [STUDY]" in done.out
@@ -407,6 +408,13 @@ def test_help_names_the_commands(tunecli: Command) -> None:
             2,
             "learning_rate is 0.0001 to 1 where optimizer is sgd",
             "--set space.learning_rate=... changes what this study searches",
+        ),
+        (("search", "tiny", "--try", "optimizer=foo"), 2, "unknown optimizer 'foo'", "known: adadelta, adagrad"),
+        (
+            ("search", "tiny", "--try", "l1=0", "--set", "space.l1=0"),
+            2,
+            "l1 is fixed in this study, so there is nothing to try",
+            "name what is searched: optimizer, learning_rate",
         ),
         (("search", "tiny", "--try", "momentum"), 2, "--try takes KEY=VALUE,KEY=VALUE", "--try learning_rate=0.01"),
         (("search", "tiny", "--sampler", "grid"), 2, "ranges of real numbers", "--set space.learning_rate=[...]"),

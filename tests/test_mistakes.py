@@ -87,6 +87,22 @@ def test_unknown_keys_all_at_once_each_with_the_nearest_known_one(refused: Calla
 
 
 @pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("space.batch_size=0", 'for example batch_size = { low = 8, high = 256 }, [16, 32, "full"] or 32'),
+        ("space.momentum=2", "for example momentum = { low = 0.1, high = 0.9 }, [0.5, 0.9] or 0.9"),
+        ("space.l1=-1", "for example l1 = { low = 1e-4, high = 1e-1, log = true }, [1e-3, 1e-2] or 1e-3"),
+        ("space.model.width={}", "for example model.width = { low = 1, high = 16 }, [4, 8] or 4"),
+    ],
+)
+def test_the_example_is_of_the_hparam_that_is_wrong(
+    refused: Callable[..., str], tmp_path: Path, setting: str, hint: str
+) -> None:
+    write_study(tmp_path)
+    assert refused(2, "search", "own.toml", "--set", setting).endswith(f"\n{hint}")
+
+
+@pytest.mark.parametrize(
     ("setting", "said"),
     [
         ("train.epochs=ten", "train.epochs: expected a whole number, got 'ten'"),

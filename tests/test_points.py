@@ -102,8 +102,17 @@ def test_values_by_hand_take_the_types_of_the_space() -> None:
     [
         ({"lr": 1}, "this study has no hyperparameter 'lr'", "it is called 'learning_rate' here"),
         ({"learning_rat": 1}, "this study has no hyperparameter 'learning_rat'", "did you mean 'learning_rate'?"),
-        ({"learning_rate": "fast"}, "learning_rate: expected a number, got 'fast'", None),
-        ({"optimizer": "adm"}, "optimizer: unknown optimizer 'adm'", None),
+        (
+            {"learning_rate": "fast"},
+            "learning_rate: expected a number, got 'fast'",
+            "it is 0.0001 to 1 or 1e-05 to 0.1 in",
+        ),
+        ({"optimizer": "adm"}, "optimizer: unknown optimizer 'adm'", "did you mean 'adam'?"),
+        (
+            {"l1": 0},
+            "l1 is fixed in this study, so there is nothing to try",
+            "name what is searched: optimizer, learning",
+        ),
         (
             {"optimizer": "nadam"},
             "optimizer is one of sgd, adam in this study, got nadam",

@@ -469,7 +469,7 @@ MINDS: dict[str, tuple[dict[str, Any], str]] = {
     "wider": (rates(1e-4, 1.0), "learning_rate.high: 0.01 -> 1.0"),
     "narrower": (rates(2e-3, 5e-3), "learning_rate.high: 0.01 -> 0.005"),
     "other choices": ({"space": {**ASKED_FIRST, "batch_size": ["full", 64, 32]}}, "batch_size"),
-    "fixed": ({"space": {**ASKED_FIRST, "l1": 0, "optimizer": "adam"}}, 'not set -> "adam"'),
+    "fixed": ({"space": {**ASKED_FIRST, "l1": 0, "optimizer": "adam"}}, 'default -> "adam"'),
     "one more": ({"space": {**ASKED_FIRST, "clip_norm": {"low": 0.0, "high": 1.0}}}, "clip_norm"),
     "sampler": ({"space": ASKED_FIRST, "sampler": "nsga2"}, '"tpe" -> "nsga2"'),
     "pruner": ({"space": ASKED_FIRST, "pruner": "none"}, '"asha" -> "none"'),

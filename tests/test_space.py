@@ -1,5 +1,7 @@
 """The default space, a study file's changes to it, and the way into Optuna's database and back."""
 
+import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from optuna import distributions
 from tunecli.errors import SpaceError
 from tunecli.space import (
     DEFAULT_OPTIMIZERS,
+    HPARAMS,
     OPTIMIZERS,
     Choice,
     Dimension,
@@ -19,7 +22,9 @@ from tunecli.space import (
     Space,
     build_space,
     distribution_json,
+    example,
 )
+from tunecli.space.parse import parse
 from tunecli.trial import Value
 
 _BETAS = {
@@ -196,6 +201,16 @@ def test_values_of_says_what_a_choice_can_be() -> None:
 )
 def test_a_fault_gives_the_rule_and_the_value_got(overrides: dict[str, Any], expected: str) -> None:
     assert expected in message(overrides)
+
+
+@pytest.mark.parametrize("name", [*HPARAMS, "model.width"])
+def test_an_example_of_an_hparam_can_be_written_in_a_study_file(name: str) -> None:
+    written, _, text = example(name).partition(" = ")
+    assert written == name
+    forms = [form for part in re.split(r"(?<=[}\]]), ", text) for form in part.split(" or ")]
+    assert len(forms) >= 2
+    for form in forms:
+        parse(name, tomllib.loads(f"value = {form}")["value"], {})
 
 
 def test_all_faults_are_reported_at_once() -> None:

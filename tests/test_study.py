@@ -550,12 +550,12 @@ def test_differences_name_each_contradiction_with_both_values() -> None:
         DIGITS + '[train]\nmetric = "f1"\nepochs = 5\n[space]\nlearning_rate = { low = 0.1, high = 1.0 }\n', seed=3
     )
     assert list(differences(begun.document(), asked.document()).values()) == [
-        "model.hidden: [8] -> not set",
+        "model.hidden: [8] -> default",
         "seed: 0 -> 3",
-        "space.learning_rate.high: not set -> 1.0",
-        "space.learning_rate.low: not set -> 0.1",
+        "space.learning_rate.high: default -> 1.0",
+        "space.learning_rate.low: default -> 0.1",
         "train.epochs: 30 -> 5",
-        'train.metric: not set -> "f1"',
+        'train.metric: default -> "f1"',
     ]
 
 

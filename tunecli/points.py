@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,7 +115,8 @@ def given_point(space: Space, raw: Mapping[str, Any]) -> dict[str, Value]:
         try:
             given[name] = check_value(name, value)
         except SpaceError as error:
-            raise SpaceError(f"{name}: {error.message}", hint=error.hint) from error
+            rule = " or ".join(dict.fromkeys(_rule(d.range) for d in space.dimensions if d.hparam == name))
+            raise SpaceError(f"{name}: {error.message}", hint=error.hint or f"it is {rule} in this study") from error
     paths = list(_paths(space, given))
     for name, value in given.items():
         read = [path[name] for path in paths if name in path]
@@ -124,7 +125,23 @@ def given_point(space: Space, raw: Mapping[str, Any]) -> dict[str, Value]:
             raise _misfit(name, raw[name], misfits, space, len(misfits) == len(read))
         if len(read) < len(paths):
             raise _unread(name, space, bool(read))
+    if not searched_part(space, given):
+        fixed = f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} fixed in this study"
+        hint = f"name what is searched: {', '.join(space.searched())}"
+        raise SpaceError(f"{fixed}, so there is nothing to try", hint=hint)
     return {name: next(_fitting(p[name], value) for p in paths) for name, value in given.items()}  # type: ignore[misc]
+
+
+def searched_part(space: Space, given: Mapping[str, Value]) -> dict[str, Value]:
+    """What the sampler would choose otherwise."""
+    searched = space.searched()
+    return {name: value for name, value in given.items() if name in searched}
+
+
+def trial_of(space: Space, given: Mapping[str, Value], trials: Iterable[Trial]) -> Trial | None:
+    """The first trial that was given just this, or that has come to have this point; None where none has."""
+    wanted = searched_part(space, given)
+    return next((own for own in trials if wanted in (own.given, searched_part(space, own.hparams))), None)
 
 
 def _paths(space: Space, given: Mapping[str, Value]) -> Iterator[dict[str, Dimension]]:

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +64,20 @@ app.command("init")(init)
 app.command("ls")(ls)
 
 
+def _command() -> Any:
+    """What typer makes of the application, its --help shown as what it is: it says that it takes a <bool>."""
+    group: Any = typer.main.get_command(app)
+    for command in (group, *group.commands.values()):
+        command.get_help_option = partial(_untyped, command.get_help_option)
+    return group
+
+
+def _untyped(make: Callable[[Any], Any], context: Any) -> Any:
+    option = make(context)
+    option.metavar = ""
+    return option
+
+
 def main() -> None:
     """Run the command line; an error that a user can cause is one message, a hint and an exit code."""
     debug = "--debug" in sys.argv
@@ -70,7 +86,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an encoding without some character ends no command
     try:
-        code = app(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
+        code = _command()(arguments or ["--help"], prog_name="tunecli", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt  # which typer has made an exit code of
         sys.stdout.flush()  # here, where a reader that has gone is known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tunecli.report.summary import Summary
     from tunecli.space import Space
     from tunecli.study import Question
-    from tunecli.trial import Hparams, Trial, Value
+    from tunecli.trial import Trial, Value
 
 
 def search(
@@ -82,6 +82,7 @@ def search(
     """
     from tunecli import live
     from tunecli.home import find_command, find_database, find_study, latest_folder
+    from tunecli.points import trial_of
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
@@ -123,7 +124,8 @@ def search(
             live.say_stopped(ended, typed_command(), console)
             raise Stopped(interrupt.exit_code)
         summary, report = read_summary(database), f"tunecli report {question.name}{home_option(home)}"
-        _print_result(summary, output, _tried(points, question, summary.trials))
+        tried = [own for point in points if (own := trial_of(question.space, point, summary.trials)) is not None]
+        _print_result(summary, output, tried)
         if ended.how == "hopeless":
             raise _hopeless(summary, question.search.max_failures, report)
         live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
@@ -192,27 +194,14 @@ def _check_known(option: str, name: str | None, known: tuple[str, ...]) -> None:
         raise UsageError(f"{option} takes {takes}, got {name!r}", hint=did_you_mean(name, known))
 
 
-def _tried(points: Sequence[Hparams], question: Question, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that had the points of `--try`: the first that each was given to, or that came to have it."""
-    searched = question.space.searched()
-    found: dict[int, Trial] = {}
-    for point in points:
-        given = {name: value for name, value in point.items() if name in searched}
-        for trial in trials if given else ():
-            if given in (trial.given, {name: trial.hparams[name] for name in searched if name in trial.hparams}):
-                found.setdefault(trial.number, trial)
-                break
-    return list(found.values())
-
-
-def _print_result(summary: Summary, output: TextOrJson, tried: Sequence[Trial]) -> None:
+def _print_result(summary: Summary, output: TextOrJson, tried: Iterable[Trial]) -> None:
     from tunecli.report import formats, tables
 
     if output is TextOrJson.JSON:
         print(formats.as_json(summary))
     else:
         tables.draw_best(summary, output_console())
-        tables.draw_tried(summary, tried, output_console())
+        tables.draw_tried(summary, {trial.number: trial for trial in tried}.values(), output_console())
 
 
 def _seconds(text: str | None) -> float | None:

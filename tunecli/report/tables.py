@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -43,7 +43,7 @@ def draw_best(summary: Summary, console: Console) -> None:
         console.print(_best(summary, summary.best, console.width))
 
 
-def draw_tried(summary: Summary, tried: Sequence[Trial], console: Console) -> None:
+def draw_tried(summary: Summary, tried: Iterable[Trial], console: Console) -> None:
     """Print what these trials, asked for by hand, came to; the best one is told already."""
     for trial in tried:
         if trial is not summary.best:

@@ -20,7 +20,7 @@ from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, TunecliError, UsageError
 from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints, set_aside_by_half
 from tunecli.loading import loading
-from tunecli.points import first_point, no_values, shown
+from tunecli.points import first_point, no_values, searched_part, shown, trial_of
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
@@ -243,15 +243,11 @@ def _queue(study: Study, trials: Sequence[Trial], tries: Iterable[Hparams]) -> l
 
     What was tried before, or waits, is left out.
     """
-    searched = study.space.searched()
-    known = [dict(trial.given) for trial in trials]
-    known += [{name: trial.hparams[name] for name in searched if name in trial.hparams} for trial in trials]
     sampled = not trials and study.search.sampler not in EXHAUSTIVE
     queue: list[Hparams] = []
     for wanted in [*([first_point(study.space)] if sampled else []), *tries]:
-        given = {name: value for name, value in wanted.items() if name in searched}
-        if given not in known:
-            known.append(given)
+        given = searched_part(study.space, wanted)
+        if given not in queue and trial_of(study.space, given, trials) is None:
             queue.append(given)
     return queue
 

@@ -28,13 +28,14 @@ from tunecli.space.hparams import (
     When,
     check_value,
     elsewhere,
+    fault,
     nearest,
     parse_settings,
     parse_value,
     settings_of,
     when,
 )
-from tunecli.space.parse import parse
+from tunecli.space.parse import example, parse
 from tunecli.space.ranges import Choice, Float, Int, Range, distribution_json, external_value
 from tunecli.trial import Hparams, Value
 
@@ -57,6 +58,7 @@ __all__ = [
     "build_space",
     "check_value",
     "distribution_json",
+    "example",
     "external_value",
     "nearest",
     "parse_settings",
@@ -183,12 +185,12 @@ def build_space(overrides: Mapping[str, Any], train: Mapping[str, Any] = Mapping
     for name in sorted(flat, key=lambda name: name != "optimizer"):
         try:
             if not name.startswith("model.") and name not in HPARAMS:
-                raise SpaceError(f"unknown hyperparameter {name!r}: {nearest(name)}")
+                raise SpaceError(f"unknown hyperparameter {name!r}", hint=nearest(name))
             given[name] = parse(name, flat[name], _default_bounds(name, defaults))
             if name == "optimizer":
                 defaults = _read_by_some((_own(name, given[name]), *_DEFAULTS[1:]))
         except SpaceError as error:
-            faults.append(error.message)
+            faults.append(fault(error))
     if faults:
         raise SpaceError(
             "\n".join(faults), hint="a range is { low = 1e-4, high = 1e-1, log = true }, [a, b] or a value"

@@ -86,7 +86,7 @@ class Name:
 
     def check(self, value: Any) -> Value:
         if value not in self.known:
-            raise SpaceError(f"unknown {self.kind} {value!r}: {did_you_mean(str(value), self.known)}")
+            raise SpaceError(f"unknown {self.kind} {value!r}", hint=did_you_mean(str(value), self.known))
         return str(value)
 
 
@@ -108,7 +108,7 @@ class Optimizer:
         if isinstance(value, str) and is_function(value):
             return value
         if value not in OPTIMIZERS:
-            raise SpaceError(f"unknown optimizer {value!r}: {did_you_mean(str(value), OPTIMIZERS)}")
+            raise SpaceError(f"unknown optimizer {value!r}", hint=did_you_mean(str(value), OPTIMIZERS))
         return str(value)
 
 
@@ -219,7 +219,12 @@ def parse_value(hparam: str, raw: Any) -> Value:
     try:
         return check_value(hparam, raw)
     except SpaceError as error:
-        raise SpaceError(f"{hparam}: {error.message}") from error
+        raise SpaceError(f"{hparam}: {error.message}", hint=error.hint) from error
+
+
+def fault(error: SpaceError) -> str:
+    """One fault of several in a line, with its own hint."""
+    return f"{error.message}: {error.hint}" if error.hint else error.message
 
 
 def parse_settings(train: Mapping[str, Any]) -> dict[str, Value]:
@@ -230,7 +235,7 @@ def parse_settings(train: Mapping[str, Any]) -> dict[str, Value]:
         try:
             found[name] = parse_value(name, raw)
         except SpaceError as error:
-            faults.append(error.message)
+            faults.append(fault(error))
     if faults:
         raise SpaceError("\n".join(faults))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunecli.errors import SpaceError
-from tunecli.space.hparams import HPARAMS, BatchSize, Flag, Name, Optimizer, Whole, check_value
+from tunecli.space.hparams import HPARAMS, OPTIMIZERS, BatchSize, Flag, Name, Number, Optimizer, Whole, check_value
 from tunecli.space.ranges import Choice, Float, Int, Range
 from tunecli.trial import Value
 
@@ -25,7 +25,24 @@ def parse(name: str, raw: Any, default: Mapping[str, Any]) -> Range | Value:
         return check_value(name, raw)
     except SpaceError as error:
         message = error.message if error.message.startswith(name) else f"{name}: {error.message}"
-        raise SpaceError(message) from error
+        raise SpaceError(message, hint=error.hint) from error
+
+
+def example(name: str) -> str:
+    """How a range, a choice and a value of an hparam, or of a model's key, are written."""
+    kind = HPARAMS[name].kind if name in HPARAMS else None
+    if isinstance(kind, Name | Optimizer):
+        known = kind.known if isinstance(kind, Name) else OPTIMIZERS
+        return f'{name} = ["{known[0]}", "{known[1]}"] or "{known[0]}"'
+    if isinstance(kind, Flag):
+        return f"{name} = [true, false] or true"
+    if isinstance(kind, BatchSize):
+        return f'{name} = {{ low = 8, high = 256 }}, [16, 32, "full"] or 32'
+    if isinstance(kind, Number) and kind.high == 1:
+        return f"{name} = {{ low = 0.1, high = 0.9 }}, [0.5, 0.9] or 0.9"
+    if isinstance(kind, Number) and kind.low < 1e-4:
+        return f"{name} = {{ low = 1e-4, high = 1e-1, log = true }}, [1e-3, 1e-2] or 1e-3"
+    return f"{name} = {{ low = 1, high = 16 }}, [4, 8] or 4"
 
 
 def _parse_range(name: str, raw: Mapping[str, Any], default: Mapping[str, Any]) -> Range:

@@ -17,7 +17,7 @@ from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
 from tunecli.points import all_points
 from tunecli.source import is_function, source_file
-from tunecli.space import DEFAULT_SETTINGS, EXHAUSTIVE, HPARAMS, build_space, nearest, parse_settings
+from tunecli.space import DEFAULT_SETTINGS, EXHAUSTIVE, HPARAMS, build_space, example, nearest, parse_settings
 from tunecli.study.duration import EXAMPLES
 from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile, TrainSection
 
@@ -136,7 +136,8 @@ def space_faults(space: Mapping[str, Any]) -> list[str]:
     try:
         build_space(space)
     except SpaceError as error:
-        return [f"[space] {_with_hint(line, _RANGES)}" for line in error.message.splitlines()]
+        named = [(line.partition(":")[0], line) for line in error.message.splitlines()]
+        return [f"[space] {_with_hint(line, f'for example {example(name)}')}" for name, line in named]
     return []
 
 
@@ -158,9 +159,6 @@ def train_faults(train: TrainSection) -> list[str]:
 
 def _train_keys() -> list[str]:
     return [*TrainSection.model_fields, *DEFAULT_SETTINGS]
-
-
-_RANGES = "for example learning_rate = { low = 1e-4, high = 1e-1, log = true }, [1e-3, 1e-2] or 1e-3"
 
 
 def _with_hint(line: str, hint: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunecli.errors import UsageError
+from tunecli.space import DEFAULT_SETTINGS
 from tunecli.study.sections import PRUNER_KEYS, StudyFile
 
 
@@ -47,7 +48,8 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
     before, now = _defaults() | _leaves(stored), _defaults() | _leaves(asked)
 
     def shown(leaves: Mapping[str, Any], key: str) -> str:
-        return json.dumps(leaves[key]) if key in leaves else "not set"
+        unset = "none" if key.startswith("data.") else "default"
+        return json.dumps(leaves[key]) if key in leaves else unset
 
     return {
         key: f"{key}: {shown(before, key)} -> {shown(now, key)}"
@@ -95,7 +97,7 @@ _OPTIONS = ("seed", "search.window", "data.target")
 
 def _defaults() -> dict[str, Any]:
     sections = {name: field.annotation for name, field in StudyFile.model_fields.items()}
-    return {
+    return {f"train.{name}": value for name, value in DEFAULT_SETTINGS.items()} | {
         f"{section}.{key}": field.default
         for section, own in sections.items()
         if isinstance(own, type) and issubclass(own, BaseModel)

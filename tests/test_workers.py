@@ -336,6 +336,17 @@ def test_those_still_in_flight_count_as_far_as_they_came() -> None:
     assert forecast.seconds_left([], 10) == pytest.approx(10 * (survive[0] + survive[1] + 7 * survive[2]))
 
 
+def test_when_a_search_ends_is_said_once_a_trial_has_ended_and_by_its_own_pace() -> None:
+    forecast = Forecast(epochs=100)
+    flight = [come(forecast, number, State.RUNNING, 30) for number in range(2)]
+    assert forecast.remaining(flight, 90, 60.0) is None, "they may all end in the next tick"
+    come(forecast, 2, State.PRUNED, 30)
+    assert forecast.remaining(flight, 0, 0.9) is None, "what was seen is too little"
+    # Of three at tick 30 one ended there; two that go on have 70 ticks left, at 90 ticks in 45 seconds.
+    assert forecast.remaining(flight, 0, 45.0) == pytest.approx(2 * 70 * 0.5)
+    assert forecast.remaining([], 3, 45.0) == pytest.approx(3 * (30 + 70 * 2 / 3) * 0.5)
+
+
 def test_what_is_left_is_not_forecast_from_less_than_a_second() -> None:
     forecast = Forecast(epochs=100)
     flight = [come(forecast, 0, State.RUNNING, 3, 0.3)]

@@ -118,6 +118,6 @@ def _rate(progress: Progress) -> float:
 
 
 def _left(progress: Progress) -> str:
-    """The time left at the pace so far; nothing where there is no pace yet, or nothing left."""
-    missing, rate = progress.total - ended_of(progress), _rate(progress)
-    return f"{duration(math.ceil(missing / rate))} left".replace(".0 s", " s") if missing > 0 and rate > 0 else ""
+    """The time left, where it is known and there is some."""
+    left = progress.left_seconds
+    return "" if not left else f"{duration(math.ceil(left))} left".replace(".0 s", " s")

@@ -63,7 +63,8 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the study is: after each tick, and in the middle of long ones."""
+    """How far the study is: after each tick, and in the middle of long ones. `left_seconds` is how long it takes to
+    its end, None where that is not known yet."""
 
     total: int
     counts: Mapping[State, int]
@@ -71,6 +72,7 @@ class Progress:
     tick: int
     ended_now: int
     seconds: float
+    left_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

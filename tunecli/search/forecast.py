@@ -56,9 +56,19 @@ class Forecast:
         """What one process would still train, with so many trials to be started; 0 while too little was seen to say."""
         if self._seconds < SEEN_SECONDS:
             return 0.0
+        return self._seconds / self._ticks * self._ticks_of(in_flight, missing)
+
+    def remaining(self, in_flight: Iterable[Trial], missing: int, seconds: float) -> float | None:
+        """How many seconds pass until all have ended, at the pace of the `seconds` in which it saw what it was told of;
+        None before any trial has ended: how far they come is not known yet."""
+        if not self._ticks or not self._ended.total() or seconds < SEEN_SECONDS:
+            return None
+        return seconds / self._ticks * self._ticks_of(in_flight, missing)
+
+    def _ticks_of(self, in_flight: Iterable[Trial], missing: int) -> float:
+        """How many ticks they still train, those in flight and as many `missing` ones, in all."""
         left = self._ticks_left()
-        ticks = missing * left[0] + sum(left[trial.fidelity] for trial in in_flight)
-        return self._seconds / self._ticks * ticks
+        return missing * left[0] + sum(left[trial.fidelity] for trial in in_flight)
 
     def _ticks_left(self) -> list[float]:
         """How many ticks trials of each fidelity still train, in the mean (after Kaplan & Meier 1958): those in flight

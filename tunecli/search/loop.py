@@ -24,7 +24,7 @@ from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
-from tunecli.search.events import Differed, Ended, Event, Noticed, Opened
+from tunecli.search.events import Differed, Ended, Event, Noticed, Opened, Progress
 from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
 from tunecli.search.forecast import REPAYS_SECONDS, Forecast, spared
@@ -55,6 +55,7 @@ class Loop:
         self._told: list[str] = []
         self._employed = 0
         self._before_shortage: Plan | None = None
+        self._ends_at: float | None = None
         self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
         self.direction = self.task.metric.direction
         fingerprint = self.data.fingerprint()
@@ -191,7 +192,8 @@ class Loop:
         yield from self._noticed()
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
-        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        began = time.monotonic()
+        until = None if timeout_seconds is None else began + timeout_seconds
         while not stop():
             if until is not None and time.monotonic() >= until:
                 how = "timeout"
@@ -205,12 +207,13 @@ class Loop:
             others_train = self.flight.begin()
             # While they do, what the tick before showed is written, and the next proposals are made.
             self._commit()
-            yield self.ledger.progress()
+            yield self._progress()
             measured = yield from self._advance(stop, self._upcoming() if others_train else [])
             if measured is None:
                 break
             self.ledger.tick += 1
             self._decide(measured)
+            self._foresee(began)
             yield from self._keep()
             self._consider_workers(math.inf if until is None else until - time.monotonic())
         if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
@@ -218,7 +221,7 @@ class Loop:
         yield from self._noticed()
         self.store.flush()
         if how != "stopped":
-            yield self.ledger.progress()
+            yield self._progress()
         self._explain()
         self.store.flush()
         self.shelf.clear_away()
@@ -235,6 +238,16 @@ class Loop:
         found = importance(trials, asked, self.direction)
         if found is not None:
             self.store.explain(found)
+
+    def _progress(self) -> Progress:
+        left = None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
+        return replace(self.ledger.progress(), left_seconds=left)
+
+    def _foresee(self, began: float) -> None:
+        """When the search will have ended: known at the end of a tick, and counted down until the next one's."""
+        now = time.monotonic()
+        left = self.forecast.remaining(self.ledger.in_flight, self.ledger.missing, now - began)
+        self._ends_at = None if left is None else now + left
 
     def _upcoming(self) -> list[tuple[int, Hparams]]:
         """The trials that are likely to start after this tick, in the place of those that end in it."""
@@ -270,7 +283,7 @@ class Loop:
             # A long tick: what has begun can be seen by readers meanwhile.
             self.store.commit()
             yield from self._keep()
-            yield self.ledger.progress()
+            yield self._progress()
         return None
 
     def _keep(self) -> Iterator[Event]:
@@ -335,7 +348,7 @@ class Loop:
             running = [trial for trial in self.ledger.in_flight if missing[trial.number] >= left]
             while self.flight.advance(PAUSE_SECONDS) < len(running):
                 yield from self._noticed()
-                yield self.ledger.progress()
+                yield self._progress()
                 if stop():
                     return
             for own in self.flight.end_tick():
@@ -349,7 +362,7 @@ class Loop:
                     yield Differed(own.trial, own.fidelity, stored.metric, own.metric)
                 elif stored.train_loss != own.train_loss:
                     yield Differed(own.trial, own.fidelity, stored.train_loss, own.train_loss, of="training loss")
-            yield self.ledger.progress()
+            yield self._progress()
             if stop():
                 return
         self._start(waiting)

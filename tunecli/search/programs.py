@@ -16,7 +16,7 @@ from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search import Begun
 from tunecli.search.begin import begin
-from tunecli.search.events import Differed, Ended, Event, OpenedProgram
+from tunecli.search.events import Differed, Ended, Event, OpenedProgram, Progress
 from tunecli.search.launch import Launcher, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
@@ -111,7 +111,7 @@ class ProgramLoop:
                 break
             yield from self._listen()
             self.store.commit()
-            yield self.ledger.progress()
+            yield self._progress()
         if how == "done" and stop() and (self.runs or self.ledger.missing > 0):
             how = "stopped"
         self.store.flush()
@@ -122,6 +122,14 @@ class ProgramLoop:
             self.store.explain(found)
             self.store.flush()
         yield Ended(how, self.ledger.progress())
+
+    def _progress(self) -> Progress:
+        """What is left is told by the mean trial so far, once as many have ended as run at a time."""
+        now = self.ledger.progress()
+        if now.ended_now < self.study.window:
+            return now
+        left = len(self.ledger.in_flight) + self.ledger.missing
+        return replace(now, left_seconds=now.seconds / now.ended_now * left)
 
     def _fill(self) -> None:
         """Give every free slot the next trial."""

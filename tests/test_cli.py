@@ -23,6 +23,7 @@ import torch
 from tunecli import __version__, live
 from tunecli.cli.search import _seconds
 from tunecli.errors import UsageError
+from tunecli.finetune import Epoch
 from tunecli.live.progress import LineView
 from tunecli.search import Differed, Ended, Progress
 from tunecli.store import hold, read
@@ -831,6 +832,15 @@ def test_a_best_trial_outside_of_todays_space_is_told(tunecli: Command, home: Pa
 def test_the_version_is_shown(tunecli: Command) -> None:
     done = tunecli("--version")
     assert (done.code, done.out, done.err) == (0, f"tunecli {__version__}\n", "")
+
+
+def test_the_progress_of_fine_tuning_is_whole_in_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    live.show_finetune([Epoch("fine-tuning", 45, 60, 0.12345)], live.progress_console())
+    assert "epoch 45 of 60, training loss 0.1235" in capsys.readouterr().err
 
 
 def test_a_line_of_progress_is_not_said_twice(tunecli: Command, tmp_path: Path) -> None:

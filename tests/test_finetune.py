@@ -301,6 +301,22 @@ def test_a_training_anew_that_was_stopped_goes_on_without_being_asked_anew(
     assert not (folder / "snapshots").exists()
 
 
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        (("fine-tuning", 1), ["fine-tuning goes on after epoch 1 of 3"]),
+        (("from scratch", 2), ["fine-tuning was through", "from scratch goes on after epoch 2 of 3"]),
+    ],
+)
+def test_a_training_that_goes_on_says_from_where(folder: Path, until: tuple[str, int], said: list[str]) -> None:
+    seen: list[tuple[str, int]] = []
+    for event in finetune(folder, Request(epochs=3), lambda: until in seen):
+        if isinstance(event, Epoch):
+            seen.append((event.of, event.epoch))
+    assert seen[-1] == until
+    assert events_of(folder, epochs=3)[2] == said
+
+
 @pytest.mark.parametrize("where", ["read_split", "flush"])
 def test_a_kill_after_the_checkpoint_loses_no_reading_and_counts_none_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch, where: str

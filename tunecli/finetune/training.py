@@ -259,6 +259,9 @@ def _train(
     if note is not None:
         yield Notice(note)
     done = 0 if kept is None else kept.snapshot.fidelity
+    if kept is not None:
+        goes_on = f"goes on after epoch {done} of {run.epochs}" if done else "goes on in its first epoch"
+        yield Notice(f"{of} {'was through' if done == run.epochs else goes_on}")
     if kept is None:
         engine.start(run)
     else:

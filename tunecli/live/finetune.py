@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +28,7 @@ def show_finetune(events: Iterable[Event], console: VisibleConsole) -> Finetuned
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        _Status(),
+        TextColumn("{task.fields[status]}", markup=False),
         console=console,
         expand=True,
         transient=True,
@@ -111,8 +111,3 @@ def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
-
-
-class _Status(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields["status"]), no_wrap=True, overflow="ellipsis")

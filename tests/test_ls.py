@@ -1,6 +1,7 @@
 """`tunecli ls`: every study of a home in a line, whatever state it is in."""
 
 import os
+import re
 import shutil
 import sqlite3
 from datetime import UTC, datetime
@@ -35,6 +36,16 @@ def test_studies_are_listed_with_trials_best_and_age_the_latest_first(tunecli: C
     for line, own_age in zip(lines, ("5 s", "2 min", "3 d"), strict=True):
         assert f"10 of 10  done   accuracy {best['value']:.4f} on validation (trial {best['number']})" in line
         assert line.endswith(own_age)
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+
+
+def test_the_value_of_a_trial_is_not_parted_from_its_number(tunecli: Command, home: Path) -> None:
+    (home / "tiny").rename(home / "a-long-name-of-a-study-of-three-kinds-of-flowers-by-four-lengths")
+    broken = home / "broken"
+    shutil.copytree(home / "a-long-name-of-a-study-of-three-kinds-of-flowers-by-four-lengths", broken)
+    (broken / "study.db").write_bytes(b"not a database" * 99)
+    done = tunecli("ls")
+    assert re.search(r"accuracy 0\.\d{4} on validation \(trial \d\)  \d+ (s|min)$", done.out, re.MULTILINE)
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.text import Text
 
 from tunecli.report import formats, tables
+from tunecli.report.console import VisibleConsole
 from tunecli.report.summary import Summary, as_document, curve_bars, short, short_hparams, summarize, wrap
 from tunecli.trial import Importance, Measurement, State, Trial
 
@@ -305,6 +307,24 @@ def test_importance_of_few_best_trials_is_called_a_hint(best: int, hint: bool) -
     had = {"learning_rate": best} if best else {}
     found = replace(summary(*TRIALS), importance=Importance(20, {"learning_rate": 1.0}, best=best, among_best=had))
     assert ("(of so few it is a hint at most, more trials tell)" in drawn(found)) == hint
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_ends_in_blanks_where_no_terminal_is(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = VisibleConsole()
+    tables.draw(summary(*TRIALS), 3, console)
+    console.print(Text("two words "), Text("and more  \n  "), "end")
+    *lines, last = capsys.readouterr().out.splitlines()
+    if not terminal:
+        assert [line for line in lines if line != line.rstrip()] == []
+        assert "\n".join(lines).startswith(NARROW.strip("\n"))
+    assert lines[-1].rstrip() == "two words  and more"
+    assert last == "   end"
 
 
 def test_an_empty_study_is_drawn() -> None:

@@ -40,7 +40,9 @@ def search(
     trials: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The study's total; what is missing is done.")
     ] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="10m", help="Stop at a tick after this time.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="10m", help="Stop at the end of an epoch after this time.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="All randomness of the study comes from it.")
     ] = None,

@@ -192,6 +192,8 @@ def _fit_text(
 ) -> tuple[dict[str, Any] | None, str | None]:
     counts = text.value_counts()
     distinct, rows = len(counts), int(counts.sum())
+    if distinct == rows and text.dropna().str.contains(" ").mean() > 0.5:
+        return None, f"its {rows} texts all differ: names, or free text, which no model of a table reads"
     if distinct == rows:
         return None, f"it names the rows, its {rows} values all differ"
     if distinct > max(MAX_LEVELS, rows / 2) and not is_named:

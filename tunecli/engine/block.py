@@ -370,8 +370,8 @@ class Block:
             seen |= {"validation loss": loss, "validation metric": metric}
         diverged = next((name for name, value in seen.items() if not math.isfinite(value)), None)
         if failure is None and diverged is not None:
-            ticks = "1 tick" if slot.ticks == 1 else f"{slot.ticks} ticks"
-            failure = f"diverged: {diverged} is {seen[diverged]} after {ticks}"
+            epochs = "1 epoch" if slot.ticks == 1 else f"{slot.ticks} epochs"
+            failure = f"diverged: {diverged} is {seen[diverged]} after {epochs}"
         direction = lane.task.metric.direction
         if failure is None and (
             lane.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)

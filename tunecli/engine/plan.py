@@ -54,7 +54,7 @@ class Plan:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.block_rows == 1:
             return f"trials one after another, {threads}"
-        return f"up to {self.block_rows} trials at once, micro-batches of up to {self.cap}, {threads}"
+        return f"up to {self.block_rows} trials at once, up to {self.cap} samples of each, {threads}"
 
 
 def lessened(before: Plan, now: Plan) -> list[str]:
@@ -105,7 +105,7 @@ def reason(weights: int, window: int) -> str:
     if window == 1:
         return "a trial alone has no step to share, and reads its batches whole"
     if window < 8:
-        return f"{window} trials in flight gain by what a step shares, and by larger micro-batches"
+        return f"{window} trials in flight gain by what a step shares, and by reading more samples at once"
     return f"up to {NARROW_WEIGHTS:,} weights, trials that share a step share most of its cost"
 
 

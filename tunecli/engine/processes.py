@@ -375,7 +375,7 @@ def _size(snapshot: Snapshot) -> int:
 
 def _failure(trial: int, fidelity: int, cause: str) -> Measurement:
     nan = float("nan")
-    reason = f"its worker process {cause}, {MOST_DEATHS} times in this tick"
+    reason = f"its worker process {cause}, {MOST_DEATHS} times in this epoch"
     return Measurement(trial, fidelity, nan, nan, nan, nan, 0.0, reason)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -24,5 +25,23 @@ class VisibleConsole(Console):
         self.print(broken(text, self.width) if self.is_terminal else text, soft_wrap=True)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else visible(text), style, control)
+        shown = (Segment(t if c else visible(t), style, c) for t, style, c in super().render(renderable, options))
+        return shown if self.is_terminal else _trimmed(shown)
+
+
+def _trimmed(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Without blanks at the ends of lines: in a terminal they fill a table up, in a file they are in the way."""
+    blanks: list[Segment] = []
+    for text, style, control in segments:
+        if not control:
+            text = re.sub(r" +(?=\n)", "", text)
+        if text.startswith("\n"):
+            blanks.clear()
+        rest = text.rstrip(" ")
+        if rest or control:
+            yield from blanks
+            blanks.clear()
+            yield Segment(rest, style, control)
+        if len(rest) < len(text):
+            blanks.append(Segment(text[len(rest) :], style))
+    yield from blanks

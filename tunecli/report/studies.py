@@ -13,6 +13,9 @@ from rich.text import Text
 
 _COLOURS = {"done": "green", "running": "cyan", "unfinished": "yellow", "unreadable": "red", "not begun": "dim"}
 
+LEAST_NAME = 8
+"""Columns that a study's name takes at least, in a narrow terminal too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -41,21 +44,35 @@ def as_document(studies: Sequence[Listed]) -> dict[str, Any]:
 
 
 def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> None:
+    rows = [
+        (
+            "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}",
+            own.state,
+            "" if own.value is None else _best(own),
+            age((now - own.written).total_seconds()),
+        )
+        for own in studies
+    ]
+    heads = ("trials", "state", "best", "age")
+    trials, state, best, old = (max(map(len, column)) for column in zip(heads, *rows, strict=True))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("study", overflow="fold")
+    # A long name is folded, and a reason; the value of a trial is not parted from its number.
+    left = console.width - trials - state - old - 2 * len(heads)
+    best = max(min(best, left - LEAST_NAME), 1)
+    table.add_column("study", overflow="fold", max_width=max(left - best, LEAST_NAME))
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("best", overflow="fold")
+    table.add_column("best", overflow="fold", min_width=best)
     table.add_column("age", justify="right", no_wrap=True)
-    for own in studies:
-        trials = "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}"
-        best = own.reason or ""
-        if own.value is not None:
-            split = f" on {own.split}" if own.split is not None else ""
-            best = f"{own.metric} {own.value:.4f}{split} (trial {own.best})"
-        state = Text(own.state, style=_COLOURS[own.state])
-        table.add_row(Text(own.study), trials, state, Text(best), age((now - own.written).total_seconds()))
+    for own, (done, word, value, length) in zip(studies, rows, strict=True):
+        told = Text(value or own.reason or "")
+        table.add_row(Text(own.study), done, Text(word, style=_COLOURS[word]), told, length)
     console.print(table)
+
+
+def _best(own: Listed) -> str:
+    split = f" on {own.split}" if own.split is not None else ""
+    return f"{own.metric} {own.value:.4f}{split} (trial {own.best})"
 
 
 def age(seconds: float) -> str:

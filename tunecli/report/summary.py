@@ -107,7 +107,7 @@ def failures(summary: Summary) -> list[tuple[str, list[Trial]]]:
     found: dict[str, list[Trial]] = {}
     for trial in summary.trials:
         if trial.state is State.FAILED:
-            reason = re.sub(r" after \d+ ticks?$", "", trial.reason or "unknown")
+            reason = re.sub(r" after \d+ (epoch|tick)s?$", "", trial.reason or "unknown")
             found.setdefault(reason, []).append(trial)
     return sorted(found.items(), key=lambda item: -len(item[1]))
 

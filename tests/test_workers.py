@@ -487,6 +487,32 @@ def test_a_trial_that_is_given_up_while_it_is_trained_again_has_failed(
     assert all("ended with exit code 7" in reason for reason in reasons)
 
 
+@pytest.mark.usefixtures("forked")
+def test_a_trial_that_ends_its_process_while_its_model_is_built_again_fails_and_no_other(
+    question: Question, tmp_path: Path
+) -> None:
+    """All workers are killed, and one of their models cannot be built a second time."""
+    flag, began = tmp_path / "harm", time.monotonic()
+    harm = f"os._exit(9) if os.path.exists({str(flag)!r}) and os.getpid() != {os.getpid()} else None"
+    (tmp_path / "own.py").write_text(
+        STEP.replace("def model():", f"import os\ndef model(kind):\n    if kind == 1: {harm}")
+    )
+    model, space = {"source": "own.py:model"}, {"model.kind": [1, 2], "batch_size": 32}
+    more: dict[str, Any] = {"trials": 4, "window": 4, "pruner": "none", "sampler": "random", "train": {"epochs": 8}}
+    study = question(base=tmp_path, model=model, space=space, **more)
+    tries = [{"model.kind": 1}, {"model.kind": 2}, {"model.kind": 2}]
+
+    def break_down() -> None:
+        flag.touch()
+        os.kill(multiprocessing.active_children()[1].pid or 0, signal.SIGKILL)
+
+    events = search(study, tmp_path / "s", workers=2, tries=tries, stop=lambda: time.monotonic() - began > 60)
+    kill_one(events, 3, break_down)
+    reasons = {trial.hparams["model.kind"]: trial.reason for trial in timeless(tmp_path / "s")}
+    assert "ended with exit code 9" in (reasons[1] or "")
+    assert reasons[2] is None
+
+
 def test_no_worker_outlives_its_search(tmp_path: Path) -> None:
     """kill -9 of the search itself: its workers are in the middle of an endless step, and end all the same."""
     (tmp_path / "model.py").write_text(MODEL)

@@ -207,11 +207,13 @@ class Work:
         for left in range(waiting[-1].missing, -1, -1):
             while waiting and waiting[-1].missing == left:
                 own = waiting.pop()
+                self._say(AT_WORK, (own.run.trial,))
                 if own.snapshot is None:
                     engine.start(own.run)
                 else:
                     engine.restore(own.run, own.snapshot)
                 running += 1
+                self._say(AT_WORK, ())
             measured = [] if left else measured
             while left and len(measured) < running:
                 measured += engine.advance(time.monotonic() + SLICE_SECONDS)

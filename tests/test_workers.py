@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.conftest import Command, Question
-from tunecli.engine import child, processes
+from tunecli.engine import Plan, child, processes
+from tunecli.engine.template import forked as forked_template
 from tunecli.errors import ModelError
 from tunecli.sampler.ahead import Ahead
-from tunecli.search import Ended, Event, Noticed, Opened, loop, search
-from tunecli.search.forecast import Forecast, spared
+from tunecli.search import Ended, Event, Noticed, Opened, crew, search
+from tunecli.search.crew import Crew, spared
+from tunecli.search.forecast import Forecast
 from tunecli.store import read
 from tunecli.study import Study
 from tunecli.trial import Measurement, State, Trial
@@ -163,8 +166,8 @@ def test_a_long_search_starts_workers_by_itself_and_hands_its_trials_over(
     study = question(trials=12, train={"epochs": 6})
     run(study, tmp_path / "one")
     assert not any(isinstance(event, Noticed) for event in run(study, tmp_path / "short", workers=None))
-    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "cores", lambda: 2)
+    monkeypatch.setattr(crew, "SPAWNED_REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
     working = []
     events = []
     for event in search(study, tmp_path / "long", workers=None):
@@ -182,8 +185,8 @@ def test_a_model_that_trains_trial_by_trial_gets_workers_for_a_small_window(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own.py").write_text(STEP)
-    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "cores", lambda: 2)
+    monkeypatch.setattr(crew, "SPAWNED_REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
     train = {"epochs": 6, "step": "own.py:step"}
     study = question(base=tmp_path, model={"source": "own.py:model"}, train=train, trials=8, window=2, pruner="none")
     events = run(study, tmp_path / "s", workers=None)
@@ -203,8 +206,8 @@ def test_a_trial_that_no_worker_can_take_over_goes_on_where_it_is(
         "def model():", f"import os\ndef model(kind):\n    if kind == 1 and os.getpid() != PID: {harm}"
     )
     (tmp_path / "own.py").write_text(source.replace("PID", str(os.getpid())))
-    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "cores", lambda: 2)
+    monkeypatch.setattr(crew, "SPAWNED_REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
     space = {"model.kind": [1, 2], "batch_size": 32}
     study = question(base=tmp_path, model={"source": "own.py:model"}, space=space, trials=2, window=2, pruner="none")
     run(study, tmp_path / "s", workers=None, tries=[{"model.kind": 1}])
@@ -219,9 +222,9 @@ def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
     def make(announce: Any) -> Any:
         raise ModelError("the model is broken now")
 
-    monkeypatch.setattr(loop, "engine_of", lambda *given: make)
-    monkeypatch.setattr(loop, "REPAYS_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "cores", lambda: 2)
+    monkeypatch.setattr(crew, "engine_of", lambda *given: make)
+    monkeypatch.setattr(crew, "SPAWNED_REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
     study = question(trials=4, window=4, train={"epochs": 40}, pruner="none")
     told = [event.text for event in run(study, tmp_path / "s", workers=None) if isinstance(event, Noticed)]
     assert told[1:] == ["no worker process can be started: the model is broken now", "this process goes on alone"]
@@ -272,7 +275,7 @@ def test_trials_go_on_where_they_can_when_no_other_worker_can_be_started(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     flag = tmp_path / "flag"
-    employed: Callable[..., Any] = loop.engine_of
+    employed: Callable[..., Any] = crew.engine_of
 
     def engine_of(*given: Any) -> Callable[..., Any]:
         def make(announce: Any) -> Any:
@@ -291,7 +294,7 @@ def test_trials_go_on_where_they_can_when_no_other_worker_can_be_started(
 
     study = question(trials=12, window=6, train={"epochs": 12})
     run(study, tmp_path / "whole")
-    monkeypatch.setattr(loop, "engine_of", engine_of)
+    monkeypatch.setattr(crew, "engine_of", engine_of)
     told = kill_one(search(study, tmp_path / "s", workers=2), 4, break_down)
     cause = "no worker process can be started: the last one ended with MemoryError: cannot allocate"
     assert sum(own.startswith(cause) for own in told) == 1
@@ -347,20 +350,39 @@ def test_when_a_search_ends_is_said_once_a_trial_has_ended_and_by_its_own_pace()
     assert forecast.remaining([], 3, 45.0) == pytest.approx(3 * (30 + 70 * 2 / 3) * 0.5)
 
 
-def test_what_is_left_is_not_forecast_from_less_than_a_second() -> None:
+def test_what_is_left_is_not_forecast_from_less_than_a_quarter_of_a_second() -> None:
     forecast = Forecast(epochs=100)
-    flight = [come(forecast, 0, State.RUNNING, 3, 0.3)]
+    flight = [come(forecast, 0, State.RUNNING, 2, 0.1)]
     assert forecast.seconds_left(flight, 1000) == 0
-    flight = [come(forecast, 1, State.RUNNING, 1, 0.3)]
-    assert forecast.seconds_left(flight, 1) == pytest.approx(0.3 * (99 + 100)), "where none has ended all may go on"
+    flight = [come(forecast, 1, State.RUNNING, 1, 0.1)]
+    assert forecast.seconds_left(flight, 1) == pytest.approx(0.1 * (99 + 100)), "where none has ended all may go on"
+
+
+def test_workers_that_are_forked_repay_their_start_far_sooner(
+    question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "cores", lambda: 4)
+    study, anything = question(window=64, trials=100), cast(Any, None)
+    fitted = cast(Any, SimpleNamespace(plan=Plan("rules", cap=32, block_rows=16, threads=2), looped_because=None))
+    with forked_template() as template:
+        forked, spawned = (Crew(study, anything, anything, "cpu", own, [].append) for own in (template, None))
+        assert [forked.repaid(fitted, seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 2, 2]
+        assert [spawned.repaid(fitted, seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 0, 2]
+        on_a_gpu = Crew(study, anything, anything, "cuda", template, [].append)
+        assert on_a_gpu.repaid(fitted, 1e6) == 0
 
 
 def test_workers_spare_less_than_their_share_of_rows_that_are_computed_at_once() -> None:
-    """A step of n rows takes as long as 8 + n of them would."""
-    assert spared(10, rows=64, block_rows=32, workers=2) == pytest.approx(5), "a block each, of two"
-    assert spared(10, rows=12, block_rows=32, workers=2) == pytest.approx(10 * 6 / 20), "half of a block each"
-    assert spared(10, rows=8, block_rows=1, workers=4) == pytest.approx(7.5), "trials one after another"
-    assert spared(10, rows=5, block_rows=1, workers=2) == pytest.approx(4), "of which one trains three"
+    """A step of n rows takes as long as 4 + n of them would, and 1.3 times that where other cores compute too."""
+
+    def took(alone: int, shared: int) -> float:
+        return pytest.approx(10 - 10 * 1.3 * shared / alone)  # type: ignore[no-any-return]
+
+    assert spared(10, rows=64, block_rows=32, workers=2) == took(2 * 36, 36), "a block each, of two"
+    assert spared(10, rows=12, block_rows=32, workers=2) == took(16, 10), "half of a block each"
+    assert spared(10, rows=8, block_rows=1, workers=4) == took(8 * 5, 2 * 5), "trials one after another"
+    assert spared(10, rows=5, block_rows=1, workers=2) == took(5 * 5, 3 * 5), "of which one trains three"
+    assert spared(10, rows=3, block_rows=32, workers=2) < 0, "two take almost as long as three"
 
 
 def test_what_was_recorded_before_tells_where_trials_end() -> None:

@@ -8,25 +8,11 @@ from collections.abc import Iterable
 
 from tunecli.trial import Trial
 
-REPAYS_SECONDS = 5.0
-"""What workers must spare to be started: each takes two seconds of a core to begin. On two cores it took four to break
-even, by searches of digits that train for 8 to 24."""
-
-SHARED_ROWS = 8
-"""What a step costs that does not depend on how many rows it computes, in rows: 7 to 9 for a narrow mlp and a cnn."""
+TRAINED_SECONDS = 0.25
+"""What has to be trained before it is said what is left to train: the first steps of all are slow."""
 
 SEEN_SECONDS = 1.0
-"""What has to be trained before it is said what is left: of how far trials come, the first ticks show nothing."""
-
-
-def spared(seconds: float, *, rows: int, block_rows: int, workers: int) -> float:
-    """What so many workers spare of the seconds that one process would train `rows` trials at a time: less than their
-    share, where it computes them by blocks and they would share the cost of a step."""
-
-    def cost(rows: int) -> int:
-        return SHARED_ROWS * -(-rows // block_rows) + rows
-
-    return seconds * (1 - cost(-(-rows // workers)) / cost(rows))
+"""What has to pass before it is said when all will have ended: of how far trials come, the first ticks show nothing."""
 
 
 class Forecast:
@@ -54,7 +40,7 @@ class Forecast:
 
     def seconds_left(self, in_flight: Iterable[Trial], missing: int) -> float:
         """What one process would still train, with so many trials to be started; 0 while too little was seen to say."""
-        if self._seconds < SEEN_SECONDS:
+        if self._seconds < TRAINED_SECONDS:
             return 0.0
         return self._seconds / self._ticks * self._ticks_of(in_flight, missing)
 

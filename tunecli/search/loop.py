@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of, resolve_device
+from tunecli.engine import Engine, LocalEngine, Plan, resolve_device
 from tunecli.engine.device import release_memory
 from tunecli.engine.plan import lessened
 from tunecli.engine.task import make_task
@@ -24,10 +24,11 @@ from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
+from tunecli.search.crew import Crew
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened, Progress
 from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
-from tunecli.search.forecast import REPAYS_SECONDS, Forecast, spared
+from tunecli.search.forecast import Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
@@ -35,7 +36,6 @@ from tunecli.space import settings_of
 from tunecli.stopping import reason_to_stop
 from tunecli.store import Store
 from tunecli.study import Study, load_data
-from tunecli.study.program import cores
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
 
@@ -51,9 +51,7 @@ class Loop:
             study = study.with_stream(True)
         self.study, self.folder, self.device = study, folder, resolve_device(place.device)
         self._may_employ = place.workers is None
-        self._template = template if self.device == "cpu" else None
         self._told: list[str] = []
-        self._employed = 0
         self._before_shortage: Plan | None = None
         self._ends_at: float | None = None
         self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
@@ -108,41 +106,22 @@ class Loop:
         for given in queue:
             self.ledger.enqueue(given)
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
-        self.workers = self._useful(place.workers or 1)
+        self.crew = Crew(study, self.data, self.task, self.device, template, self._told.append)
+        self.workers = self.crew.useful(place.workers or 1, self.ledger.missing + len(self.ledger.in_flight))
 
     def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
         """Have so many worker processes train, those that this one trains already as soon as they are there."""
-        self._employed = workers
-        make = engine_of(self.study, self.data, self.task, self.fitted.plan, self.device)
         moving = [self._run(trial.number, trial.hparams) for trial in training]
-        self.engine = Processes(
-            self.engine, make, workers, self.study.window, self._told.append, moving, self._template
-        )
-        self.flight.engine = self.engine
-
-    def _useful(self, workers: int) -> int:
-        """So many workers, but no more than there will ever be trials in flight for."""
-        left = max(1, self.ledger.missing + len(self.ledger.in_flight))
-        most = min(self.study.window, left)
-        if workers > most:
-            trials = "1 trial is" if most == 1 else f"{most} trials are"
-            why = f"only {trials} left" if left < self.study.window else f"{trials} in flight at a time"
-            self._told.append(f"--workers {workers}: {most} {'is' if most == 1 else 'are'} enough, {why}")
-        return min(workers, most)
+        self.engine = self.flight.engine = self.crew.employ(workers, self.engine, self.fitted.plan, moving)
 
     def _consider_workers(self, seconds: float) -> None:
-        """Start worker processes where what is left to train repays them, and nobody said how many there should be.
-
-        One a core, or for as many cores as a process has threads; and none without trials of its own to train, two of
-        which are computed at once in little more than the time of one.
-        """
-        plan = self.fitted.plan
-        window, rows = self.study.window, 1 if self.fitted.looped_because else plan.block_rows
-        workers = min(cores() // plan.threads, -(-window // min(rows, 2)))
-        if not self._may_employ or workers < 2 or self.device != "cpu":
+        """Start worker processes where what is left to train, in so many seconds at most, repays them, and nobody said
+        how many there should be."""
+        if not self._may_employ:
             return
         left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
-        if spared(min(left, seconds), rows=window, block_rows=rows, workers=workers) < REPAYS_SECONDS:
+        workers = self.crew.repaid(self.fitted, min(left, seconds))
+        if workers == 0:
             return
         self._may_employ = False
         try:
@@ -314,8 +293,8 @@ class Loop:
         release_memory()
         self.fitted = replace(self.fitted, engine=LocalEngine(self.task, plan, self.device), plan=plan)
         self.engine = self.flight.engine = self.fitted.engine
-        if self._employed:
-            self._employ(self._employed)
+        if self.crew.count:
+            self._employ(self.crew.count)
 
     def _tell_shortage(self) -> None:
         """Say once, when a tick is through with it, that less is computed at once now."""

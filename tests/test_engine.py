@@ -27,7 +27,7 @@ from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.forward import call
 from tunecli.engine.functions import Step
 from tunecli.engine.plan import EVALUATION_SAMPLES
-from tunecli.engine.rowwise import Rowwise
+from tunecli.engine.rowwise import Rowwise, Steps, chained
 from tunecli.engine.update import Updates
 from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES, METRICS, Metric
@@ -46,6 +46,7 @@ PLANS = {
     "looped": replace(LOOPED, compiled=True),
 }
 BLOCKS_OF_32 = PLANS["rules, blocks of 32"]
+BY_TORCH = replace(BLOCKS_OF_32, compiled=False)
 FEATURES, CLASSES = 30, 3
 
 
@@ -813,7 +814,7 @@ def test_a_block_takes_one_gradient_and_one_update_a_step(
 ) -> None:
     """61 samples in batches of 16: four steps, however many trials and optimizers."""
     runs = [make_run(trial, batch_size=16) for trial in range(trials)]
-    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
+    engine = start(LocalEngine(make_task(), BY_TORCH), runs)
     gradients = count_calls(monkeypatch, Rowwise, "add_gradient")
     updates = count_calls(monkeypatch, Updates, "apply")
     tick(engine, runs)
@@ -824,7 +825,7 @@ def test_a_block_takes_one_gradient_and_one_update_a_step(
 def test_batch_sizes_share_the_steps_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 16, of 48 and of everything are read in the same micro-batches of 16: four steps of one block."""
     runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 48, "full"))]
-    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), runs)
+    engine = start(LocalEngine(make_task(), BY_TORCH), runs)
     gradients = count_calls(monkeypatch, Rowwise, "add_gradient")
     tick(engine, runs)
     assert len(gradients) == 4
@@ -832,7 +833,8 @@ def test_batch_sizes_share_the_steps_of_a_block(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves on by a second whenever somebody reads it."""
+    """A clock that moves on by a second whenever somebody reads it; a step in C takes as long as it may."""
+    monkeypatch.setattr(chained, "AT_ONCE", 1)
     seconds = itertools.count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
 
@@ -864,10 +866,11 @@ def test_an_interrupted_tick_goes_on_where_it_stopped(make_local: MakeEngine, mo
 @pytest.mark.usefixtures("_clock")
 def test_a_deadline_is_kept_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step at most is trained beyond a deadline, so that signals and the live view never wait for an epoch."""
-    engine = start(LocalEngine(make_task(), BLOCKS_OF_32), [make_run(0, batch_size=1)])
-    gradients = count_calls(monkeypatch, Rowwise, "add_gradient")
-    assert engine.advance(time.monotonic() + 10) == []
-    assert 0 < len(gradients) <= 10
+    for plan, owner, name in ((BY_TORCH, Rowwise, "add_gradient"), (BLOCKS_OF_32, Steps, "train")):
+        engine = start(LocalEngine(make_task(), plan), [make_run(0, batch_size=1)])
+        steps = count_calls(monkeypatch, owner, name)
+        assert engine.advance(time.monotonic() + 10) == []
+        assert 0 < len(steps) <= 10
 
 
 def test_a_deadline_is_kept_within_an_evaluation() -> None:

@@ -34,7 +34,8 @@ SITES: dict[str, tuple[Any, str]] = {
 def run_short(patch: pytest.MonkeyPatch, *, rows: int, after: int = 0, site: str = "gather") -> None:
     """Let a step be computed for so many trials at once and no more, once it was computed so often for more."""
     left = after
-    patch.setattr(samples, "AHEAD", 1)  # each step gathers for itself
+    patch.setattr(samples, "AHEAD", 1)  # each step gathers for itself,
+    patch.setattr(Rowwise, "steps", lambda *_: None)  # and is taken by itself
     owner, name = SITES[site]
     does = getattr(owner, name)
 
@@ -123,6 +124,7 @@ def test_workers_halve_their_blocks_together(wide: Any, tmp_path: Path, monkeypa
 def gathering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], bool], list[int]], None]:
     """Has memory run out in every process but some that are `able`, where what is gathered does not fit."""
     monkeypatch.setattr(child, "CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(Rowwise, "steps", lambda *_: None)
     take = Samples.take
 
     def arrange(fits: Callable[[Tensor], bool], able: list[int]) -> None:
@@ -247,6 +249,7 @@ def test_a_model_that_is_too_large_among_others_fails_and_the_others_are_compute
             )
         return add_gradient(self, samples, present, *more, **keys)
 
+    monkeypatch.setattr(Rowwise, "steps", lambda *_: None)
     monkeypatch.setattr(Rowwise, "add_gradient", short)
     found, told = run(study, tmp_path / "short")
     assert (found.plan, told) == (plain.plan, [])

@@ -84,10 +84,17 @@ def alone(
 
 
 def assert_equal_alone(
-    module: nn.Module, samples: Samples, loss: Loss, rows: int, *, apart: bool = True, compiled: bool = False
+    module: nn.Module,
+    samples: Samples,
+    loss: Loss,
+    rows: int,
+    *,
+    apart: bool = True,
+    compiled: bool = False,
+    chained: bool = False,
 ) -> None:
     """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). Its share of the gradient is added to what
-    is there, or written over it."""
+    is there, or written over it. `chained`: C computes all of the model."""
     layout, weights = random_rows(module, rows)
     before = torch.randn_like(weights)
     layout.filling(before).zero_()
@@ -96,12 +103,15 @@ def assert_equal_alone(
         gradient.put(row, before[row])
     block = samples.take(torch.arange(len(samples)).view(rows, -1))
     present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
-    way = Rowwise(Recorded(module, layout, loss, compiled=compiled), weights, gradient)
+    recorded = Recorded(module, layout, loss, compiled=compiled or chained, chained=chained)
+    way = Rowwise(recorded, weights, gradient)
     assert isinstance(samples.inputs, Tensor)
-    shared = samples.inputs[:5]
-    found_outputs = way.outputs(shared, 5)
+    some = 16 if chained else 5
+    shared = samples.inputs[:some]
+    found_outputs = way.outputs(shared, some)
     keys = sample_keys(torch.arange(rows), torch.arange(len(samples)).view(rows, -1))
     way.draw_by(keys)
+    assert way.is_chained(block) is chained
     shares = 1 / torch.arange(1.0, rows + 1, dtype=weights.dtype)
     found_losses, _ = way.add_gradient(block, present, shares)
     added = [gradient.row(row).clone() for row in range(rows)]
@@ -113,9 +123,9 @@ def assert_equal_alone(
         share = expected * shares[row]
         torch.testing.assert_close(added[row], before[row] + share, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(gradient.row(row), share, rtol=1e-9, atol=1e-12)
-        given = module.eval()(shared).reshape(5, -1).detach()
+        given = module.eval()(shared).reshape(some, -1).detach()
         module.train()
-        torch.testing.assert_close(found_outputs[row].reshape(5, -1), given, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found_outputs[row].reshape(some, -1), given, rtol=1e-9, atol=1e-12)
 
 
 @examples(12)

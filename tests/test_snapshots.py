@@ -64,13 +64,13 @@ def whole(request: pytest.FixtureRequest, question: Question, tmp_path_factory: 
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Every micro-step that is trained; between any two the loop looks at signals."""
     monkeypatch.setattr(loop_room, "PAUSE_SECONDS", -1.0)
-    done, real = [0], Block._micro_step
+    done, real = [0], Block._advance
 
-    def counted(self: Block, step: int) -> None:
+    def counted(self: Block, *, late: bool) -> None:
         done[0] += 1
-        real(self, step)
+        real(self, late=late)
 
-    monkeypatch.setattr(Block, "_micro_step", counted)
+    monkeypatch.setattr(Block, "_advance", counted)
     return done
 
 
@@ -242,15 +242,15 @@ def test_fine_tuning_that_is_stopped_or_killed_at_any_step_comes_to_the_same_wei
     assert steps[0] == needed
     monkeypatch.setattr(snapshots, "EVERY_SECONDS", 0.0)
     monkeypatch.setattr(snapshots, "LARGEST_SHARE", 1e9)
-    killed, real, left = shutil.copytree(folder, tmp_path / "killed"), Block._micro_step, [0]
+    killed, real, left = shutil.copytree(folder, tmp_path / "killed"), Block._advance, [0]
 
-    def dies(self: Block, step: int) -> None:
+    def dies(self: Block, *, late: bool) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise Crash
-        real(self, step)
+        real(self, late=late)
 
-    monkeypatch.setattr(Block, "_micro_step", dies)
+    monkeypatch.setattr(Block, "_advance", dies)
     kills = 0
     for left[0] in (2, 5, 3, 7, 2, 4, 1000):
         try:

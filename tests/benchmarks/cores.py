@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from tests.benchmarks import results
-from tests.benchmarks.slots import loaded, plain, resident, sample_runs
+from tests.benchmarks.slots import is_chained, loaded, plain, resident, sample_runs
 from tests.benchmarks.zoo import ZOO, make_task, measure
 from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
 from tunecli.engine.compiler import can_compile
@@ -62,7 +62,11 @@ def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
         return plain(task, runs, resident if kind == "res" else loaded)
     processes = kind.partition(" ")[0]
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
-    plan = replace(choose_plan(weights, WINDOW), threads=int(threads), compiled=can_compile("cpu"))
+    plan = replace(
+        choose_plan(weights, WINDOW, chained=is_chained(task, runs[0])),
+        threads=int(threads),
+        compiled=can_compile("cpu"),
+    )
     local = make_local(name, plan)
     if processes == "1":
         return engine_epoch(local, runs)

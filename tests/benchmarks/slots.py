@@ -31,6 +31,7 @@ from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, Plan, Task, choose_plan
 from tunecli.engine.batches import batch_length, epoch_order
 from tunecli.engine.compiler import can_compile
+from tunecli.engine.plan import TRIED
 from tunecli.space import Choice, Int, Range, build_space
 from tunecli.trial import Run, Value
 
@@ -110,6 +111,11 @@ def plain(task: Task, runs: list[Run], batches: Batches) -> Callable[[], None]:
     return epoch
 
 
+def is_chained(task: Task, run: Run) -> bool:
+    """Whether the tool's C computes the model of a run."""
+    return LocalEngine(task, TRIED.with_compiled(can_compile("cpu"))).traits(run).chained
+
+
 def narrow_task() -> Task:
     """64-128-10 on digits."""
     digits = data.load("digits", {}, base=Path(), seed=0)
@@ -170,7 +176,7 @@ def main() -> None:
     runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
     compiled = can_compile("cpu")
-    chosen = choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32)
+    chosen = choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32, chained=is_chained(task, runs[0]))
     chosen = replace(chosen, threads=1, compiled=compiled)
     plans = {"chosen": chosen, "looped": replace(LOOPED, compiled=compiled)}
     if given.plans:

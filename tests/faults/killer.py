@@ -67,7 +67,7 @@ def dies_within(event: str, left: int) -> None:
 
 POINTS: dict[str, Callable[[int], None]] = {
     "ask": lambda left: dies(Ledger, "start", left),
-    "train": lambda left: dies(Block, "_micro_step", left),
+    "train": lambda left: dies(Block, "_advance", left),
     "evaluate": lambda left: dies(Block, "measure", left),
     "before commit": lambda left: dies(Store, "flush", left),
     "inside commit": lambda left: dies_within("before_cursor_execute", left),

@@ -185,14 +185,14 @@ def test_fine_tuning_that_is_killed_at_any_step_comes_to_the_same_weights(
     study, searched = digits(question, "random", 3), tmp_path / "searched"
     list(search(study, searched / "tiny"))
     shutil.copytree(searched, tmp_path / "never")
-    steps, real = [0], Block._micro_step
+    steps, real = [0], Block._advance
 
-    def counted(block: Block, step: int) -> None:
+    def counted(block: Block, *, late: bool) -> None:
         steps[0] += 1
-        real(block, step)
+        real(block, late=late)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Block, "_micro_step", counted)
+        patch.setattr(Block, "_advance", counted)
         *_, never = finetune(tmp_path / "never" / "tiny", Request(epochs=3))
     assert isinstance(never, Finetuned)
 

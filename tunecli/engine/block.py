@@ -20,7 +20,7 @@ from tunecli.engine.compiler import is_compiled
 from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
 from tunecli.engine.gradients import Gradient, Looped, Shape
 from tunecli.engine.plan import EVALUATION_SAMPLES
-from tunecli.engine.rowwise import Rowwise, sample_keys
+from tunecli.engine.rowwise import Rowwise, Steps, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.snapshot import Partial
@@ -146,6 +146,17 @@ class Block:
         coming = self._index[self._step - low :]
         lengths = self._batches[0].lengths[self._step : high]
         self._read = self._train.stream(_lone(coming, lengths) if self._lane.micro is None else coming)
+        self._chained = self._chain_up()
+
+    def _chain_up(self) -> Steps | None:
+        """The steps that are laid out as C trains them, where it can."""
+        lane, way = self._lane, self._way
+        if not isinstance(way, Rowwise) or not isinstance(self._train, Samples):
+            return None
+        if self._updates is None or self._updates.compiled is None:
+            return None
+        keys = sample_keys(self._seeds, self._index) if lane.stochastic else None
+        return way.steps(self._train, self._index, self._present, self._share, self._active, keys)
 
     def _shares(self, sizes: Tensor) -> Tensor:
         """What a sample's gradient is divided by, inverted, (S, B), from what the batches count (S, K).
@@ -202,8 +213,7 @@ class Block:
                 while self._step < self._steps:
                     if self._step == self._high:
                         self._lay_out()
-                    self._micro_step(self._step)
-                    self._step += 1
+                    self._advance(late=now >= deadline)
                     if self._joining:
                         self._join()
                     now = time.monotonic()
@@ -234,6 +244,21 @@ class Block:
         if is_out_of_memory(error):
             return f"{out_of_memory(error)}: a smaller batch_size or model needs less"
         return found if len(self.slots) == 1 else f"{found}, as {len(self.slots)} trials were computed at once"
+
+    def _advance(self, *, late: bool) -> None:
+        """Take the next step, or as many as one call of C may train; one where it is `late`, or rows are to join."""
+        if self._chained is None or self._joining:
+            self._micro_step(self._step)
+            self._step += 1
+            return
+        assert self._updates is not None
+        assert self._updates.compiled is not None
+        low = self._step - self._low
+        high = min(low + (1 if late else self._chained.at_once), len(self._index))
+        updates = self._updates.compiled.address()
+        self._chained.train(low, high, updates, self._loss, self._norm, over=self._used_up)
+        self._used_up = False
+        self._step += high - low
 
     def _micro_step(self, step: int) -> None:
         place = step - self._low

@@ -88,6 +88,11 @@ class Compiled:
         """The learning rates and the numbers of the coming updates, from 1, (S, K) each."""
         self._point(rates=rates.double(), numbers=numbers.long())
 
+    def address(self) -> int:
+        """Where all of this is told, `struct rows`, the gradients where they belong."""
+        self._read(self._gradients)
+        return self._address
+
     def apply(
         self, step: int, norm: Tensor, count: Tensor | None, elsewhere: Sequence[Tensor] | None = None, *, whole: bool
     ) -> None:

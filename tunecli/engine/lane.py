@@ -104,10 +104,11 @@ class Lane:
         mixes_samples: bool,
         evaluated: int,
         compiled: bool,
+        chained: bool,
         device: torch.device,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
-        self.evaluated, self.compiled = evaluated, compiled
+        self.evaluated, self.compiled, self.chained = evaluated, compiled, chained
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
@@ -132,7 +133,8 @@ class Lane:
             if self.recorded is None:
                 assert isinstance(self.task.loss, Loss)  # a step is looped
                 compiled = self.compiled and is_compiled(initial.dtype, initial.device)
-                self.recorded = Recorded(module, self.layout, self.task.loss, compiled=compiled)
+                how = {"compiled": compiled, "chained": compiled and self.chained}
+                self.recorded = Recorded(module, self.layout, self.task.loss, **how)
         self._slots.append(slot)
         self._changed = True
         return slot

@@ -26,6 +26,7 @@ from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
 from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
 from tunecli.errors import ModelError, OutOfMemory, TunecliError
+from tunecli.metrics import Loss
 from tunecli.space import settings_of
 from tunecli.trial import Measurement, Run, Value
 
@@ -113,6 +114,7 @@ class LocalEngine:
                 mixes_samples=found.mixes_samples,
                 evaluated=self._plan.evaluated,
                 compiled=self._plan.compiled,
+                chained=found.chained,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
@@ -192,10 +194,10 @@ class LocalEngine:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
         shape = _shape(run)
         if shape not in self._traits:
-            self._traits[shape] = _try_model(self._task.of(run), run, self._device, self._plan.way)
+            self._traits[shape] = _try_model(self._task.of(run), run, self._device, self._plan)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
-            return replace(found, way="looped", looped_because=f"{optimizer} steps a module, not a block")
+            return _looped(found, f"{optimizer} steps a module, not a block")
         return found
 
 
@@ -212,7 +214,11 @@ def _shape(run: Run) -> Shape:
 _ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = true trains many trials at once"
 
 
-def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
+def _looped(found: Traits, because: str) -> Traits:
+    return replace(found, way="looped", looped_because=because, chained=False)
+
+
+def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
     samples = task.train.to(device).take(slice(0, count))
     module = task.build(run).to(device)
@@ -224,9 +230,10 @@ def _try_model(task: Task, run: Run, device: torch.device, way: str) -> Traits:
                 outputs = as_outputs(call(module, samples.inputs), count)
             _check_outputs(task, outputs, samples.targets)
         if found is None:
-            found = traits(module, twin, samples, task.loss, way)  # type: ignore[arg-type]  # no step, so a loss
+            assert isinstance(task.loss, Loss)
+            found = traits(module, twin, samples, task.loss, plan.way, compiled=plan.compiled)
         if not isinstance(task.train, Samples) and found.looped_because is None:
-            found = replace(found, way="looped", looped_because=_ITEMS_ARE_READ)
+            found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":
             losses = partial(_losses, task, module, samples)
             found = replace(found, channels_last=bears_channels_last(module, losses))

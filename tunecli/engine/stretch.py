@@ -72,25 +72,29 @@ def lay_out(
     active = torch.zeros(steps, rows, dtype=torch.bool)
     ends = torch.zeros(steps, len(batches), dtype=torch.int64)
     sizes = torch.zeros(steps, len(batches), dtype=torch.float64)
-    for row, (own, order) in enumerate(zip(batches, orders, strict=True)):
+    for own in dict.fromkeys(batches):  # rows with one batch size differ in their orders alone
+        rows_of = [row for row, other in enumerate(batches) if other is own]
         taken = min(high, own.steps) - low
         if taken <= 0:
             continue
-        index[:taken, row], present[:taken, row] = _read(own, order, low, low + taken)
-        active[:taken, row] = True
-        ends[:taken, row] = own.ends[low : low + taken]
-        sizes[:taken, row] = own.samples[low : low + taken]
-        if weights is not None:
-            sizes[:taken, row] = _weight_sums(own, order, low, low + taken, weights)
-            present[:taken, row] *= weights[index[:taken, row]]
+        places, real = own.places(low, low + taken)
+        present[:taken, rows_of] = real[:, None]
+        active[:taken, rows_of] = True
+        ends[:taken, rows_of] = own.ends[low : low + taken, None].long()
+        sizes[:taken, rows_of] = own.samples[low : low + taken, None].double()
+        for row in rows_of:
+            index[:taken, row] = _ordered(places, orders[row])
+            if weights is not None:
+                sizes[:taken, row] = _weight_sums(own, orders[row], low, low + taken, weights)
+                present[:taken, row] *= weights[index[:taken, row]]
     return Stretch(low, index, present, active, ends, sizes)
 
 
-def _read(batches: Batches, order: Order, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """The samples of some micro-steps (S, m), and 1 where they are real."""
-    places, real = batches.places(low, high)
+def _ordered(places: Tensor, order: Order) -> Tensor:
+    """The samples at rising places (S, m) in the order."""
     first = int(places[0, 0])
-    return order(first, int(places[-1, -1]) + 1)[places - first], real
+    found = order(first, int(places[-1, -1]) + 1)
+    return found.index_select(0, (places - first).flatten()).view(places.shape)
 
 
 def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: Tensor) -> Tensor:
@@ -98,7 +102,8 @@ def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: T
     ended = batches.ends[:low].nonzero()
     begin = int(ended[-1]) + 1 if len(ended) else 0  # of the batch that is open at `low`
     end = high + int(batches.ends[high - 1 :].nonzero()[0])  # of the one that is open at `high`
-    index, real = _read(batches, order, begin, end)
+    places, real = batches.places(begin, end)
+    index = _ordered(places, order)
     ends = batches.ends[begin:end]
     batch = ends.cumsum(0) - ends.long()  # (S,) the number of each step's batch
     sums = torch.zeros(end - begin, dtype=torch.float64)

@@ -17,7 +17,8 @@ from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
-from tunecli.engine.rowwise.images import SMALL, unfolded_numbers
+from tunecli.engine.rowwise.chained import WHOLE
+from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
@@ -27,7 +28,8 @@ class Traits:
     """What a model allows. `way` is the plan's or, where the model has not got it, "looped".
 
     `looped_because` is None where its rows can be computed at once; else it says what to change in the model, if
-    anything can. `channels_last`: it convolves images and works with filters kept so, which a CPU is faster with.
+    anything can. `chained`: C of our own computes it, one row after the other. `channels_last`: it convolves images
+    and works with filters kept so, which a CPU is faster with.
     """
 
     way: str
@@ -35,10 +37,12 @@ class Traits:
     stochastic: bool = False
     mixes_samples: bool = False
     channels_last: bool = False
+    chained: bool = False
 
 
-def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str) -> Traits:
-    """What a model does, tried on a few samples, an even number of them, for the way of a plan.
+def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str, *, compiled: bool) -> Traits:
+    """What a model does, tried on a few samples, an even number of them, for the way of a plan, and with C of our own
+    or without.
 
     `twin` is the same model built from another seed: what neither trains must be the same in both to be shared.
     Raises ModelError where the model does not fit its data.
@@ -47,13 +51,13 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     stochastic, mixes, stateful = _behaviour(module, samples, loss)
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
-    alone = _faster_alone(module, samples)
     if mixes or stateful:
         norm = _batch_norm(module)
         mixer = "samples of a batch depend on each other" if norm is None else f"{norm} mixes the samples of a batch"
         # What is faster one by one would be no faster without it.
-        cure = ": nn.GroupNorm does not" if norm is not None and alone is None else ""
-        return Traits("looped", mixer + cure, stochastic, True)
+        faster = norm is not None and _faster_alone(module, samples, SMALL) is None
+        return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
+    alone = _faster_alone(module, samples, SMALL_IN_C if compiled else SMALL)
     if alone is not None:
         return Traits("looped", alone, stochastic)
     own, other = module.state_dict(), twin.state_dict()
@@ -63,14 +67,17 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     because = _fault(module, samples, loss, stochastic)
     if because is not None:
         return Traits("looped", because, stochastic)
-    return Traits(way, None, stochastic)
+    chained = compiled and _is_chained(module, samples, loss, stochastic)
+    alone = None if chained else _faster_alone(module, samples, SMALL)
+    return Traits(way if alone is None else "looped", alone, stochastic, chained=chained)
 
 
-def _faster_alone(module: nn.Module, samples: Samples) -> str | None:
-    """Which layers take less time one trial after another, None where none does."""
+def _faster_alone(module: nn.Module, samples: Samples, small: int) -> str | None:
+    """Which layers take less time one trial after another, None where none does: convolutions of which a sample's
+    windows have more than `small` numbers."""
     if any(isinstance(part, nn.RNNBase) for part in module.modules()):
         return "recurrent layers are faster one by one"
-    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > SMALL:
+    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > small:
         return "such convolutions are faster one by one"
     return None
 
@@ -195,6 +202,27 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
         given = as_outputs(call(module, samples.inputs), count)
     same = _agree(gradient.memory, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
     return None if same else "rows computed at once have another gradient"
+
+
+def _is_chained(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
+    """Whether C computes the model's gradient and outputs, and the same as torch does."""
+    layout = Layout.of(module)
+    row = layout.row(module)
+    index = torch.arange(2 * WHOLE).remainder(len(samples)).view(2, WHOLE)
+    given, keys = samples.take(index), sample_keys(torch.arange(2), torch.arange(2 * WHOLE).view(2, WHOLE))
+    ways, found = [], []
+    for chained in (False, True):
+        gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
+        ways.append(
+            Rowwise(Recorded(module, layout, loss, compiled=chained, chained=chained), row.repeat(2, 1), gradient)
+        )
+        ways[-1].draw_by(keys if stochastic else None)
+        if chained and not ways[-1].is_chained(given):
+            return False
+        ways[-1].add_gradient(given, torch.ones(2, WHOLE).to(row))
+        outputs = ways[-1].outputs(samples.take(index[0]).inputs, WHOLE)
+        found.append((gradient.memory, outputs))
+    return all(_agree(own, other) for own, other in zip(*found, strict=True))
 
 
 def _place(error: BaseException) -> str:

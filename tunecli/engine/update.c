@@ -5,18 +5,13 @@
    computed is what IEEE 754 says, whatever the machine and the compiler. REAL is float or double. */
 
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "update.h"
 
 #define SQRT(x) (sizeof(REAL) == sizeof(float) ? (REAL)sqrtf((float)(x)) : (REAL)sqrt((double)(x)))
 #define SIGN(x) ((REAL)(((x) > 0) - ((x) < 0)))
 #define EACH for (ptrdiff_t i = 0; i < n; i++)
-
-/* What a row is told, in the order of compiled.py. */
-struct hparams {
-    double momentum, dampening, nesterov, beta1, beta2, l1, l2, decoupled, clip_norm, ema_decay;
-};
 
 /* An update of a row: its hparams, its learning rate, and its number t from 1; `left1` and `left2` are 1 - beta ** t.
    `product` is NAdam's of all momenta up to the update numbered `known`. */
@@ -209,27 +204,6 @@ static double squares(ptrdiff_t n, const REAL *g)
     return sum;
 }
 
-/* A weight: where it lies in a row, and its gradient (K, length), which lies apart. */
-struct piece {
-    ptrdiff_t offset, length;
-    REAL *gradient;
-};
-
-/* K rows of a block through S steps. */
-struct rows {
-    ptrdiff_t rows, width, count;
-    const struct piece *pieces; /* (count,) */
-    const int32_t *rules;      /* (K,), below 0 where a row is updated elsewhere */
-    const uint8_t *due, *last; /* (S, K) */
-    const struct hparams *hparams; /* (K,) */
-    const double *rates;           /* (S, K) learning rates */
-    const int64_t *numbers;        /* (S, K) of the updates */
-    double *products;              /* (K,) and */
-    int64_t *known;                /* (K,): see above */
-    REAL *weights, *first, *second, *average; /* (K, width); no average where there is none */
-    const REAL *decay;                        /* (width,), or none where no weight is spared */
-};
-
 static double norm(const struct rows *all, ptrdiff_t row)
 {
     double sum = 0;
@@ -271,36 +245,45 @@ static void part(const struct rows *all, const struct piece *piece, ptrdiff_t ro
     }
 }
 
+void update_row(const struct rows *all, ptrdiff_t at, ptrdiff_t row, double *norms, double *counts)
+{
+    const ptrdiff_t place = at * all->rows + row;
+    const struct hparams *h = all->hparams + row;
+    const int64_t number = all->numbers[place];
+    const double left1 = 1 - power(h->beta1, number), left2 = 1 - power(h->beta2, number);
+    const struct step s = {h, all->rates[place], left1, left2, number, all->products + row, all->known + row};
+    double factor = 1;
+    if (counts) {
+        factor = counts[row] > 0 ? 1 / counts[row] : 1;
+        counts[row] = 0;
+    }
+    if (all->last[place] || h->clip_norm > 0) {
+        const double size = norm(all, row) * factor, share = h->clip_norm / (size + 1e-6);
+        if (all->last[place])
+            norms[row] = size;
+        if (h->clip_norm > 0 && !(share > 1))
+            factor *= share;
+    }
+    for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++)
+        for (ptrdiff_t low = 0; low < piece->length; low += CHUNK) {
+            const ptrdiff_t left = piece->length - low;
+            part(all, piece, row, low, left < CHUNK ? left : CHUNK, &s, (REAL)factor);
+        }
+}
+
+void clear_row(const struct rows *all, ptrdiff_t row)
+{
+    for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++)
+        memset(piece->gradient + row * piece->length, 0, (size_t)piece->length * sizeof(REAL));
+}
+
 /* Update the rows that are due after a step. See `Updates.apply`; `norms` (K,), and `counts` (K,) or none. */
 void update(const struct rows *all, ptrdiff_t at, double *norms, double *counts, int whole)
 {
-    for (ptrdiff_t row = 0; row < all->rows; row++) {
-        const ptrdiff_t place = at * all->rows + row;
-        if (!all->due[place] || all->rules[row] < 0)
-            continue;
-        const struct hparams *h = all->hparams + row;
-        const int64_t number = all->numbers[place];
-        const double left1 = 1 - power(h->beta1, number), left2 = 1 - power(h->beta2, number);
-        const struct step s = {h, all->rates[place], left1, left2, number, all->products + row, all->known + row};
-        double factor = 1;
-        if (counts) {
-            factor = counts[row] > 0 ? 1 / counts[row] : 1;
-            counts[row] = 0;
-        }
-        if (all->last[place] || h->clip_norm > 0) {
-            const double size = norm(all, row) * factor, share = h->clip_norm / (size + 1e-6);
-            if (all->last[place])
-                norms[row] = size;
-            if (h->clip_norm > 0 && !(share > 1))
-                factor *= share;
-        }
-        for (const struct piece *piece = all->pieces; piece < all->pieces + all->count; piece++) {
-            for (ptrdiff_t low = 0; low < piece->length; low += CHUNK) {
-                const ptrdiff_t left = piece->length - low;
-                part(all, piece, row, low, left < CHUNK ? left : CHUNK, &s, (REAL)factor);
-            }
+    for (ptrdiff_t row = 0; row < all->rows; row++)
+        if (all->due[at * all->rows + row] && all->rules[row] >= 0) {
+            update_row(all, at, row, norms, counts);
             if (!whole)
-                memset(piece->gradient + row * piece->length, 0, (size_t)piece->length * sizeof(REAL));
+                clear_row(all, row);
         }
-    }
 }

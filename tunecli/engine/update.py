@@ -129,6 +129,11 @@ class Updates:
         parts = [own["learning_rate"] * own["l2"], *(column.expand(shape) for column in scalars)]
         return _Slices(torch.stack(parts, dim=1).to(self._means))
 
+    @property
+    def compiled(self) -> Compiled | None:
+        """What updates all rows in C; None where torch updates one of them."""
+        return self._compiled if len(self._in_c) == len(self._rows) else None
+
     def reads_elsewhere(self, step: int) -> bool:
         """Whether the update after a step would as well read each weight's gradient from elsewhere."""
         return len(self._in_c) == len(self._gradient) == 1 and bool(self._whole[step])

@@ -19,6 +19,7 @@ from tunecli.data import Data
 from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import filters
+from tunecli.engine.plan import TRIED
 from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
@@ -114,8 +115,12 @@ class Training:
         task = replace(self.task, train=joined, validation=None, build=build, trial_seconds=None)
         module = build(run)
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        plan = choose_plan(trainable, window=1, convolves=bool(filters(module)))
-        plan = plan.with_compiled(can_compile(resolve_device(self.request.device)))
+        device = resolve_device(self.request.device)
+        can = can_compile(device)
+        chained = LocalEngine(task, TRIED.with_compiled(can), device).traits(run).chained
+        batch = run.hparams["batch_size"]
+        smallest = batch if isinstance(batch, int) else len(joined)
+        plan = choose_plan(trainable, 1, smallest, convolves=bool(filters(module)), chained=chained).with_compiled(can)
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
         return _Leg(of, run, task, plan, snapshots)

@@ -9,6 +9,7 @@ from tunecli.engine import LocalEngine, Plan
 from tunecli.engine.calibration import Timing, best
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.own import load_optimizer
+from tunecli.engine.plan import TRIED
 from tunecli.engine.task import Task
 from tunecli.errors import InputError, TunecliError
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
@@ -22,7 +23,8 @@ from tunecli.trial import Hparams, Run, State, Value
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
     """An engine for a study, empty yet. `weights` are those that its first model trains, `timings` those of the plans
-    that were measured, and `looped_because` says why its trials are computed one after another, None if they are not.
+    that were measured, and `looped_because` says why its trials are computed one after another, None if they are not;
+    `chained`: C of our own computes its models.
     """
 
     engine: LocalEngine
@@ -30,6 +32,7 @@ class Fitted:
     timings: Sequence[Timing]
     weights: int
     looped_because: str | None
+    chained: bool
 
 
 def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
@@ -50,17 +53,19 @@ def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
 def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
     module = task.build(run)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    plan = stored or written_plan(study, task, module, device)
+    plan = stored or TRIED.with_compiled(can_compile(device))
     if plan.compiled and device == "cpu" and not can_compile(device):
         plan = replace(plan, compiled=False)
     engine = LocalEngine(task, plan, device)
     traits = engine.traits(run)
     timings: Sequence[Timing] = ()
-    if stored is None and repays_measuring(study, task, run):
-        timings = measure_plans(study, task, run, traits, device)
-        plan = best(timings)
+    if stored is None:
+        plan = written_plan(study, task, module, traits, device)
+        if repays_measuring(study, task, run):
+            timings = measure_plans(study, task, run, traits, device)
+            plan = best(timings)
         engine = LocalEngine(task, plan, device)
-    return Fitted(engine, plan, timings, weights, traits.looped_because)
+    return Fitted(engine, plan, timings, weights, traits.looped_because, traits.chained)
 
 
 def keeps_plan(stored: Plan, now: Plan) -> None:

@@ -29,11 +29,12 @@ SECONDS_A_SAMPLE, OPERATIONS_A_SECOND = 1e-6, 5e10
 the same study is always planned alike."""
 
 
-def written_plan(study: Study, task: Task, example: nn.Module, device: str, cores: int = 1) -> Plan:
+def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, device: str, cores: int = 1) -> Plan:
     """The plan of a new study by the written rule, for models like the `example` that leaves `cores` cores work."""
     smallest = _batch_sizes(study.space, len(task.train))[0]
     weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
-    plan = choose_plan(weights, study.window, smallest, cores, convolves=bool(filters(example)))
+    how = {"convolves": bool(filters(example)), "chained": found.chained}
+    plan = choose_plan(weights, study.window, smallest, cores, **how)
     return plan.with_compiled(can_compile(device))
 
 
@@ -50,10 +51,11 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     batches, cores = _batch_sizes(study.space, len(task.train)), os.cpu_count() or 1
     module = task.build(example)
     layout = [list(p.shape) for p in module.parameters() if p.requires_grad]
-    written = written_plan(study, task, module, device, cores)
+    written = written_plan(study, task, module, found, device, cores)
     looped, compiled = found.looped_because is not None, can_compile(device)
     plans = rivals(written, study.window, batches[-1], cores, looped=looped, compiled=compiled)
-    shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
+    model = {"way": found.way, "chained": found.chained, "layout": layout}
+    shape = shape_of(task, device, **model, batches=batches, window=study.window)
     timings = recall(shape, plans)
     if timings is None:
         timings = measure(task, plans, _runs(study), device)

@@ -13,7 +13,7 @@ from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.images import Windows, innermost, outermost
 
 
-class _Windows(ctypes.Structure):
+class WindowsOver(ctypes.Structure):
     """`struct windows` of the source."""
 
     _fields_ = (
@@ -21,13 +21,19 @@ class _Windows(ctypes.Structure):
         *((name, ctypes.c_ssize_t * 2) for name in ("kernel", "stride", "padding", "dilation")),
     )
 
+    @property
+    def unfolded(self) -> int:
+        """How many numbers the windows of one sample have."""
+        found: int = self.channels * self.kernel[0] * self.kernel[1] * self.out_height * self.out_width
+        return found
+
 
 @cache
-def _over(shape: tuple[int, ...], windows: Windows) -> _Windows:
+def windows_over(shape: tuple[int, ...], windows: Windows) -> WindowsOver:
     """Windows over images of `shape` (m, C, H, W)."""
     samples, channels, *size = shape
     outputs = windows.outputs((size[0], size[1]))
-    return _Windows(
+    return WindowsOver(
         channels, samples, *size, *outputs, windows.kernel, windows.stride, windows.padding, windows.dilation
     )
 
@@ -37,7 +43,7 @@ def unfold(images: Tensor, windows: Windows) -> Tensor:
     pixels = innermost(images[:1] if images.stride(0) == 0 else images).contiguous()
     size = math.prod(windows.outputs((shape[2], shape[3]))) * shape[0]
     found = pixels.new_empty(len(pixels), shape[1] * math.prod(windows.kernel), size)
-    how = ctypes.byref(_over(shape, windows))
+    how = ctypes.byref(windows_over(shape, windows))
     library(found.dtype).unfold(how, len(pixels), pixels.data_ptr(), found.data_ptr())
     return found if len(pixels) == rows else found.expand(rows, -1, -1)
 
@@ -46,7 +52,7 @@ def fold(unfolded: Tensor, windows: Windows, shape: tuple[int, ...]) -> Tensor:
     rows, samples, *each = shape
     unfolded = unfolded.contiguous()
     found = unfolded.new_empty(rows, *each, samples)
-    how = ctypes.byref(_over(shape[1:], windows))
+    how = ctypes.byref(windows_over(shape[1:], windows))
     library(found.dtype).fold(how, rows, unfolded.data_ptr(), found.data_ptr())
     return outermost(found)
 
@@ -55,7 +61,7 @@ def largest(inputs: Tensor, windows: Windows) -> Tensor:
     pixels = innermost(inputs).contiguous()
     rows, channels, *size, samples = pixels.shape
     found = pixels.new_empty(rows, channels, *windows.outputs((size[0], size[1])), samples)
-    how = ctypes.byref(_over(inputs.shape[1:], windows))
+    how = ctypes.byref(windows_over(inputs.shape[1:], windows))
     library(found.dtype).largest(how, rows, pixels.data_ptr(), found.data_ptr())
     return outermost(found)
 
@@ -63,7 +69,7 @@ def largest(inputs: Tensor, windows: Windows) -> Tensor:
 def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windows) -> Tensor:
     given, pixels, maxima = (innermost(own).contiguous() for own in (gradient, inputs, outputs))
     found = pixels.new_empty(pixels.shape)
-    how = ctypes.byref(_over(inputs.shape[1:], windows))
+    how = ctypes.byref(windows_over(inputs.shape[1:], windows))
     pointers = (own.data_ptr() for own in (given, pixels, maxima, found))
     library(found.dtype).to_largest(how, len(pixels), *pointers)
     return outermost(found)

@@ -4,13 +4,8 @@
    Images lie as (B, C, H, W, m) here: the samples, m, are innermost. Sums are taken in the order of images.py. REAL is
    float or double. */
 
+#include "layers.h"
 #include "parts.h"
-
-/* An image (C, H, W) of m samples, and where a kernel lies over it at each place of its outputs. */
-struct windows {
-    ptrdiff_t channels, samples, height, width, out_height, out_width;
-    ptrdiff_t kernel[2], stride[2], padding[2], dilation[2];
-};
 
 /* The first and the last but one of the outputs at which a place of the kernel lies on the image, along an axis. */
 struct range {
@@ -147,8 +142,8 @@ static inline void to_largest_of(const struct windows *g, ptrdiff_t oy, ptrdiff_
     {
         const int last = i == g->kernel[0] - 1 && j == g->kernel[1] - 1;
         const truths takes = last ? none == none : load(images + at, 1, n) == most;
-        store(found + at, load(found + at, 1, n) + select(takes, left, none), n);
-        left = select(takes, none, left);
+        store(found + at, load(found + at, 1, n) + choose(takes, left, none), n);
+        left = choose(takes, none, left);
     }
 }
 

@@ -4,40 +4,9 @@
    REAL is float or double. */
 
 #include <math.h>
-#include <stdint.h>
 
-#include "parts.h"
-
-/* e ** x for x <= 0, to two units in the last place: by Cephes' polynomial, which is worked off for all lanes at once;
-   the library's function is called for one number after the other. */
-static inline part exponential(part x)
-{
-    if (sizeof(REAL) != sizeof(float)) {
-        for (ptrdiff_t s = 0; s < PART; s++)
-            x[s] = (REAL)exp((double)x[s]);
-        return x;
-    }
-    const part least = (REAL)-87.0 + (part){0};
-    const truths tiny = x < least;
-    x = select(tiny, least, x);
-    /* The nearest power of two: adding so large a number leaves no digits behind the point. */
-    const part whole = (x * (REAL)1.44269504088896341 + (REAL)12582912.0) - (REAL)12582912.0;
-    const part rest = (x - whole * (REAL)0.693359375) + whole * (REAL)2.12194440e-4;
-    part found = (REAL)1.9875691500e-4 + (part){0};
-    found = found * rest + (REAL)1.3981999507e-3;
-    found = found * rest + (REAL)8.3334519073e-3;
-    found = found * rest + (REAL)4.1665795894e-2;
-    found = found * rest + (REAL)1.6666665459e-1;
-    found = found * rest + (REAL)5.0000001201e-1;
-    found = found * rest * rest + rest + (REAL)1;
-    const part scale = (part)((__builtin_convertvector(whole, truths) + 127) << 23);
-    return select(tiny, (part){0}, found * scale);
-}
-
-/* Outputs of a model: the class c of sample s of row r lies at r * row + c * class + s * sample. */
-struct outputs {
-    ptrdiff_t rows, classes, samples, row, class, sample;
-};
+#include "functions.h"
+#include "layers.h"
 
 /* Of n samples of a row: gradient and losses as below. A class that there is not gives a loss of NaN. */
 static inline void of_part(const struct outputs *o, ptrdiff_t n, const REAL *outputs, const int64_t *targets,
@@ -78,5 +47,32 @@ void cross_entropy(const struct outputs *o, const REAL *outputs, const int64_t *
         if (s < m)
             of_part(o, m - s, outputs + s * o->sample, targets + s, counts + s, found + s);
         outputs += o->row, targets += m, counts += m, found += (o->classes + 1) * m;
+    }
+}
+
+#define EACH                                                                                                           \
+    for (ptrdiff_t row = 0; row < o->rows; row++, outputs += o->row, targets += o->samples, counts += o->samples,      \
+                   found += 2 * o->samples)                                                                            \
+        for (ptrdiff_t s = 0; s < o->samples; s++)
+
+/* The same of one output, a logit, and targets of 0 and 1. */
+void binary_cross_entropy(const struct outputs *o, const REAL *outputs, const int64_t *targets, const REAL *counts,
+                          REAL *found)
+{
+    EACH {
+        const double x = outputs[s * o->sample], truth = (double)targets[s], small = exp(x < 0 ? x : -x);
+        const double share = (x < 0 ? small : 1) / (1 + small);
+        found[s] = (REAL)(share - truth) * counts[s];
+        found[o->samples + s] = (REAL)((x > 0 ? x : 0) - x * truth + log1p(small));
+    }
+}
+
+/* And of one output and a number as the target. */
+void squared_error(const struct outputs *o, const REAL *outputs, const REAL *targets, const REAL *counts, REAL *found)
+{
+    EACH {
+        const REAL error = outputs[s * o->sample] - targets[s];
+        found[s] = 2 * error * counts[s];
+        found[o->samples + s] = error * error;
     }
 }

@@ -24,7 +24,7 @@ static inline void store(REAL *to, part value, ptrdiff_t n)
     memcpy(to, &value, sizeof(REAL) * n);
 }
 
-static inline part select(truths which, part one, part other)
+static inline part choose(truths which, part one, part other)
 {
     return (part)((which & (truths)one) | (~which & (truths)other));
 }
@@ -32,5 +32,5 @@ static inline part select(truths which, part one, part other)
 /* The larger ones, NaN where one of two is. */
 static inline part larger(part one, part other)
 {
-    return select((one > other) | (one != one), one, other);
+    return choose((one > other) | (one != one), one, other);
 }

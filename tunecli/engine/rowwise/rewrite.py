@@ -30,10 +30,8 @@ def rewrite(
 ) -> None:
     """Simplify a graph that `record` gave. Its last `gradients` outputs are added to as many last arguments instead, or
     written `over` them; these lie `apart`, or in the rows of a matrix. What can be `compiled` is called in C."""
-    for simplify in (_drop_idle, _add_bias_in_product, _turn_product, _drop_idle):
-        for node in list(graph.nodes):
-            simplify(graph, node)
-        graph.eliminate_dead_code()
+    simplify(graph)
+    _simplified(graph, _turn_product, _drop_idle)
     _add_gradients(graph, gradients, over=over, apart=apart)
     for node in list(graph.nodes):
         _write_over(graph, node)
@@ -43,6 +41,18 @@ def rewrite(
         node.target = _DIRECT.get(node.target, node.target)
         node.meta.clear()
     graph.lint()
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Drop from a recorded graph what computes nothing, and make one product of a product and its bias."""
+    _simplified(graph, _drop_idle, _add_bias_in_product, _drop_idle)
+
+
+def _simplified(graph: fx.Graph, *steps: Callable[[fx.Graph, fx.Node], None]) -> None:
+    for step in steps:
+        for node in list(graph.nodes):
+            step(graph, node)
+        graph.eliminate_dead_code()
 
 
 def _value(node: fx.Node) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
+from tunecli.engine.compiler import has_functions
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
+from tunecli.engine.rowwise.chain import Layer, layers_of
+from tunecli.engine.rowwise.chained import WHOLE, Chain, Rows, Steps, loss_number
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.record import DECIDES, Unrecordable, record
-from tunecli.engine.rowwise.rewrite import rewrite
+from tunecli.engine.rowwise.rewrite import rewrite, simplify
 from tunecli.metrics import Loss
 
 Computed = Callable[..., tuple[Tensor]]
@@ -26,12 +30,16 @@ class Recorded:
     """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
 
     What forward does while it is recorded is fixed for good: it must change nothing of the module. `compiled`: what C
-    of our own can do is done by it.
+    of our own can do is done by it, and all of the model if that may be `chained`.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False, chained: bool = False
+    ) -> None:
         self._module, self.layout, self._loss, self._compiled = module, layout, loss, compiled
+        self._chained = chained
         self._computed: dict[Any, Computed] = {}
+        self._chains: dict[Any, Chain | None] = {}
 
     def losses_and_gradient(
         self,
@@ -74,6 +82,41 @@ class Recorded:
                 computed, [*leaves, *tree_leaves(inputs), *given], keys, gradients, over=over, apart=apart
             )
         return self._computed[known]
+
+    def chain(self, weights: list[Tensor], inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Chain | None:
+        """What computes the model in C, if it may and its layers follow one another: for inputs (B, m, *feature) and
+        keys (B, m) as a step reads them, or without targets in evaluation mode. Raises Unrecordable."""
+        first = weights[0]
+        if not self._chained or not isinstance(inputs, Tensor) or not has_functions(first.dtype):
+            return None
+        known = inputs.shape[1], targets is None, keys is None
+        if known not in self._chains:
+            loss = 0 if targets is None else loss_number(self._loss, first.dtype, targets)
+            alike = {own.dtype for own in (*weights, inputs)} == {first.dtype} and first[0].is_contiguous()
+            fits = loss is not None and alike and known[0] % WHOLE == 0
+            layers = self._layers(weights, inputs, keys, training=targets is not None) if fits else None
+            self._chains[known] = Chain(layers, known[0], loss, first.dtype) if layers and loss is not None else None
+        return self._chains[known]
+
+    def _layers(
+        self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool
+    ) -> list[Layer] | None:
+        """The layers of the model, recorded for two rows, however many a block has."""
+        two, read = [_twice(own) for own in weights], _twice(inputs)
+        drawn = None if keys is None else _twice(keys)
+
+        def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
+            found = self._call(dict(zip(self.layout.names, values, strict=True)), inputs, read.shape[1])
+            return as_matrix(found) if training else found
+
+        with torch.no_grad(), nullcontext() if training else evaluating(self._module):
+            recorded = record(
+                lambda: [vmap(outputs, randomness="different")(two, read)],
+                [*two, read, *([] if drawn is None else [drawn])],
+                drawn,
+            )
+        simplify(recorded.graph)
+        return layers_of(recorded, len(weights), read.shape[1])
 
     def outputs(self, weights: list[Tensor], inputs: Inputs, samples: int) -> Computed:
         """From weights and inputs (B, N, *feature) to outputs (B, N, ...), in evaluation mode. Raises Unrecordable."""
@@ -122,6 +165,11 @@ class Recorded:
         return computed
 
 
+def _twice(rows: Tensor) -> Tensor:
+    """The first row, for two."""
+    return rows[:1].expand(2, *rows.shape[1:]).clone()
+
+
 def _is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward says."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
@@ -145,6 +193,7 @@ class Rowwise:
         self._recorded, self._shape, self._gradient = recorded, shape, gradient
         self._weights = list(recorded.layout.views(weights).values())
         self._keys: Tensor | None = None
+        self._rows: dict[Chain, Rows] = {}
 
     def draw_by(self, keys: Tensor | None) -> None:
         """What the coming forward pass draws by (B, m), as `sample_keys` gives them."""
@@ -161,19 +210,54 @@ class Rowwise:
         """
         keys = [] if self._keys is None else [self._keys]
         weights, shape = self._weights, self._shape
+        counts = present if share is None else present * share[:, None]
+        rows = self._rows_of(samples)
+        if rows is not None:
+            assert isinstance(samples.inputs, Tensor)
+            losses = rows.add_gradient(samples.inputs, samples.targets, present, counts, self._keys, over=over)
+            return losses, None
         how = {"over": over, "apart": self._gradient.apart}
         computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, **how)
-        counts = present if share is None else present * share[:, None]
         read = *tree_leaves(samples.inputs), samples.targets, present, counts, *self._shape.values(), *keys
         (losses,) = computed(*self._weights, *read, *self._gradient.views)
         if over:
             self._gradient.clear_filling()
         return losses, None
 
+    def is_chained(self, samples: Samples) -> bool:
+        """Whether C computes the gradient of all of the model, for samples as a step reads them."""
+        return self._rows_of(samples) is not None
+
+    def _rows_of(self, samples: Samples) -> Rows | None:
+        """What computes these rows in C, where it can, for samples as a step reads them."""
+        return None if self._shape else self._chained(samples.inputs, samples.targets, self._keys)
+
+    def _chained(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
+        chain = self._recorded.chain(self._weights, inputs, targets, keys)
+        if chain is not None and chain not in self._rows:
+            self._rows[chain] = Rows(chain, self._weights, self._gradient.views)
+        return None if chain is None else self._rows[chain]
+
+    def steps(
+        self, samples: Samples, index: Tensor, present: Tensor, shares: Tensor, active: Tensor, keys: Tensor | None
+    ) -> Steps | None:
+        """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
+        inputs = samples.inputs
+        whole = isinstance(inputs, Tensor) and inputs.is_contiguous() and samples.targets.is_contiguous()
+        if self._shape or samples.chunked is not None or samples.scaling is not None or not whole:
+            return None
+        self.draw_by(None if keys is None else keys[0])
+        rows = self._rows_of(samples.take(index[0]))
+        return None if rows is None else Steps(rows, samples, index, present, shares, active, keys)
+
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         """(B, N, ...) for inputs (N, *feature) of N samples, in evaluation mode."""
         rows = len(self._weights[0])
         each = tree_map(lambda own: own.expand(rows, *own.shape), inputs)
+        if isinstance(inputs, Tensor) and samples % WHOLE == 0:
+            chained = self._chained(each[:, :WHOLE], None, None)
+            if chained is not None:
+                return chained.evaluate(inputs)
         (found,) = self._recorded.outputs(self._weights, each, samples)(*self._weights, *tree_leaves(each))
         return found

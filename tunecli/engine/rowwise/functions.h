@@ -1,0 +1,89 @@
+/* Functions of a part of the numbers, to a few units in the last place of a float: by Cephes' polynomials, which are
+   worked off for all lanes at once; the library's functions are called for one number after the other, and for double. */
+
+#include <math.h>
+
+#include "parts.h"
+
+#define ONE_BY_ONE(function, x)                                                                                        \
+    if (sizeof(REAL) != sizeof(float)) {                                                                               \
+        for (ptrdiff_t s = 0; s < PART; s++)                                                                           \
+            x[s] = (REAL)function((double)x[s]);                                                                       \
+        return x;                                                                                                      \
+    }
+
+/* A polynomial, its factors from that of the highest power on. */
+#define POLYNOMIAL(x, ...) polynomial(x, (const double[]){__VA_ARGS__}, sizeof((double[]){__VA_ARGS__}) / sizeof(double))
+
+static inline part polynomial(part x, const double *factors, size_t count)
+{
+    part found = (REAL)factors[0] + (part){0};
+    for (size_t n = 1; n < count; n++)
+        found = found * x + (REAL)factors[n];
+    return found;
+}
+
+static inline part absolute(part x)
+{
+    return choose(x < (part){0}, -x, x);
+}
+
+/* e ** x for x <= 0. */
+static inline part exponential(part x)
+{
+    ONE_BY_ONE(exp, x)
+    const part least = (REAL)-87.0 + (part){0};
+    const truths tiny = x < least;
+    x = choose(tiny, least, x);
+    /* The nearest power of two: adding so large a number leaves no digits behind the point. */
+    const part whole = (x * (REAL)1.44269504088896341 + (REAL)12582912.0) - (REAL)12582912.0;
+    const part rest = (x - whole * (REAL)0.693359375) + whole * (REAL)2.12194440e-4;
+    const part curve = POLYNOMIAL(rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
+                                  1.6666665459e-1, 5.0000001201e-1);
+    const part found = curve * rest * rest + rest + (REAL)1;
+    const part scale = (part)((__builtin_convertvector(whole, truths) + 127) << 23);
+    return choose(tiny, (part){0}, found * scale);
+}
+
+/* 1 / (1 + e ** -x), of large numbers too. */
+static inline part logistic(part x)
+{
+    const part small = exponential(-absolute(x)), share = (REAL)1 / ((REAL)1 + small);
+    return choose(x < (part){0}, small * share, share);
+}
+
+static inline part hyperbolic_tangent(part x)
+{
+    ONE_BY_ONE(tanh, x)
+    const part size = absolute(x), small = exponential(size * (REAL)-2), far = ((REAL)1 - small) / ((REAL)1 + small);
+    /* Where that cancels. */
+    const part near = POLYNOMIAL(x * x, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
+                                 -3.33332819422e-1) * (x * x) * x + x;
+    return choose(size < (REAL)0.625 + (part){0}, near, choose(x < (part){0}, -far, far));
+}
+
+static inline double normal(double x)
+{
+    return erfc(-x * 0.70710678118654752) / 2;
+}
+
+/* How likely a standard normal number is below x: (1 + erf(x / sqrt(2))) / 2. */
+static inline part normal_below(part x)
+{
+    ONE_BY_ONE(normal, x)
+    const part far = (REAL)12.0 + (part){0}; /* all of it */
+    x = choose(x > far, far, choose(x < -far, -far, x)) * (REAL)0.70710678118654752;
+    const part size = absolute(x), over = (REAL)1 / size, square = over * over;
+    const part near = x * POLYNOMIAL(x * x, 7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3,
+                                     -2.685381193529856e-2, 1.128358514861418e-1, -3.761262582423300e-1,
+                                     1.128379165726710e+0);
+    const part middle = POLYNOMIAL(square, 2.326819970068386e-2, -1.387039388740657e-1, 3.687424674597105e-1,
+                                   -5.824733027278666e-1, 6.210004621745983e-1, -4.944515323274145e-1,
+                                   3.404879937665872e-1, -2.741127028184656e-1, 5.638259427386472e-1);
+    const part outer = POLYNOMIAL(square, -1.047766399936249e+1, 1.297719955372516e+1, -7.495518717768503e+0,
+                                  2.921019019210786e+0, -1.015265279202700e+0, 4.218463358204948e-1,
+                                  -2.820767439740514e-1, 5.641895067754075e-1);
+    const part beyond = exponential(-size * size) * over * choose(size < (REAL)2 + (part){0}, middle, outer);
+    const part tail = choose(x < (part){0}, beyond, (REAL)2 - beyond);
+    return (REAL)0.5 * choose(size < (REAL)1 + (part){0}, (REAL)1 + near, tail);
+}

@@ -78,7 +78,7 @@ def lay_out(
         if taken <= 0:
             continue
         places, real = own.places(low, low + taken)
-        present[:taken, rows_of] = real[:, None]
+        present[:taken, rows_of] = real[:, None].to(present)
         active[:taken, rows_of] = True
         ends[:taken, rows_of] = own.ends[low : low + taken, None].long()
         sizes[:taken, rows_of] = own.samples[low : low + taken, None].double()

@@ -599,7 +599,10 @@ def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
         patch.setattr(LineView, "update", stops)
         first = tunecli(*command)
     assert first.code == 75
-    assert "plan   by the written rule, as so short a study does not repay measuring:\n       4 trials in" in first.err
+    assert (
+        "plan   by the written rule, as so short a study does not repay measuring:\n       its layers follow"
+        in first.err
+    )
     again = tunecli(*command)
     assert f"0 of 6 done, 6 to go, 4 of them in flight at {said}\n" in again.err
     assert "plan   as the study was begun\n" in again.err
@@ -783,7 +786,7 @@ def test_a_search_that_goes_on_says_in_short_what_it_is(tunecli: Command) -> Non
 
 
 def test_what_a_search_and_fine_tuning_say_fits_the_terminal(tunecli: Command) -> None:
-    said = tunecli("search", "digits", "--timeout", "0s", "--set", "model.channels=[32, 64]").err
+    said = tunecli("search", "digits", "--timeout", "0s", "--set", "model.channels=[512, 512]").err
     assert "such convolutions are faster one by one" in said
     assert max(map(len, said.splitlines())) <= 80
     assert tunecli("search", "iris", "--trials", "1", "--set", "train.epochs=1", "--home", "h").code == 0

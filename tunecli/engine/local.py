@@ -21,6 +21,7 @@ from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.misfit import misfit
 from tunecli.engine.plan import Plan
+from tunecli.engine.rowwise.chained import WHOLE
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
@@ -231,7 +232,8 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
             _check_outputs(task, outputs, samples.targets)
         if found is None:
             assert isinstance(task.loss, Loss)
-            found = traits(module, twin, samples, task.loss, plan.way, compiled=plan.compiled)
+            more = samples if len(task.train) < WHOLE else task.train.to(device).take(slice(0, WHOLE))
+            found = traits(module, twin, more, task.loss, plan.way, compiled=plan.compiled)
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":

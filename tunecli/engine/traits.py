@@ -17,7 +17,6 @@ from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
-from tunecli.engine.rowwise.chained import WHOLE
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
@@ -64,10 +63,9 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
-    because = _fault(module, samples, loss, stochastic)
+    because, chained = _fault(module, samples, loss, stochastic, compiled)
     if because is not None:
         return Traits("looped", because, stochastic)
-    chained = compiled and _is_chained(module, samples, loss, stochastic)
     alone = None if chained else _faster_alone(module, samples, SMALL)
     return Traits(way if alone is None else "looped", alone, stochastic, chained=chained)
 
@@ -179,50 +177,46 @@ def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
     return not torch.allclose(whole, torch.cat(parts), rtol=1e-3, atol=1e-4)
 
 
-def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
-    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
-    layout = Layout.of(module)
+def _fault(
+    module: nn.Module, samples: Samples, loss: Loss, stochastic: bool, compiled: bool
+) -> tuple[str | None, bool]:
+    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do; and
+    whether C computes them, and the same."""
+    layout, count = Layout.of(module), len(samples)
     row = layout.row(module)
-    gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
-    count = len(samples)
     keys = sample_keys(torch.arange(2), torch.arange(2 * count).view(2, count)).to(row.device)
-    way = Rowwise(Recorded(module, layout, loss), row.repeat(2, 1), gradient)
-    way.draw_by(keys if stochastic else None)
+    given = samples.take(torch.arange(count).repeat(2, 1))
+
+    def computed(way: Rowwise) -> tuple[Tensor, Tensor]:
+        way.add_gradient(given, torch.ones(2, count).to(row))
+        return torch.stack([way.gradient.row(own) for own in range(2)]), way.outputs(samples.inputs, count)
+
+    def made(*, chained: bool) -> Rowwise:
+        recorded = Recorded(module, layout, loss, compiled=chained, chained=chained)
+        gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
+        way = Rowwise(recorded, row.repeat(2, 1), gradient)
+        way.draw_by(keys if stochastic else None)
+        return way
+
     try:
-        way.add_gradient(samples.take(torch.arange(count).repeat(2, 1)), torch.ones(2, count).to(row))
-        outputs = way.outputs(samples.inputs, count)
-        expected = torch.stack([_gradient(module, layout, samples, loss, own) for own in keys])
+        found = computed(made(chained=False))
+        gradients = torch.stack([_gradient(module, layout, samples, loss, own) for own in keys])
     except Unrecordable as error:
-        return f"{_place(error)}{error}"
+        return f"{_place(error)}{error}", False
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
         if is_out_of_memory(error):
             raise
-        return f"{_place(error)}vmap cannot follow its forward pass ({type(error).__name__})"
+        return f"{_place(error)}vmap cannot follow its forward pass ({type(error).__name__})", False
     with torch.no_grad(), evaluating(module):
-        given = as_outputs(call(module, samples.inputs), count)
-    same = _agree(gradient.memory, expected) and outputs.shape[1:] == given.shape and _agree(outputs, given)
-    return None if same else "rows computed at once have another gradient"
+        outputs = as_outputs(call(module, samples.inputs), count)
 
+    def agrees(found: tuple[Tensor, Tensor]) -> bool:
+        return _agree(found[0], gradients) and found[1].shape[1:] == outputs.shape and _agree(found[1], outputs)
 
-def _is_chained(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
-    """Whether C computes the model's gradient and outputs, and the same as torch does."""
-    layout = Layout.of(module)
-    row = layout.row(module)
-    index = torch.arange(2 * WHOLE).remainder(len(samples)).view(2, WHOLE)
-    given, keys = samples.take(index), sample_keys(torch.arange(2), torch.arange(2 * WHOLE).view(2, WHOLE))
-    ways, found = [], []
-    for chained in (False, True):
-        gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
-        ways.append(
-            Rowwise(Recorded(module, layout, loss, compiled=chained, chained=chained), row.repeat(2, 1), gradient)
-        )
-        ways[-1].draw_by(keys if stochastic else None)
-        if chained and not ways[-1].is_chained(given):
-            return False
-        ways[-1].add_gradient(given, torch.ones(2, WHOLE).to(row))
-        outputs = ways[-1].outputs(samples.take(index[0]).inputs, WHOLE)
-        found.append((gradient.memory, outputs))
-    return all(_agree(own, other) for own, other in zip(*found, strict=True))
+    if not agrees(found):
+        return "rows computed at once have another gradient", False
+    chained = made(chained=True) if compiled else None
+    return None, chained is not None and chained.is_chained(given) and agrees(computed(chained))
 
 
 def _place(error: BaseException) -> str:

@@ -190,7 +190,7 @@ class Rowwise:
     """A block of B rows that share one model. A sample's loss counts by how `present` it is."""
 
     def __init__(self, recorded: Recorded, weights: Tensor, gradient: Gradient, shape: Shape = NO_SHAPE) -> None:
-        self._recorded, self._shape, self._gradient = recorded, shape, gradient
+        self._recorded, self._shape, self.gradient = recorded, shape, gradient
         self._weights = list(recorded.layout.views(weights).values())
         self._keys: Tensor | None = None
         self._rows: dict[Chain, Rows] = {}
@@ -216,12 +216,12 @@ class Rowwise:
             assert isinstance(samples.inputs, Tensor)
             losses = rows.add_gradient(samples.inputs, samples.targets, present, counts, self._keys, over=over)
             return losses, None
-        how = {"over": over, "apart": self._gradient.apart}
+        how = {"over": over, "apart": self.gradient.apart}
         computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, **how)
         read = *tree_leaves(samples.inputs), samples.targets, present, counts, *self._shape.values(), *keys
-        (losses,) = computed(*self._weights, *read, *self._gradient.views)
+        (losses,) = computed(*self._weights, *read, *self.gradient.views)
         if over:
-            self._gradient.clear_filling()
+            self.gradient.clear_filling()
         return losses, None
 
     def is_chained(self, samples: Samples) -> bool:
@@ -235,7 +235,7 @@ class Rowwise:
     def _chained(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
         chain = self._recorded.chain(self._weights, inputs, targets, keys)
         if chain is not None and chain not in self._rows:
-            self._rows[chain] = Rows(chain, self._weights, self._gradient.views)
+            self._rows[chain] = Rows(chain, self._weights, self.gradient.views)
         return None if chain is None else self._rows[chain]
 
     def steps(

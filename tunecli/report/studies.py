@@ -58,7 +58,7 @@ def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     # A long name is folded, and a reason; the value of a trial is not parted from its number.
     left = console.width - trials - state - old - 2 * len(heads)
-    best = max(min(best, left - LEAST_NAME), 1)
+    best = max(min(best, left - LEAST_NAME), LEAST_NAME)
     table.add_column("study", overflow="fold", max_width=max(left - best, LEAST_NAME))
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)

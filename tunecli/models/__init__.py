@@ -51,8 +51,9 @@ def build(
     from tunecli.models import bundled
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         if not is_function(source):
+            # They draw on the CPU; torch.manual_seed would tell every kind of GPU as well, for a millisecond a model.
+            torch.default_generator.manual_seed(seed)
             _check_keys(source, keys)
             if isinstance(features, Mapping) or any(isinstance(size, tuple) for size in features):
                 raise ModelError(
@@ -60,6 +61,7 @@ def build(
                     hint="write a model of your own that takes them all",
                 )
             return bundled.build(source, keys, features, outputs, categories)
+        torch.manual_seed(seed)
         model = call(source, keys, base)
     if not isinstance(model, nn.Module):
         raise ModelError(

@@ -584,6 +584,20 @@ def test_ctrl_c_in_any_command_is_said(tunecli: Command, monkeypatch: pytest.Mon
     assert done.err == "interrupted; nothing acknowledged is lost, the same command goes on\n"
 
 
+@pytest.mark.parametrize("command", ["ls", "report"])
+def test_a_folder_that_may_not_be_read_is_named(
+    tunecli: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def refuses(path: Path, *ignored: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "glob", refuses)
+    done = tunecli(command)
+    assert (done.code, done.out) == (5, "")
+    hint = "mend its permissions, or name another folder with --home"
+    assert done.complaint == ("no access to studies: Permission denied", hint)
+
+
 @pytest.mark.parametrize(("tick", "said"), [(1, "epoch 1"), (3, "epoch 3")])
 def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
     tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick: int, said: str

@@ -104,6 +104,9 @@ def main() -> None:
         # and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except PermissionError as error:  # of a file or a folder, which a stream has not
+        named = f"no access to {error.filename or 'the output'}: {error.strerror}"
+        code = _complain(StorageError(named, hint="mend its permissions, or name another folder with --home"), debug)
     except OSError as error:
         code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint="free some space"), debug)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -251,6 +251,7 @@ def test_a_chain_is_planned_for_up_to_a_million_weights() -> None:
     assert [choose_plan(1000, 1, size, chained=True).cap for size in (8, 32, 500)] == [16, 32, 64]
     assert choose_plan(1000, 1, 500, chained=True, convolves=True).cap == 16
     assert choose_plan(1000, 1, chained=True).block_rows == 1
+    assert [choose_plan(n, 64, chained=True).block_rows for n in (1000, 800_000, CHAINED_WEIGHTS)] == [32, 4, 4]
 
 
 @pytest.mark.parametrize("source", ["linear", "mlp", "cnn"])

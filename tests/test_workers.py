@@ -363,11 +363,17 @@ def test_workers_that_are_forked_repay_their_start_far_sooner(
 ) -> None:
     monkeypatch.setattr(crew, "cores", lambda: 4)
     study, anything = question(window=64, trials=100), cast(Any, None)
-    fitted = cast(Any, SimpleNamespace(plan=Plan("rules", cap=32, block_rows=16, threads=2), looped_because=None))
+    plan = Plan("rules", cap=32, block_rows=16, threads=2)
+    fitted = cast(Any, SimpleNamespace(plan=plan, looped_because=None, chained=False))
     with forked_template() as template:
         forked, spawned = (Crew(study, anything, anything, "cpu", own, [].append) for own in (template, None))
         assert [forked.repaid(fitted, seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 2, 2]
         assert [spawned.repaid(fitted, seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 0, 2]
+        in_c = cast(Any, SimpleNamespace(plan=plan, looped_because=None, chained=True))
+        few = Crew(study.with_window(3), anything, anything, "cpu", template, [].append)
+        assert [few.repaid(own, 20.0) for own in (fitted, in_c)] == [0, 2], (
+            "two rows take as long as three, or two thirds"
+        )
         on_a_gpu = Crew(study, anything, anything, "cuda", template, [].append)
         assert on_a_gpu.repaid(fitted, 1e6) == 0
 

@@ -22,7 +22,8 @@ SPAWNED_REPAYS_SECONDS = 2.5
 """The same where each is a new Python, which has to load torch first: on two cores it took two to break even."""
 
 SHARED_ROWS = 4
-"""What a step costs that does not depend on how many rows it computes, in rows: 3 to 5 for a narrow mlp and a cnn."""
+"""What a step costs that does not depend on how many rows it computes, in rows: 3 to 5 for a narrow mlp and a cnn. C of
+our own that trains one row after the other shares nothing among them."""
 
 CROWDED = 1.3
 """How much longer a core takes while the others compute too, with which it shares memory, and often more."""
@@ -75,7 +76,7 @@ class Crew:
         which are computed at once in little more than the time of one.
         """
         plan, window = fitted.plan, self._study.window
-        rows = 1 if fitted.looped_because else plan.block_rows
+        rows = 1 if fitted.looped_because or fitted.chained else plan.block_rows  # that share what a step costs
         workers = min(cores() // plan.threads, -(-window // min(rows, 2)))
         if workers < 2 or self._device != "cpu":
             return 0

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tests.benchmarks import results
 from tunecli import live
 from tunecli.engine import Plan, Traits
 from tunecli.engine.task import Task
+from tunecli.errors import TunecliError
 from tunecli.search import fit, ledger, loop, search, shelf
 from tunecli.store import Store
 from tunecli.study import make_study
@@ -109,6 +110,11 @@ class Instant:
     def start(self, run: Run) -> None:
         self._runs[run.trial] = (run, 0)
         self.clock.started += 1
+
+    def start_all(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
+        for run in runs:
+            self.start(run)
+        return {}
 
     def begin(self) -> bool:
         return False

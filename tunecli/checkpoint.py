@@ -113,8 +113,10 @@ _END = b'"\n}\n'
 
 
 def _seal(manifest: Mapping[str, Any]) -> bytes:
-    """JSON whose last value is the SHA-256 of the bytes before that value."""
-    before = json.dumps(manifest, indent=2).removesuffix("\n}").encode() + f',\n  "{_OWN_HASH}": "'.encode()
+    """JSON whose last value is the SHA-256 of the bytes before that value; a line for each key, as what is indented
+    throughout takes ten times as long to write."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in manifest.items()]
+    before = "".join(["{\n", *lines, f'  "{_OWN_HASH}": "']).encode()
     return before + hashlib.sha256(before).hexdigest().encode() + _END
 
 

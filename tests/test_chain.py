@@ -171,6 +171,21 @@ class Scaled(nn.Module):
         return found
 
 
+class HeadAlone(nn.Module):
+    """Only the head learns, from zeros on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, CLASSES)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.body(x).relu()
+        found: Tensor = self.head(features)
+        return found
+
+
 def mlp(**keys: Any) -> nn.Module:
     from tunecli.models.bundled import mlp
 
@@ -188,12 +203,13 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (Residual, False),
         (Twice, False),
         (Scaled, False),
+        (HeadAlone, False),
         (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), False),
     ],
-    ids=["mlp", "linear", "residual", "twice", "buffer", "frozen", "norm", "approximate", "tokens"],
+    ids=["mlp", "linear", "residual", "twice", "buffer", "head alone", "frozen", "norm", "approximate", "tokens"],
 )
 def test_what_is_no_chain_is_computed_otherwise_and_alike(make: Callable[[], nn.Module], expected: bool) -> None:
     task = make_task(make, features=(4,))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
-    because, chained = _fault(module, samples, loss, stochastic, compiled)
+    with _moved(module):
+        because, chained = _fault(module, samples, loss, stochastic, compiled)
     if because is not None:
         return Traits("looped", because, stochastic)
     alone = None if chained else _faster_alone(module, samples, SMALL)
@@ -175,6 +177,22 @@ def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
     whole, half = loss.per_sample(outputs, targets), len(targets) // 2
     parts = [loss.per_sample(outputs[own], targets[own]) for own in (slice(0, half), slice(half, None))]
     return not torch.allclose(whole, torch.cat(parts), rtol=1e-3, atol=1e-4)
+
+
+@contextmanager
+def _moved(module: nn.Module) -> Iterator[None]:
+    """The module, its weights a little off where they begin: below a head of zeros nothing has a gradient, neither what
+    learns nor what its forward pass keeps from learning."""
+    weights = [own.data for own in module.parameters() if own.requires_grad]
+    begun, generator = [own.clone() for own in weights], torch.Generator().manual_seed(0)
+    for own in weights:
+        read = own.numel() / len(own) if own.dim() > 1 else 1.0  # so many numbers make one of a layer's outputs
+        own += 0.1 * read**-0.5 * torch.randn(own.shape, generator=generator).to(own)
+    try:
+        yield
+    finally:
+        for own, was in zip(weights, begun, strict=True):
+            own.copy_(was)
 
 
 def _fault(

@@ -76,7 +76,7 @@ def convolutions(draw: st.DrawFn) -> nn.Module:
     kernel, stride = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     how = {"padding": draw(st.integers(0, 1)), "bias": draw(st.booleans())}
     layers: list[nn.Module] = [nn.Conv2d(IMAGE[0], draw(st.sampled_from([1, 4, 5])), kernel, stride, **how)]
-    layers += draw(st.lists(activations(), max_size=1))
+    layers += draw(st.lists(activations() | st.builds(nn.ReLU, inplace=st.just(True)), max_size=1))
     if draw(st.booleans()):
         layers += [nn.MaxPool2d(2, stride=draw(st.integers(1, 2)))]
     if draw(st.booleans()):
@@ -200,6 +200,7 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
     [
         (lambda: mlp(hidden=[8, 5], activation="gelu", dropout=0.2), True),
         (lambda: nn.Linear(4, CLASSES), True),
+        (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, CLASSES)), True),
         (Residual, False),
         (Twice, False),
         (Scaled, False),
@@ -209,7 +210,19 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), False),
     ],
-    ids=["mlp", "linear", "residual", "twice", "buffer", "head alone", "frozen", "norm", "approximate", "tokens"],
+    ids=[
+        "mlp",
+        "linear",
+        "in place",
+        "residual",
+        "twice",
+        "buffer",
+        "head alone",
+        "frozen",
+        "norm",
+        "approximate",
+        "tokens",
+    ],
 )
 def test_what_is_no_chain_is_computed_otherwise_and_alike(make: Callable[[], nn.Module], expected: bool) -> None:
     task = make_task(make, features=(4,))
@@ -268,6 +281,13 @@ def test_a_chain_is_planned_for_up_to_a_million_weights() -> None:
     assert choose_plan(1000, 1, 500, chained=True, convolves=True).cap == 16
     assert choose_plan(1000, 1, chained=True).block_rows == 1
     assert [choose_plan(n, 64, chained=True).block_rows for n in (1000, 800_000, CHAINED_WEIGHTS)] == [32, 4, 4]
+
+
+def test_an_activation_may_write_over_what_a_convolution_or_a_pool_gave() -> None:
+    block = lambda: [nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.ReLU(inplace=True)]  # noqa: E731
+    task = make_task(lambda: nn.Sequential(*block(), nn.Flatten(), nn.Linear(16, CLASSES)), features=(1, 6, 6))
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).chained
+    assert LocalEngine(task, BY_TORCH).traits(make_run(0)).looped_because is None
 
 
 @pytest.mark.parametrize("source", ["linear", "mlp", "cnn"])

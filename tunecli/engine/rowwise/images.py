@@ -192,7 +192,9 @@ def _by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:
                 return own.expand(info.batch_size, *own.shape) if dim is None else own.movedim(dim, 0)
 
             # Of a tuple of numbers vmap gives a tuple of dimensions.
-            return rows.apply(*(first(own, dim) for own, dim in zip(arguments, in_dims, strict=True))), 0
+            found: Tensor = rows.apply(*(first(own, dim) for own, dim in zip(arguments, in_dims, strict=True)))
+            # A copy may be written into, as by nn.ReLU(inplace=True), a view may not; rewriting drops it again.
+            return found.clone(), 0
 
     return ByRows
 

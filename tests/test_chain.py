@@ -235,6 +235,13 @@ def test_what_is_no_chain_is_computed_otherwise_and_alike(make: Callable[[], nn.
             assert found.train_loss == pytest.approx(likewise.train_loss, rel=1e-3)
 
 
+def test_a_chain_whose_loss_is_smoothed_is_left_to_torch() -> None:
+    """And planned for so: by torch a million weights are faster one trial after another."""
+    engine = LocalEngine(make_task(), BLOCKS_OF_32)
+    for smoothing in (0.1, 0.0, 0.2):
+        assert engine.traits(make_run(0, label_smoothing=smoothing)).chained is not bool(smoothing)
+
+
 def test_a_chain_is_left_to_torch_where_nothing_is_compiled() -> None:
     task = make_task()
     assert not LocalEngine(task, BY_TORCH).traits(make_run(0)).chained

@@ -96,12 +96,10 @@ class LocalEngine:
         # A row of its own has neighbours neither in its block nor in its batch: it reads whole batches.
         cap = None if looped else self._plan.cap
         micro = micro_length(run.hparams["batch_size"], len(self._train), cap)
-        shape = _shape(run)
+        shape = _shape(task, run)
         if _IN_HALF in shape:
             forward_in_bfloat16(module, self._device)
-        settings = settings_of(run.settings, run.hparams)
-        shaped = {} if isinstance(task.loss, Step) else task.loss.shape(settings)
-        key = (0 if looped else micro, (*shape, *((name, True) for name in shaped)))
+        key = 0 if looped else micro, shape
         if key not in self._lanes:
             self._lanes[key] = Lane(
                 task=task,
@@ -193,9 +191,10 @@ class LocalEngine:
 
     def traits(self, run: Run) -> Traits:
         """What the model of this run allows, tried once a shape. Raises ModelError where it does not fit."""
-        shape = _shape(run)
+        task = self._task.of(run)
+        shape = _shape(task, run)
         if shape not in self._traits:
-            self._traits[shape] = _try_model(self._task.of(run), run, self._device, self._plan)
+            self._traits[shape] = _try_model(task, run, self._device, self._plan)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
             return _looped(found, f"{optimizer} steps a module, not a block")
@@ -206,10 +205,17 @@ _IN_HALF = ("precision", "bf16")
 """Among a shape where forward is computed in half precision."""
 
 
-def _shape(run: Run) -> Shape:
-    """What a model is built from, its loss included, and how it is computed: runs of one shape share a lane."""
+def _shape(task: Task, run: Run) -> Shape:
+    """What a model is built from, its loss included, how it is computed, and what else its loss is told: runs of one
+    shape share a lane."""
     built = tuple(sorted(own for own in run.hparams.items() if own[0].startswith("model.") or own[0] == "loss"))
-    return (*built, _IN_HALF) if settings_of(run.settings, run.hparams)["precision"] == "bf16" else built
+    half = (_IN_HALF,) if settings_of(run.settings, run.hparams)["precision"] == "bf16" else ()
+    return (*built, *half, *((name, True) for name in _told(task, run)))
+
+
+def _told(task: Task, run: Run) -> dict[str, float]:
+    """What the loss of a run is told beside outputs and targets."""
+    return {} if isinstance(task.loss, Step) else task.loss.shape(settings_of(run.settings, run.hparams))
 
 
 _ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = true trains many trials at once"
@@ -233,7 +239,8 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
         if found is None:
             assert isinstance(task.loss, Loss)
             more = samples if len(task.train) < WHOLE else task.train.to(device).take(slice(0, WHOLE))
-            found = traits(module, twin, more, task.loss, plan.way, compiled=plan.compiled)
+            in_c = plan.compiled and not _told(task, run)  # whose losses are told nothing
+            found = traits(module, twin, more, task.loss, plan.way, compiled=in_c)
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":

@@ -88,11 +88,9 @@ def test_trials_in_flight_wait_for_a_compiler(
 ) -> None:
     """Without one they would come to other values than their checkpoints are recorded with."""
     list(search(question(trials=6), tmp_path / "whole"))
-    halted = search(question(trials=6), tmp_path / "tiny")
-    for event in halted:
-        if getattr(event, "tick", 0) >= 2:
-            break
-    halted.close()
+    tick = 0
+    for event in search(question(trials=6), tmp_path / "tiny", stop=lambda: tick >= 2):
+        tick = getattr(event, "tick", tick)
     monkeypatch.setenv("CC", "false")
     library.cache_clear()
     with pytest.raises(InputError, match="the trials in flight were trained with one"):

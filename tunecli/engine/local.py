@@ -238,9 +238,9 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
             _check_outputs(task, outputs, samples.targets)
         if found is None:
             assert isinstance(task.loss, Loss)
-            more = samples if len(task.train) < WHOLE else task.train.to(device).take(slice(0, WHOLE))
-            in_c = plan.compiled and not _told(task, run)  # whose losses are told nothing
-            found = traits(module, twin, more, task.loss, plan.way, compiled=in_c)
+            may = plan.compiled and len(task.train) >= WHOLE and not _told(task, run)  # whose losses C knows
+            more = task.train.to(device).take(slice(0, WHOLE)) if may else None
+            found = traits(module, twin, samples, task.loss, plan.way, more)
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":

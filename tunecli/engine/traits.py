@@ -40,9 +40,11 @@ class Traits:
     chained: bool = False
 
 
-def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str, *, compiled: bool) -> Traits:
-    """What a model does, tried on a few samples, an even number of them, for the way of a plan, and with C of our own
-    or without.
+def traits(
+    module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way: str, more: Samples | None = None
+) -> Traits:
+    """What a model does, tried on a few samples, an even number of them, for the way of a plan; and on `more` of them,
+    as many as C of our own reads at once, where that may compute it.
 
     `twin` is the same model built from another seed: what neither trains must be the same in both to be shared.
     Raises ModelError where the model does not fit its data.
@@ -57,7 +59,7 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
         # What is faster one by one would be no faster without it.
         faster = norm is not None and _faster_alone(module, samples, SMALL) is None
         return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
-    alone = _faster_alone(module, samples, SMALL_IN_C if compiled else SMALL)
+    alone = _faster_alone(module, samples, SMALL if more is None else SMALL_IN_C)
     if alone is not None:
         return Traits("looped", alone, stochastic)
     own, other = module.state_dict(), twin.state_dict()
@@ -65,7 +67,8 @@ def traits(module: nn.Module, twin: nn.Module, samples: Samples, loss: Loss, way
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
     with _moved(module):
-        because, chained = _fault(module, samples, loss, stochastic, compiled)
+        because = _fault(module, samples, loss, stochastic)
+        chained = because is None and more is not None and _is_chained(module, more, loss, stochastic)
     if because is not None:
         return Traits("looped", because, stochastic)
     alone = None if chained else _faster_alone(module, samples, SMALL)
@@ -195,46 +198,54 @@ def _moved(module: nn.Module) -> Iterator[None]:
             own.copy_(was)
 
 
-def _fault(
-    module: nn.Module, samples: Samples, loss: Loss, stochastic: bool, compiled: bool
-) -> tuple[str | None, bool]:
-    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do; and
-    whether C computes them, and the same."""
-    layout, count = Layout.of(module), len(samples)
-    row = layout.row(module)
-    keys = sample_keys(torch.arange(2), torch.arange(2 * count).view(2, count)).to(row.device)
-    given = samples.take(torch.arange(count).repeat(2, 1))
-
-    def computed(way: Rowwise) -> tuple[Tensor, Tensor]:
-        way.add_gradient(given, torch.ones(2, count).to(row))
-        return torch.stack([way.gradient.row(own) for own in range(2)]), way.outputs(samples.inputs, count)
-
-    def made(*, chained: bool) -> Rowwise:
-        recorded = Recorded(module, layout, loss, compiled=chained, chained=chained)
-        gradient = Gradient(layout, torch.zeros(2, layout.width).to(row))
-        way = Rowwise(recorded, row.repeat(2, 1), gradient)
-        way.draw_by(keys if stochastic else None)
-        return way
-
+def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
+    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
     try:
-        found = computed(made(chained=False))
-        gradients = torch.stack([_gradient(module, layout, samples, loss, own) for own in keys])
+        same = _Two(module, samples, loss, stochastic, chained=False).agree()
     except Unrecordable as error:
-        return f"{_place(error)}{error}", False
+        return f"{_place(error)}{error}"
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
         if is_out_of_memory(error):
             raise
-        return f"{_place(error)}vmap cannot follow its forward pass ({type(error).__name__})", False
-    with torch.no_grad(), evaluating(module):
-        outputs = as_outputs(call(module, samples.inputs), count)
+        return f"{_place(error)}vmap cannot follow its forward pass ({type(error).__name__})"
+    return None if same else "rows computed at once have another gradient"
 
-    def agrees(found: tuple[Tensor, Tensor]) -> bool:
-        return _agree(found[0], gradients) and found[1].shape[1:] == outputs.shape and _agree(found[1], outputs)
 
-    if not agrees(found):
-        return "rows computed at once have another gradient", False
-    chained = made(chained=True) if compiled else None
-    return None, chained is not None and chained.is_chained(given) and agrees(computed(chained))
+def _is_chained(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
+    """Whether C computes a model that is computed at once, and as it does itself; it reads so many samples at once."""
+    try:
+        two = _Two(module, samples, loss, stochastic, chained=True)
+        return two.way.is_chained(two.samples) and two.agree()
+    except Exception as error:  # a forward that refuses so many, say
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
+class _Two:
+    """Two rows of a model, computed at once."""
+
+    def __init__(self, module: nn.Module, samples: Samples, loss: Loss, stochastic: bool, *, chained: bool) -> None:
+        self._module, self._own, self._loss, self._count = module, samples, loss, len(samples)
+        self._layout = Layout.of(module)
+        self._row = row = self._layout.row(module)
+        gradient = Gradient(self._layout, torch.zeros(2, self._layout.width).to(row))
+        recorded = Recorded(module, self._layout, loss, compiled=chained, chained=chained)
+        self.way = Rowwise(recorded, row.repeat(2, 1), gradient)
+        self.samples = samples.take(torch.arange(self._count).repeat(2, 1))
+        index = torch.arange(2 * self._count).view(2, self._count)
+        self._keys = sample_keys(torch.arange(2), index).to(row.device)
+        self.way.draw_by(self._keys if stochastic else None)
+
+    def agree(self) -> bool:
+        """Whether they have the model's own gradient and outputs."""
+        self.way.add_gradient(self.samples, torch.ones(2, self._count).to(self._row))
+        gradients = torch.stack([self.way.gradient.row(row) for row in range(2)])
+        outputs = self.way.outputs(self._own.inputs, self._count)
+        own = [_gradient(self._module, self._layout, self._own, self._loss, keys) for keys in self._keys]
+        with torch.no_grad(), evaluating(self._module):
+            given = as_outputs(call(self._module, self._own.inputs), self._count)
+        return _agree(gradients, torch.stack(own)) and outputs.shape[1:] == given.shape and _agree(outputs, given)
 
 
 def _place(error: BaseException) -> str:

@@ -88,9 +88,9 @@ def test_trials_in_flight_wait_for_a_compiler(
 ) -> None:
     """Without one they would come to other values than their checkpoints are recorded with."""
     list(search(question(trials=6), tmp_path / "whole"))
-    tick = 0
-    for event in search(question(trials=6), tmp_path / "tiny", stop=lambda: tick >= 2):
-        tick = getattr(event, "tick", tick)
+    ticks = [0]
+    for event in search(question(trials=6), tmp_path / "tiny", stop=lambda: ticks[-1] >= 2):
+        ticks.append(getattr(event, "tick", 0))
     monkeypatch.setenv("CC", "false")
     library.cache_clear()
     with pytest.raises(InputError, match="the trials in flight were trained with one"):

@@ -62,9 +62,9 @@ class Chain:
 
 
 def _operations(layer: Layer) -> int:
-    """Products and sums of a sample, forward and backward."""
+    """Products and sums of a sample, forward and backward, or how many take as long."""
     if layer.windows is None:
-        return 6 * layer.inputs * layer.outputs if layer.kind == "linear" else layer.outputs
+        return (6 * layer.inputs if layer.kind == "linear" else FUNCTION) * layer.outputs
     return layer.outputs * math.prod(layer.windows.kernel) * (6 * layer.shape[1] if layer.kind == "convolution" else 1)
 
 
@@ -130,7 +130,7 @@ class Steps:
         for name, own in zip(names, self._kept, strict=True):
             setattr(self._told, name, None if own is None else own.data_ptr())
         self.at_once = max(1, AT_ONCE // (len(rows) * chain.operations))
-        """So many steps take some milliseconds."""
+        """So many steps take a tenth of a second."""
 
     def train(self, low: int, high: int, updates: int, losses: Tensor, norms: Tensor, *, over: bool) -> None:
         """The steps from one to another of the stretch. `updates` is the address of a `struct rows`; the loss sums are
@@ -143,6 +143,10 @@ class Steps:
 
 AT_ONCE = 1 << 32
 """Products and sums in one call: beyond, nobody could stop what runs."""
+
+FUNCTION = 256
+"""So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
+small, a call that counted these alone took seconds."""
 
 WHOLE = 16
 """So many numbers fill whole vectors, of either kind."""

@@ -233,8 +233,9 @@ def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", document)
     smooth = run(tmp_path / "smooth", {**document, "train": {"epochs": 1, "label_smoothing": 0.3}})
     for one, other in zip(plain.trials, smooth.trials, strict=True):
-        assert one.curve[0].validation_loss == other.curve[0].validation_loss
-        assert one.curve[0].train_loss != other.curve[0].train_loss
+        # C trains the one and torch the other.
+        assert one.curve[0].validation_loss == pytest.approx(other.curve[0].validation_loss, rel=1e-6)
+        assert one.curve[0].train_loss != pytest.approx(other.curve[0].train_loss, rel=1e-3)
 
 
 @pytest.mark.parametrize(

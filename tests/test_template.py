@@ -120,8 +120,9 @@ def never(announce: Any) -> Any:
 def test_workers_end_with_their_template_and_others_are_new_pythons(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = {pid: children(pid) for pid in children(os.getpid())}  # whatever other tests have left
     worker = Child(never, template)
-    (own,) = (pid for pid in children(os.getpid()) if children(pid))
+    (own,) = (pid for pid in children(os.getpid()) if children(pid) != before.get(pid, []))
     (process,) = children(own)
     os.kill(own, signal.SIGKILL)
     with pytest.raises(WorkerDied):

@@ -73,7 +73,7 @@ def keeps_plan(stored: Plan, now: Plan) -> None:
     if stored.compiled and not now.compiled:
         raise InputError(
             "no C compiler (cc, or CC) works here, and the trials in flight were trained with one",
-            hint="install gcc or clang: they go on to other values without it",
+            hint="install gcc or clang, or set CC to one; without one they come to other values: --fresh begins anew",
         )
 
 

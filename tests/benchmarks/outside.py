@@ -107,6 +107,9 @@ class Instant:
     def traits(self, run: Run) -> Traits:
         return Traits("rules", None)
 
+    def plan_by(self, plan: Plan) -> None:
+        pass
+
     def start(self, run: Run) -> None:
         self._runs[run.trial] = (run, 0)
         self.clock.started += 1

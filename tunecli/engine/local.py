@@ -70,6 +70,13 @@ class LocalEngine:
                 + ("" if self._device.type == "cpu" else "; or --device cpu"),
             ) from error
 
+    def plan_by(self, plan: Plan) -> None:
+        """Compute by another plan, before anything has begun; what models allow is not tried anew for it."""
+        if (plan.way, plan.compiled) != (self._plan.way, self._plan.compiled):
+            self._traits.clear()
+        self._plan = plan
+        torch.set_num_threads(plan.threads)
+
     def start(self, run: Run) -> None:
         try:
             self._start(run)
@@ -238,8 +245,9 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
             _check_outputs(task, outputs, samples.targets)
         if found is None:
             assert isinstance(task.loss, Loss)
-            may = plan.compiled and len(task.train) >= WHOLE and not _told(task, run)  # whose losses C knows
-            more = task.train.to(device).take(slice(0, WHOLE)) if may else None
+            may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
+            may = may and not _told(task, run)  # whose losses C knows
+            more = task.train.take(slice(0, WHOLE)).to(device) if may else None
             found = traits(module, twin, samples, task.loss, plan.way, more)
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)

@@ -107,7 +107,7 @@ class Updates:
         columns = {name: _column([own[name] for own in told]) for name in told[0]}
         if self._compiled is not None:
             self._compiled.begin(columns["learning_rate"][:, 0] * coming.rates, coming.numbers)
-        if len(self._in_c) == len(self._rows):
+        if self.compiled is not None:
             return
         # The average begins with the weights after the first update, as torch's AveragedModel does.
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])

@@ -64,7 +64,7 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
         if repays_measuring(study, task, run):
             timings = measure_plans(study, task, run, traits, device)
             plan = best(timings)
-        engine = LocalEngine(task, plan, device)
+        engine.plan_by(plan)
     return Fitted(engine, plan, timings, weights, traits.looped_because, traits.chained)
 
 

@@ -95,12 +95,18 @@ typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
             lines[i + s] = __builtin_shufflevector(one, other, EACH(LOWER, s));                                        \
         }
 
+/* The lines of a square, its columns before. */
+INLINE void turn(sixteen *lines)
+{
+    EXCHANGE(8) EXCHANGE(4) EXCHANGE(2) EXCHANGE(1)
+}
+
 static void square(const float *from, ptrdiff_t step, float *to, ptrdiff_t out)
 {
     sixteen lines[16];
     for (int i = 0; i < 16; i++)
         lines[i] = *(const sixteen *)(from + i * step);
-    EXCHANGE(8) EXCHANGE(4) EXCHANGE(2) EXCHANGE(1)
+    turn(lines);
     for (int i = 0; i < 16; i++)
         *(sixteen *)(to + i * out) = lines[i];
 }
@@ -110,7 +116,7 @@ static void sums_of_square(const float *from, float *to)
     sixteen lines[16], sum;
     for (int i = 0; i < 16; i++)
         lines[i] = *(const sixteen *)(from + i * 16);
-    EXCHANGE(8) EXCHANGE(4) EXCHANGE(2) EXCHANGE(1)
+    turn(lines);
     sum = lines[0];
     for (int i = 1; i < 16; i++)
         sum += lines[i];

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import examples
-from tunecli.points import all_points, key, shown
+from tunecli.given import shown
+from tunecli.points import all_points, key
 from tunecli.sampler import Proposer, make_proposer, says
 from tunecli.space import EXHAUSTIVE, SAMPLERS, Space, build_space
 from tunecli.trial import Hparams, Measurement, State, Trial, derive_seed

@@ -21,7 +21,7 @@ from tunecli import checkpoint
 from tunecli import data as data_room
 from tunecli.engine import child
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
-from tunecli.points import shown
+from tunecli.given import shown
 from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, Progress, search, set_aside
 from tunecli.search import loop as search_room
 from tunecli.space import build_space

@@ -144,7 +144,7 @@ def _changes(record: Record) -> list[tuple[int, list[str]]]:
 
 def _outside(record: Record, best: Trial | None) -> list[str]:
     """The hparams of the best trial that today's space does not hold, where it was another one once."""
-    from tunecli.points import no_values
+    from tunecli.given import no_values
 
     if best is None or not record.earlier or record.of_program:
         return []

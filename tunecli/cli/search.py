@@ -83,8 +83,8 @@ def search(
     The same command again goes on where the last one ended, however it ended.
     """
     from tunecli import live
+    from tunecli.given import trial_of
     from tunecli.home import find_command, find_database, find_study, latest_folder
-    from tunecli.points import trial_of
     from tunecli.search import search as events
     from tunecli.search import set_aside
 
@@ -146,7 +146,7 @@ def _points(tries: list[str], question: Question) -> list[dict[str, Value]]:
 
 def _given(text: str, space: Space) -> dict[str, Value]:
     """A point of `--try`, checked. Commas within a list do not end a value."""
-    from tunecli.points import given_point
+    from tunecli.given import given_point
     from tunecli.study.overrides import parse_override
 
     try:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunecli.points import at, fitting
+from tunecli.given import fitting
+from tunecli.points import at
 from tunecli.space import Choice, Range, Space
 from tunecli.trial import Hparams, Trial, Value, derive_seed
 

@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tunecli.points import encode_given
+from tunecli.given import encode_given
 from tunecli.sampler import STARTUP_TRIALS
 from tunecli.space import Range, Space, distribution_json
 from tunecli.trial import Hparams, State, Trial, Value, derive_seed

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunecli.points import fitting
+from tunecli.given import fitting
 from tunecli.sampler import STARTUP_TRIALS
 from tunecli.sampler.independent import draw, reseed
 from tunecli.sampler.kernels import Column, column

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from tunecli.data import BUNDLED
 from tunecli.errors import InputError, StorageError, TunecliError, UsageError
+from tunecli.given import no_values, searched_part, shown, trial_of
 from tunecli.home import find_database, is_begun, is_remembered, remember, remove_unknown_checkpoints, set_aside_by_half
 from tunecli.loading import loading
-from tunecli.points import first_point, no_values, searched_part, shown, trial_of
+from tunecli.points import first_point
 from tunecli.sampler import points_left
 from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress, Tally
 from tunecli.space import EXHAUSTIVE
@@ -83,7 +84,7 @@ def search(
     Trials go to `database`, by default where `folder` says (`home.find_database`); all else lies in `folder`.
 
     The same call goes on where an earlier one ended, however it ended. `tries` are hparams given by hand (checked by
-    `points.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
+    `given.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
     to them where these are done. A sampler that tries every point ends the search after the last.
 
     With more than one of `workers`, trials are trained in so many processes of their own: the same trials and values.

@@ -16,10 +16,10 @@ from tunecli.engine.plan import lessened
 from tunecli.engine.task import make_task
 from tunecli.engine.template import Template
 from tunecli.errors import OutOfMemory, StorageError, TunecliError
+from tunecli.given import shown
 from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
 from tunecli.patience import PAUSE_SECONDS, STOP_SECONDS
-from tunecli.points import shown
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
 from tunecli.search import Begun, Place, contradiction

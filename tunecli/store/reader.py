@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, select
 
 from tunecli.command import Command
 from tunecli.errors import InputError
-from tunecli.points import decode_given, shown
+from tunecli.given import decode_given, shown
 from tunecli.space import Space, build_space, external_value
 from tunecli.storage import Database
 from tunecli.store.damage import check_kinds, understanding

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, func, insert, selec
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tunecli.errors import StorageError
-from tunecli.points import encode_given
+from tunecli.given import encode_given
 from tunecli.space import Space, distribution_json
 from tunecli.storage import Database
 from tunecli.store.database import connect, release, unwritable

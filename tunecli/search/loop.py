@@ -22,7 +22,6 @@ from tunecli.importance import asked_by_hparam, importance
 from tunecli.patience import PAUSE_SECONDS, STOP_SECONDS
 from tunecli.pruner import make_pruner
 from tunecli.sampler import make_proposer
-from tunecli.search import Begun, Place, contradiction
 from tunecli.search.begin import begin
 from tunecli.search.crew import Crew
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened, Progress
@@ -30,6 +29,7 @@ from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
 from tunecli.search.flight import Flight
 from tunecli.search.forecast import Forecast
 from tunecli.search.ledger import Ledger, failed
+from tunecli.search.resume import Found, contradiction
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots, code_of
 from tunecli.space import settings_of
@@ -42,15 +42,14 @@ from tunecli.trial import Hparams, Measurement, Run, State, Trial
 class Loop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(
-        self, study: Study, begun: Begun, place: Place, queue: Iterable[Hparams], template: Template | None
-    ) -> None:
-        folder, record = begun.folder, begun.record
+    def __init__(self, found: Found, device: str, workers: int | None, template: Template | None) -> None:
+        study, folder, record = found.study, found.folder, found.record
+        assert isinstance(study, Study)
         self.data = load_data(study)
         if self.data.streamed:
             study = study.with_stream(True)
-        self.study, self.folder, self.device = study, folder, resolve_device(place.device)
-        self._may_employ = place.workers is None
+        self.study, self.folder, self.device = study, folder, resolve_device(device)
+        self._may_employ = workers is None
         self._told: list[str] = []
         self._before_shortage: Plan | None = None
         self._ends_at: float | None = None
@@ -68,7 +67,7 @@ class Loop:
             begin(
                 study,
                 folder,
-                begun.database,
+                found.database,
                 metric=self.task.metric.name,
                 direction=self.direction,
                 plan=self.fitted.plan.as_dict(),
@@ -78,12 +77,12 @@ class Loop:
             )
         trials = record.trials if record else ()
         self.forecast = Forecast(study.train.epochs, trials)
-        self.store = Store(begun.database, study.space)
+        self.store = Store(found.database, study.space)
         if record is not None:
             # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
             write_question(folder, study)
-            if begun.earlier is not None:
-                self.store.set_aside(begun.earlier.document, begun.earlier.until)
+            if found.earlier is not None:
+                self.store.set_aside(found.earlier.document, found.earlier.until)
             self.store.restate(study.document())
             if changes := lessened(Plan(**record.plan), self.fitted.plan):
                 self.store.replan(self.fitted.plan.as_dict())
@@ -103,11 +102,11 @@ class Loop:
         self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
         self.snapshots = Snapshots(folder / "snapshots", self._trained_by(fingerprint))
         self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])
-        for given in queue:
+        for given in found.queue:
             self.ledger.enqueue(given)
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
         self.crew = Crew(study, self.data, self.task, self.device, template, self._told.append)
-        self.workers = self.crew.useful(place.workers or 1, self.ledger.missing + len(self.ledger.in_flight))
+        self.workers = self.crew.useful(workers or 1, self.ledger.missing + len(self.ledger.in_flight))
 
     def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
         """Have so many worker processes train, those that this one trains already as soon as they are there."""

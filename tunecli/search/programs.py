@@ -14,11 +14,11 @@ from tunecli.importance import importance
 from tunecli.patience import PAUSE_SECONDS
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
-from tunecli.search import Begun
 from tunecli.search.begin import begin
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram, Progress
 from tunecli.search.launch import Launcher, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
+from tunecli.search.resume import Found
 from tunecli.space import Choice, Range, Space, distribution_json, external_value
 from tunecli.store import Store, read
 from tunecli.study import ProgramStudy
@@ -47,24 +47,25 @@ class _Run:
 class ProgramLoop:
     """One search, from where the record ends to where it stops."""
 
-    def __init__(self, study: ProgramStudy, begun: Begun) -> None:
-        folder, record = begun.folder, begun.record
-        self.study, self.folder, self.database = study, folder, begun.database
+    def __init__(self, found: Found) -> None:
+        study, folder, record = found.study, found.folder, found.record
+        assert isinstance(study, ProgramStudy)
+        self.study, self.folder, self.database = study, folder, found.database
         self.metric = study.metric or "value"
         self.runs: dict[int, _Run] = {}
         self.launcher = Launcher(study, folder)
         # Before anything is written: a script that cannot be loaded is no study.
         self.first = self.launcher.check() if record is None or study.command is not None else None
         if record is None:
-            begin(study, folder, begun.database, metric=self.metric, direction=study.direction, plan={}, data_hash="")
+            begin(study, folder, found.database, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
-        self.store = Store(begun.database, Space(()))
+        self.store = Store(found.database, Space(()))
         if record is not None:
             # It may ask for more trials now; and this is the study that was searched last.
             write_question(folder, study)
-            if begun.earlier is not None:
-                self.store.set_aside(begun.earlier.document, begun.earlier.until)
+            if found.earlier is not None:
+                self.store.set_aside(found.earlier.document, found.earlier.until)
             self.store.restate(study.document())
         self.placeholders = {
             own.name: distribution_json(own.range if isinstance(own.range, Range) else Choice((own.range,)))
@@ -87,8 +88,7 @@ class ProgramLoop:
         for child in [*(run.child for run in self.runs.values()), *([self.first] if self.first else [])]:
             child.kill()
         self.runs.clear()
-        if hasattr(self, "store"):
-            self.store.close()
+        self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
         flight = [trial.fidelity for trial in self.ledger.in_flight]

@@ -232,6 +232,18 @@ def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
 
 
 @pytest.mark.usefixtures("forked")
+def test_what_a_model_prints_in_a_worker_is_printed_by_the_search(
+    own: Callable[..., Study], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = own(inject="import os; print('in', os.getpid()); os.write(1, b'past us')", trials=4)
+    run(study, tmp_path / "study", workers=2)
+    out, _ = capfd.readouterr()
+    printed = out.splitlines()
+    assert len(set(printed) - {f"in {os.getpid()}"}) == 2
+    assert sum(line != f"in {os.getpid()}" for line in printed) == 2  # each once, though it prints at every step
+
+
+@pytest.mark.usefixtures("forked")
 def test_no_more_workers_are_started_than_have_a_trial_each(question: Question, tmp_path: Path) -> None:
     study = question(trials=4, window=2)
     events = run(study, tmp_path / "s", workers=20)

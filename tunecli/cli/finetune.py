@@ -83,7 +83,8 @@ def finetune(
     with live.Interrupt(typed_command()).listening() as interrupt:
         folder, database = find_results(study, home, storage)
         found = epochs_of(folder, request, interrupt, database)
-        result = live.show_finetune(found, console)
+        with live.own_prints(console):
+            result = live.show_finetune(found, console)
         if result is None:
             live.say_interrupted(typed_command(), console)
             raise Stopped(interrupt.exit_code)

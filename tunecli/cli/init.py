@@ -37,10 +37,12 @@ def init(
     from tunecli.study import load_data
     from tunecli.study.draft import draft
 
-    data = load_data(study)
+    console = live.progress_console()
+    with live.own_prints(console):
+        data = load_data(study)
     _write(path, draft(study, data, path.name))
     draw_found(data, output_console())
-    live.progress_console().say(f"wrote {path}\nnext:\n  tunecli search {path}")
+    console.say(f"wrote {path}\nnext:\n  tunecli search {path}")
 
 
 def _study_of(source: str, target: str | None, settings: list[str]) -> Study:

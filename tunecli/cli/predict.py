@@ -49,17 +49,19 @@ def predict(
     study, source = (None, *arguments) if len(arguments) == 1 else arguments
     assert source is not None
     folder, database = find_results(study, home, storage)
-    predicted = predictions_of(folder, source, trial=trial, finetuned=finetuned, device=device, database=database)
-    console = live.progress_console()
-    target = f" {predicted.target}" if predicted.target else ""
-    console.say(f"{predicted.study}: predicting{target} with {predicted.model}")
-    for notice in predicted.notices:
-        console.say(f"note: {notice}")
-    if output is None:
-        sys.stdout.writelines(as_csv(predicted))
-    else:
-        _write(output, as_csv(predicted))
-        console.say(f"wrote {predicted.samples:,} predictions to {output}")
+    console, stdout = live.progress_console(), sys.stdout
+    with live.own_prints(console):
+        predicted = predictions_of(folder, source, trial=trial, finetuned=finetuned, device=device, database=database)
+        target = f" {predicted.target}" if predicted.target else ""
+        console.say(f"{predicted.study}: predicting{target} with {predicted.model}")
+        for notice in predicted.notices:
+            console.say(f"note: {notice}")
+        # The model is called as they are written.
+        if output is None:
+            stdout.writelines(as_csv(predicted))
+        else:
+            _write(output, as_csv(predicted))
+            console.say(f"wrote {predicted.samples:,} predictions to {output}")
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -121,7 +121,8 @@ def search(
             tries=points,
             stop=interrupt,
         )
-        ended = live.show(found, console, verbose=verbose)
+        with live.own_prints(console):
+            ended = live.show(found, console, verbose=verbose)
         if ended.how == "stopped":
             live.say_stopped(ended, typed_command(), console)
             raise Stopped(interrupt.exit_code)

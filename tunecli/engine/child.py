@@ -15,13 +15,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tunecli.engine.messages import FAILED, FELL, Message, packed, unpacked
+from tunecli.alarm import held
+from tunecli.engine.messages import FAILED, FELL, PRINTED, Message, packed, unpacked
 from tunecli.engine.template import SIGNALS, Template
 from tunecli.engine.work import Make, Work
 from tunecli.errors import DataError, StorageError, TunecliError
+from tunecli.prints import printed_once
 from tunecli.source import describe
 
 CONTEXT = multiprocessing.get_context("spawn")
+
+MOST_PRINTED = 200
+"""Characters of a line that a user's code prints: all that a worker passes on fit into the smallest of pipes."""
 
 
 class WorkerDied(Exception):
@@ -121,19 +126,24 @@ def _main(connection: Connection, make: Make) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.dup2(sys.stderr.fileno(), 1)  # what a user's code prints is no result
+    os.dup2(sys.stderr.fileno(), 1)  # what programs of a user's print is no result
 
     def say(kind: int, value: Any) -> None:
         connection.send((kind, packed(value)))
 
+    def show(line: str) -> None:
+        with held():  # half of a message could not be read
+            say(PRINTED, line[:MOST_PRINTED])
+
     try:
-        work = Work(make, say)
-        while True:
-            if work.busy and not connection.poll():
-                work.step()
-            else:
-                message: Message = connection.recv()
-                work.do(tuple(map(unpacked, message)))
+        with printed_once(show):
+            work = Work(make, say)
+            while True:
+                if work.busy and not connection.poll():
+                    work.step()
+                else:
+                    message: Message = connection.recv()
+                    work.do(tuple(map(unpacked, message)))
     except (EOFError, ConnectionError):
         return
     except TunecliError as error:

@@ -9,9 +9,9 @@
     (PAUSE,)                                   PAUSED, between two steps; it computes nothing until
     (GO_ON,)
 
-Before it computes runs it says which (AT_WORK), before it ends by an error, which one (FELL). What is asked of it in
-the middle of a tick it answers between two steps, and after FAILED for want of memory as well. More can be asked before
-it has answered: it does all in the order in which it was said.
+Before it computes runs it says which (AT_WORK), before it ends by an error, which one (FELL); and each line that a
+user's code prints (PRINTED). What is asked of it in the middle of a tick it answers between two steps, and after FAILED
+for want of memory as well. More can be asked before it has answered: it does all in the order in which it was said.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from tunecli.engine.snapshot import Snapshot
 from tunecli.trial import Run
 
-READY, ANSWER, RAISED, MEASURED, FAILED, REVIVED, PAUSED, AT_WORK, FELL = range(9)
+READY, ANSWER, RAISED, MEASURED, FAILED, REVIVED, PAUSED, AT_WORK, FELL, PRINTED = range(10)
 FREE, TICK, REVIVE, PAUSE, GO_ON = "free", "tick", "revive", "pause", "go on"
 
 Say = Callable[[int, Any], None]

@@ -17,6 +17,7 @@ from tunecli.engine.messages import (
     MEASURED,
     PAUSE,
     PAUSED,
+    PRINTED,
     RAISED,
     READY,
     REVIVE,
@@ -181,6 +182,8 @@ class Worker:
             self.reviving -= value
         elif kind == PAUSED:
             self.paused = True
+        elif kind == PRINTED:
+            print(value)  # as it would where no worker is; whoever shows the search sees to it
         elif kind == FELL:
             self.fell = f"ended with {value}"
         else:

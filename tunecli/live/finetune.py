@@ -9,13 +9,15 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.constrain import Constrain
+from rich.live import Live
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from tunecli.finetune import Event, Finetuned, Notice
-from tunecli.live.terminal import LINE_SECONDS
+from tunecli.live.terminal import ECHOED, LINE_SECONDS
 from tunecli.report.console import VisibleConsole
 from tunecli.report.formats import strict_json
 from tunecli.report.summary import wrap
@@ -29,12 +31,12 @@ def show_finetune(events: Iterable[Event], console: VisibleConsole) -> Finetuned
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[status]}", markup=False),
-        console=console,
         expand=True,
-        transient=True,
     )
+    narrower = Constrain(bar, console.width - ECHOED)
+    seen = Live(narrower, console=console, transient=True, redirect_stdout=False)
     tasks: dict[str, TaskID] = {}
-    with bar if console.is_terminal else nullcontext():
+    with seen if console.is_terminal else nullcontext():
         for event in events:
             if isinstance(event, Finetuned):
                 return event

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from tunecli.live.terminal import LINE_SECONDS
+from tunecli.live.terminal import ECHOED, LINE_SECONDS
 from tunecli.output import broken
 from tunecli.report.tables import duration
 from tunecli.search import Ended, Opened, OpenedProgram, Progress
@@ -60,7 +60,7 @@ class BarView:
             TextColumn("{task.fields[left]}"),
             expand=True,
         )
-        self._live = Live(console=console, refresh_per_second=8)
+        self._live = Live(console=console, refresh_per_second=8, redirect_stdout=False)
         self._opened: Opened | OpenedProgram | None = None
 
     def open(self, event: Opened | OpenedProgram) -> None:
@@ -78,13 +78,21 @@ class BarView:
     def _show(self, progress: Progress, left: str) -> None:
         ended = ended_of(progress)
         self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
-        standing = Text(", ".join(_standing(progress, self._opened)), overflow="ellipsis", no_wrap=True)
-        self._live.update(Group(self._bar, standing))
+        self._live.update(Group(self._bar, _fitting(_standing(progress, self._opened), self._console.width - ECHOED)))
 
     def close(self, event: Ended) -> None:
         if self._opened is not None:
             self._show(event.progress, "")
             self._live.stop()
+
+
+def _fitting(parts: list[str], width: int) -> Text:
+    """As many of the parts as fit into a line, or what fits of the first."""
+    while len(parts) > 1 and len(", ".join(parts)) > width:
+        parts = parts[:-1]
+    text = Text(", ".join(parts), no_wrap=True)
+    text.truncate(max(width, 1), overflow="ellipsis")
+    return text
 
 
 def ended_of(progress: Progress) -> int:

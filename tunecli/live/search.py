@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from tunecli.live.opening import change, explain, opening
 from tunecli.live.progress import BarView, LineView, ended_of
 from tunecli.report.console import VisibleConsole
-from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress
+from tunecli.search import Changed, Differed, Ended, Event, Failed, Noticed, Opened, OpenedProgram, Progress
 from tunecli.study import ProgramStudy, Question
 from tunecli.trial import State
+
+MOST_KINDS = 3
+"""Failures of so many kinds are told of while a search runs, the first trial of each; `report` tells of all."""
 
 
 def show(events: Iterable[Event], console: Console, *, verbose: bool = False) -> Ended:
     """Show a search until it ends; returns how it did. `verbose` says how its plan was chosen."""
     view = BarView(console) if console.is_terminal else LineView(console)
-    differed: list[Differed] = []
-    tick: int | None = None
+    notes = _Notes()
     try:
         for event in events:
             if isinstance(event, Opened | OpenedProgram):
@@ -28,24 +32,51 @@ def show(events: Iterable[Event], console: Console, *, verbose: bool = False) ->
                 view.open(event)
             elif isinstance(event, Changed):
                 console.print(change(event, console.width), soft_wrap=True)
-            elif isinstance(event, Differed):
-                differed.append(event)
-            elif isinstance(event, Noticed):
-                view.note(f"note: {event.text}")
-            elif isinstance(event, Progress):
-                if differed and tick not in (None, event.tick):  # the replay is through
-                    view.note(_replayed(differed))
-                    differed = []
-                tick = event.tick
+            for text in notes.of(event):
+                view.note(f"note: {text}")
+            if isinstance(event, Progress):
                 view.update(event)
-            else:
-                if differed:
-                    view.note(_replayed(differed))
+            elif isinstance(event, Ended):
                 view.close(event)
                 return event
     finally:
         console.show_cursor()  # an error must not leave a terminal without one
     raise AssertionError("a search ends with Ended")
+
+
+class _Notes:
+    """What is said of a search beside its progress: what differs in a replay once that is through, and of failures the
+    first of each kind as soon as it is there, for it may be the user's to mend before all others have failed so."""
+
+    def __init__(self) -> None:
+        self._differed: list[Differed] = []
+        self._tick: int | None = None
+        self._kinds: set[str] = set()
+        self._logs: Path | None = None
+
+    def of(self, event: Event) -> Iterator[str]:
+        """What is to be noted now that this has come."""
+        if isinstance(event, OpenedProgram):
+            self._logs = event.folder / "logs"
+        elif isinstance(event, Noticed):
+            yield event.text
+        elif isinstance(event, Failed):
+            kind = re.sub(r"\d[\d.]*(e[+-]?\d+)?", "", event.reason)  # by a learning rate, say, all of them differ
+            if kind not in self._kinds and len(self._kinds) < MOST_KINDS:
+                self._kinds.add(kind)
+                yield self._failure(event)
+        elif isinstance(event, Differed):
+            self._differed.append(event)
+        elif isinstance(event, Progress | Ended):
+            tick = event.tick if isinstance(event, Progress) else None
+            if self._differed and (tick is None or self._tick not in (None, tick)):
+                yield _replayed(self._differed)
+                self._differed = []
+            self._tick = tick
+
+    def _failure(self, event: Failed) -> str:
+        printed = "" if self._logs is None else f"\n  {self._logs / f'trial-{event.trial}.txt'} has what it printed"
+        return f"trial {event.trial} failed: {event.reason}{printed}"
 
 
 def _replayed(differed: Sequence[Differed]) -> str:
@@ -59,7 +90,7 @@ def _replayed(differed: Sequence[Differed]) -> str:
     if more := len(differed) - 1:
         trials = len({own.trial for own in differed})
         said += f", and so on in {more} more epoch{'s' * (more > 1)} of {trials} trial{'s' * (trials > 1)}"
-    return f"note: {said}; what is recorded stays (a changed model, or another version of torch, computes otherwise)"
+    return f"{said}; what is recorded stays (a changed model, or another version of torch, computes otherwise)"
 
 
 def say_stopped(ended: Ended, again: str, console: VisibleConsole) -> None:

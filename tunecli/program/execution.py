@@ -8,12 +8,17 @@ import re
 import selectors
 import signal
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 from tunecli.program.worker import Channel
 
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
 TAIL_LINES = 3
+
+_FRAME = re.compile(r'  File "(.+)", line (\d+)')
+_INSTALLED = re.compile(r"^<|/site-packages/|/lib(64)?/python3")
 
 
 def run(channel: Channel) -> None:
@@ -68,9 +73,9 @@ class _Output:
         return True
 
     def tail(self) -> str:
-        """The last lines of its stderr."""
-        lines = [line.strip() for line in re.split(r"[\r\n]+", self._errors.decode(errors="replace"))]
-        return " | ".join([line for line in lines if line.strip("^~ ")][-TAIL_LINES:])
+        """The last lines of its stderr; of Python's traceback what was raised, and where in the user's own files."""
+        lines = [line for line in re.split(r"[\r\n]+", self._errors.decode(errors="replace")) if line.strip("^~ ")]
+        return _raised(lines) or " | ".join([line.strip() for line in lines][-TAIL_LINES:])
 
     def _value(self, line: bytes) -> float | None:
         try:
@@ -82,6 +87,16 @@ class _Output:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
         return None
+
+
+def _raised(lines: Sequence[str]) -> str | None:
+    """`ValueError: text (train.py, line 12)` of the last traceback in these lines; None where there is none."""
+    frames = [(place, match) for place, line in enumerate(lines) if (match := _FRAME.match(line))]
+    text = [line for line in lines[frames[-1][0] + 1 :] if not line.startswith(" ")] if frames else []
+    if not text:
+        return None
+    own = [match for _, match in frames if not _INSTALLED.search(match[1])] or [frames[-1][1]]
+    return f"{' '.join(' '.join(text[:TAIL_LINES]).split())} ({Path(own[-1][1]).name}, line {own[-1][2]})"
 
 
 def _follow(process: subprocess.Popen[bytes], output: _Output) -> bool:

@@ -17,7 +17,7 @@ from tunecli.errors import UsageError
 from tunecli.home import find_database, remember, remove_unknown_checkpoints
 from tunecli.loading import loading
 from tunecli.search.aside import set_aside
-from tunecli.search.events import Changed, Differed, Ended, Event, Noticed, Opened, OpenedProgram, Progress
+from tunecli.search.events import Changed, Differed, Ended, Event, Failed, Noticed, Opened, OpenedProgram, Progress
 from tunecli.search.resume import Found, find
 from tunecli.storage import Database
 from tunecli.store import hold
@@ -33,6 +33,7 @@ __all__ = [
     "Differed",
     "Ended",
     "Event",
+    "Failed",
     "Noticed",
     "Opened",
     "OpenedProgram",

@@ -89,6 +89,14 @@ class Differed:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A trial has failed, for the `reason`."""
+
+    trial: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Noticed:
     """Something that a user may want to know: a worker process died, and its trials go on."""
 
@@ -104,7 +112,7 @@ class Ended:
     progress: Progress
 
 
-Event = Opened | OpenedProgram | Changed | Progress | Differed | Noticed | Ended
+Event = Opened | OpenedProgram | Changed | Progress | Differed | Failed | Noticed | Ended
 
 
 class Tally:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 
 from tunecli.pruner import Pruner
-from tunecli.search.events import Progress, Tally
+from tunecli.search.events import Failed, Progress, Tally
 from tunecli.store import Store
 from tunecli.trial import Hparams, Measurement, State, Trial, first_best
 
@@ -28,6 +28,7 @@ class Ledger:
         self._tally = Tally(self.trials, direction)
         self._asked, self._ended_now, self._began = asked, 0, time.monotonic()
         self._failures = _failures_in_a_row(self.trials)
+        self._untold: list[Failed] = []
 
     @property
     def in_flight(self) -> list[Trial]:
@@ -105,7 +106,14 @@ class Ledger:
             self.pruner.end(trial)
         self._ended_now += 1
         self._failures = self._failures + 1 if trial.state is State.FAILED else 0
+        if trial.state is State.FAILED:
+            self._untold.append(Failed(trial.number, trial.reason or "unknown"))
         self.store.end(trial)
+
+    def newly_failed(self) -> list[Failed]:
+        """The trials that have failed since this was asked last."""
+        untold, self._untold = self._untold, []
+        return untold
 
     def progress(self) -> Progress:
         seconds = time.monotonic() - self._began

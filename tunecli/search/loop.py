@@ -271,10 +271,11 @@ class Loop:
             self.store.flush()
             yield from map(Noticed, self.flight.keep())
 
-    def _noticed(self) -> Iterator[Noticed]:
-        """What the engine has told since."""
+    def _noticed(self) -> Iterator[Event]:
+        """What the engine has told since, and which trials have failed."""
         told, self._told[:] = self._told[:], []
         yield from map(Noticed, told)
+        yield from self.ledger.newly_failed()
 
     def _compute_less(self, error: OutOfMemory) -> None:
         """Have a new engine compute half as much at once, by a plan that is the study's from now on. What was recorded

@@ -110,6 +110,7 @@ class ProgramLoop:
             if not self.runs:
                 break
             yield from self._listen()
+            yield from self.ledger.newly_failed()
             self.store.commit()
             yield self._progress()
         if how == "done" and stop() and (self.runs or self.ledger.missing > 0):

@@ -5,11 +5,13 @@ no place for lies in `tunecli_*` tables beside it.
 """
 
 from tunecli.store.chosen import Kept, load_kept
+from tunecli.store.create import create_study
 from tunecli.store.lock import hold, is_held
 from tunecli.store.overview import Overview, overview
-from tunecli.store.reader import Earlier, Reading, Record, read
+from tunecli.store.reader import read
+from tunecli.store.record import Earlier, Reading, Record
 from tunecli.store.versions import is_deleted, is_unfinished, rename, studies_in
-from tunecli.store.writer import Store, create_study
+from tunecli.store.writer import Store
 
 __all__ = [
     "Earlier",

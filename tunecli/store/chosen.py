@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunecli import checkpoint
 from tunecli.errors import CheckpointError, InputError, NoUsableTrial
 from tunecli.home import checkpoint_folder
-from tunecli.store.reader import Record
+from tunecli.store.record import Record
 from tunecli.study.program import no_weights
 from tunecli.trial import State, Trial, best_trial
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from tunecli.errors import InputError
 from tunecli.storage import Database
 from tunecli.store.database import unreadable
-
-if TYPE_CHECKING:
-    from tunecli.store.reader import Record
+from tunecli.store.record import Record
 
 _NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, SQLAlchemyError)
 """What reading raises where rows are missing, or a column, or a value is of another kind than was written."""

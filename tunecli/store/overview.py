@@ -11,8 +11,7 @@ from sqlalchemy import Connection, DateTime, String, column, func, select, table
 
 from tunecli.storage import Database
 from tunecli.store.damage import check_direction, check_kind, understanding
-from tunecli.store.reader import STATES, finite_or_infinite
-from tunecli.store.schema import STUDIES
+from tunecli.store.schema import STATES, STUDIES, number_of
 from tunecli.store.versions import connect_to_read, find_study
 from tunecli.trial import State
 
@@ -73,7 +72,7 @@ def _overview(connection: Connection, study_id: int) -> Overview:
     values = [
         (sign * value, number)
         for number, stored, kind in connection.execute(complete)
-        if (value := finite_or_infinite(stored, kind)) is not None
+        if (value := number_of(stored, kind)) is not None
     ]
     best = min(values, default=None)
     times = connection.execute(

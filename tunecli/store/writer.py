@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -24,9 +23,10 @@ from tunecli.store.schema import (
     MEASUREMENTS,
     QUESTIONS,
     READINGS,
+    STATE_NAMES,
     STUDIES,
     TRIALS,
-    create,
+    stored_number,
     sweep,
     tables,
     utc_now,
@@ -36,39 +36,6 @@ from tunecli.trial import Importance, Measurement, State, Trial
 
 GROUP_SECONDS = 0.1
 """Ticks that end within this time share a commit: a commit waits for the disk, a short tick must not."""
-
-_STATES = {
-    State.WAITING: "WAITING",
-    State.RUNNING: "RUNNING",
-    State.COMPLETE: "COMPLETE",
-    State.PRUNED: "PRUNED",
-    State.FAILED: "FAIL",
-}
-
-
-def create_study(
-    database: Database,
-    *,
-    name: str,
-    metric: str,
-    direction: str,
-    document: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    data_hash: str,
-    environment: Mapping[str, Any],
-) -> None:
-    """A new database with one empty study, or an empty one in a database that others share; whole or not at all.
-
-    Raises StorageError, InputError.
-    """
-    row = {
-        "metric": metric,
-        "document": json.dumps(document),
-        "plan": json.dumps(plan),
-        "data_hash": data_hash,
-        "environment": json.dumps(environment),
-    }
-    create(database, name, direction, row)
 
 
 class Store:
@@ -134,7 +101,7 @@ class Store:
         """A trial is in flight from now on, a new one or one that waited."""
         own = trial.number
         if own in self._numbers:
-            begun = {"own": own, "state": _STATES[trial.state], "datetime_start": utc_now()}
+            begun = {"own": own, "state": STATE_NAMES[trial.state], "datetime_start": utc_now()}
             self._pending["begin"].append(begun)
         else:
             self._add(trial, utc_now())
@@ -170,7 +137,7 @@ class Store:
             {
                 "number": trial.number,
                 "study_id": self._study_id,
-                "state": _STATES[trial.state],
+                "state": STATE_NAMES[trial.state],
                 "datetime_start": start,
             }
         )
@@ -178,7 +145,7 @@ class Store:
     def record(self, measurements: Iterable[Measurement]) -> None:
         """What runs showed in this tick; the metric is also the value that Optuna shows for the step."""
         for measured in measurements:
-            value, kind = _representation(measured.metric)
+            value, kind = stored_number(measured.metric)
             self._pending["step"].append(
                 {
                     "own": measured.trial,
@@ -203,12 +170,12 @@ class Store:
     def end(self, trial: Trial) -> None:
         """A trial has ended as its state says; a failed one has no value."""
         own = trial.number
-        self._pending["end"].append({"own": own, "state": _STATES[trial.state], "datetime_complete": utc_now()})
+        self._pending["end"].append({"own": own, "state": STATE_NAMES[trial.state], "datetime_complete": utc_now()})
         self._pending["own end"].append(
             {"own": own, "end_tick": trial.end_tick, "best_tick": trial.best_tick, "reason": _storable(trial.reason)}
         )
         if trial.value is not None and trial.state is not State.FAILED:
-            value, kind = _representation(trial.value)
+            value, kind = stored_number(trial.value)
             self._pending["value"].append({"own": own, "objective": 0, "value": value, "value_type": kind})
 
     def keep(self, trial: Trial, sha256: str) -> None:
@@ -329,12 +296,3 @@ def _storable(text: str | None) -> str | None:
     if text is None:
         return None
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _representation(value: float) -> tuple[float | None, str]:
-    """A number as Optuna stores it: infinities and NaN are kinds of their own."""
-    if math.isnan(value):
-        return None, "NAN"
-    if math.isinf(value):
-        return None, "INF_POS" if value > 0 else "INF_NEG"
-    return value, "FINITE"

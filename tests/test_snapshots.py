@@ -15,7 +15,7 @@ from tunecli.engine.block import Block
 from tunecli.finetune import Finetuned, Request, finetune, training
 from tunecli.search import Differed, Ended, Event, Noticed, search
 from tunecli.search import loop as loop_room
-from tunecli.store import read
+from tunecli.store import Store, read
 from tunecli.study import Study
 from tunecli.trial import Trial
 
@@ -149,7 +149,7 @@ def test_a_crash_at_any_point_of_writing_snapshots_changes_nothing(
     monkeypatch.setattr(snapshots, "EVERY_SECONDS", 0.0)
     monkeypatch.setattr(snapshots, "LARGEST_SHARE", 1e9)
     left, before = [0], [True]
-    owner: Any = checkpoint if point != "flush" else loop_room.Store
+    owner: Any = checkpoint if point != "flush" else Store
     real = getattr(owner, point)
     assert files.write_new is checkpoint.write_new  # where checkpoints and snapshots are written alike
 

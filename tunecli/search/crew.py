@@ -1,14 +1,15 @@
-"""The worker processes of a search: how many of them, and from when on."""
+"""Who trains in a search: this process or workers, how many and from when on, and by which plan once memory ran out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from tunecli.data import Data
-from tunecli.engine import Engine, Processes, engine_of
-from tunecli.engine.plan import Plan
-from tunecli.engine.task import Task
+from tunecli.engine import Engine, LocalEngine, Plan, Processes, engine_of
+from tunecli.engine.device import release_memory
+from tunecli.engine.plan import lessened
 from tunecli.engine.template import Template
+from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.search.fit import Fitted
 from tunecli.study import Study
 from tunecli.study.program import cores
@@ -40,25 +41,23 @@ def spared(seconds: float, *, rows: int, block_rows: int, workers: int) -> float
 
 
 class Crew:
-    """Has the trials of a study trained by worker processes, which are forked from the template if there is one.
-
-    `tell` takes a line for the user.
+    """Who trains the trials of a study, with which `engine` and by which `plan`: this process, or worker processes,
+    forked from the template if there is one. `tell` takes a line for the user.
     """
 
     def __init__(
-        self,
-        study: Study,
-        data: Data,
-        task: Task,
-        device: str,
-        template: Template | None,
-        tell: Callable[[str], None],
+        self, study: Study, data: Data, fitted: Fitted, template: Template | None, tell: Callable[[str], None]
     ) -> None:
-        self._study, self._data, self._task, self._device = study, data, task, device
+        self.engine: Engine = fitted.engine
+        self.plan = fitted.plan
+        self._study, self._data, self._fitted, self._tell = study, data, fitted, tell
         # A GPU's driver need not bear what the search did with it when there was no template yet.
-        self._template = template if device == "cpu" else None
-        self._tell = tell
-        self.count = 0
+        self._template = template if fitted.device == "cpu" else None
+        self._workers = 0
+        self._before_shortage: Plan | None = None
+
+    def close(self) -> None:
+        self.engine.close()
 
     def useful(self, workers: int, left: int) -> int:
         """So many workers, but no more than there will ever be trials in flight for, where so many are `left`."""
@@ -69,26 +68,57 @@ class Crew:
             self._tell(f"--workers {workers}: {most} {'is' if most == 1 else 'are'} enough, {why}")
         return min(workers, most)
 
-    def repaid(self, fitted: Fitted, seconds: float) -> int:
+    def repaid(self, seconds: float) -> int:
         """How many workers repay their start where one process would still train for so long; 0 for none.
 
         One a core, or for as many cores as a process has threads; and none without trials of its own to train, two of
         which are computed at once in little more than the time of one.
         """
-        plan, window = fitted.plan, self._study.window
-        rows = 1 if fitted.looped_because or fitted.chained else plan.block_rows  # that share what a step costs
-        workers = min(cores() // plan.threads, -(-window // min(rows, 2)))
-        if workers < 2 or self._device != "cpu":
+        fitted, window = self._fitted, self._study.window
+        rows = 1 if fitted.looped_because or fitted.chained else self.plan.block_rows  # that share what a step costs
+        workers = min(cores() // self.plan.threads, -(-window // min(rows, 2)))
+        if workers < 2 or fitted.device != "cpu":
             return 0
         repays = FORKED_REPAYS_SECONDS if self._template is not None else SPAWNED_REPAYS_SECONDS
         return workers if spared(seconds, rows=window, block_rows=rows, workers=workers) >= repays else 0
 
-    def employ(self, workers: int, here: Engine, plan: Plan, moving: Iterable[Run]) -> Engine:
-        """An engine of so many processes. `here` goes on with the runs that are to move, until they are all there.
+    def employ(self, workers: int, moving: Iterable[Run] = ()) -> None:
+        """Have so many processes train. The runs that are to move go on here, until all processes are there.
 
         Raises StorageError or DataError where they cannot be.
         """
-        make = engine_of(self._study, self._data, self._task, plan, self._device)
-        engine = Processes(here, make, workers, self._study.window, self._tell, moving, self._template)
-        self.count = workers
-        return engine
+        make = engine_of(self._study, self._data, self._fitted.task, self.plan, self._fitted.device)
+        window = self._study.window
+        self.engine = Processes(self.engine, make, workers, window, self._tell, moving, self._template)
+        self._workers = workers
+
+    def hand_over(self, workers: int, moving: Iterable[Run]) -> None:
+        """`employ` in the middle of a search, where nobody asked for it: this process goes on alone where it cannot."""
+        try:
+            self.employ(workers, moving)
+        except TunecliError as error:
+            self._tell(f"{error.message}; this process trains alone")
+        else:
+            self._tell(f"{workers} worker processes take over, which changes no result")
+
+    def lesser_plan(self, error: OutOfMemory) -> Plan:
+        """The plan by which half as much is computed at once, after memory ran out. Raises the error where there is
+        nothing to halve."""
+        if error.of is None:
+            raise error
+        return self.plan.halved(error.of, error.at)
+
+    def compute_by(self, plan: Plan) -> None:
+        """Have a new engine compute by this plan; whoever has runs in the one before has taken them out."""
+        self._before_shortage = self._before_shortage or self.plan
+        self.engine.close()
+        release_memory()
+        self.engine, self.plan = LocalEngine(self._fitted.task, plan, self._fitted.device), plan
+        if self._workers:
+            self.employ(self._workers)
+
+    def tell_shortage(self) -> None:
+        """Say once, when a tick is through with it, that less is computed at once now."""
+        if self._before_shortage is not None:
+            self._tell(f"memory ran out: {' and '.join(lessened(self._before_shortage, self.plan))}")
+            self._before_shortage = None

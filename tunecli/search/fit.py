@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from tunecli.data import Data
 from tunecli.engine import LocalEngine, Plan
 from tunecli.engine.calibration import Timing, best
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.own import load_optimizer
 from tunecli.engine.plan import TRIED
-from tunecli.engine.task import Task
+from tunecli.engine.task import Task, make_task
 from tunecli.errors import InputError, TunecliError
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.source import is_function
 from tunecli.space import Choice, Range
 from tunecli.store import Record
 from tunecli.study import Study
-from tunecli.trial import Hparams, Run, State, Value
+from tunecli.trial import Hparams, Run, State, Trial, Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """An engine for a study, empty yet. `weights` are those that its first model trains, `timings` those of the plans
-    that were measured, and `looped_because` says why its trials are computed one after another, None if they are not;
-    `chained`: C of our own computes its models.
+    """What a study trains, and an engine for it, empty yet. `weights` are those that its first model trains, `timings`
+    those of the plans that were measured, and `looped_because` says why its trials are computed one after another, None
+    if they are not; `chained`: C of our own computes its models.
     """
 
+    task: Task
+    device: str
     engine: LocalEngine
     plan: Plan
     timings: Sequence[Timing]
@@ -35,11 +38,22 @@ class Fitted:
     chained: bool
 
 
-def fit(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
+def fit(study: Study, data: Data, device: str, record: Record | None) -> Fitted:
     """Try the model by the first point of the space that works; raises the first point's error where none does.
 
-    A study that is gone on with keeps the plan that is `stored` with it, but for what this machine cannot compile.
+    A study that is gone on with keeps the plan that is recorded of it, but for what this machine cannot compile. Raises
+    InputError where trials in flight could not go on to what they would have come to.
     """
+    flight = [trial for trial in record.trials if trial.state is State.RUNNING] if record is not None else []
+    task = _with_optimizers(make_task(study, data), study, flight)
+    stored = Plan(**record.plan) if record is not None else None
+    fitted = _try(study, task, device, stored)
+    if stored is not None and flight:
+        _check_plan(stored, fitted.plan)
+    return fitted
+
+
+def _try(study: Study, task: Task, device: str, stored: Plan | None) -> Fitted:
     faults: list[TunecliError] = []
     for hparams in _examples(study):
         run = Run(0, study.seed, hparams, study.train.epochs, study.train.settings)
@@ -65,11 +79,10 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
             timings = measure_plans(study, task, run, traits, device)
             plan = best(timings)
         engine.plan_by(plan)
-    return Fitted(engine, plan, timings, weights, traits.looped_because, traits.chained)
+    return Fitted(task, device, engine, plan, timings, weights, traits.looped_because, traits.chained)
 
 
-def keeps_plan(stored: Plan, now: Plan) -> None:
-    """Raises InputError where trials in flight could not go on to what they would have come to."""
+def _check_plan(stored: Plan, now: Plan) -> None:
     if stored.compiled and not now.compiled:
         raise InputError(
             "no C compiler (cc, or CC) works here, and the trials in flight were trained with one",
@@ -77,9 +90,8 @@ def keeps_plan(stored: Plan, now: Plan) -> None:
         )
 
 
-def with_earlier_optimizers(task: Task, study: Study, record: Record | None) -> Task:
+def _with_optimizers(task: Task, study: Study, flight: Iterable[Trial]) -> Task:
     """The task with the user's own optimizers of trials in flight, which today's space need not name any more."""
-    flight = [trial for trial in record.trials if trial.state is State.RUNNING] if record is not None else []
     own = {str(trial.hparams["optimizer"]) for trial in flight if is_function(str(trial.hparams["optimizer"]))}
     missing = {source: load_optimizer(source, study.base) for source in sorted(own - task.optimizers.keys())}
     return replace(task, optimizers={**task.optimizers, **missing}) if missing else task

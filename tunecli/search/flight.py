@@ -1,4 +1,4 @@
-"""The runs in flight: an engine trains them, and their snapshots keep what an interruption would cost."""
+"""The runs in flight: tick by tick, and their snapshots, which keep what an interruption would cost."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from tunecli.engine import Engine, Snapshot
+from tunecli.data import Data
+from tunecli.engine import Plan, Snapshot
 from tunecli.errors import OutOfMemory, TunecliError
-from tunecli.snapshots import Kept, Snapshots
+from tunecli.search.crew import Crew
+from tunecli.snapshots import Kept, Snapshots, code_of
+from tunecli.study import Study
 from tunecli.trial import Measurement, Run
 
 
 class Flight:
-    """What an engine trains, tick by tick, and what an earlier search left of it. Another engine may take over."""
+    """What a crew trains, and what an earlier search left of it."""
 
-    def __init__(self, engine: Engine, snapshots: Snapshots) -> None:
-        self.engine, self._snapshots = engine, snapshots
+    def __init__(self, crew: Crew, snapshots: Snapshots) -> None:
+        self._crew, self._snapshots = crew, snapshots
         self._runs: dict[int, Run] = {}
         self._found: dict[int, Kept] = {}
         self._parked: dict[int, Kept] = {}
@@ -51,12 +54,12 @@ class Flight:
                 self._ahead[run.trial], self._measured[run.trial] = (run, kept.snapshot), kept.measured
             else:
                 try:
-                    self.engine.restore(run, kept.snapshot)
+                    self._crew.engine.restore(run, kept.snapshot)
                 except TunecliError as error:
                     failed[run.trial] = error
                 else:
                     self._runs[run.trial], self._ticks[run.trial] = run, kept.snapshot.fidelity
-        failed |= self.engine.start_all(fresh)
+        failed |= self._crew.engine.start_all(fresh)
         started = [run for run in fresh if run.trial not in failed]
         self._runs |= {run.trial: run for run in started}
         self._ticks |= {run.trial: 0 for run in started}
@@ -74,18 +77,18 @@ class Flight:
 
     def begin(self) -> bool:
         """Begin the tick where others train; whether this process has time for something else while they do."""
-        return bool(self._runs) and self.engine.begin()
+        return bool(self._runs) and self._crew.engine.begin()
 
     def advance(self, seconds: float) -> int:
         """Train for so long, or until runs have finished their tick; how many have by now."""
         if len(self._measured) < len(self._runs) + len(self._ahead):
-            self._measured |= {own.trial: own for own in self.engine.advance(time.monotonic() + seconds)}
+            self._measured |= {own.trial: own for own in self._crew.engine.advance(time.monotonic() + seconds)}
         return len(self._measured)
 
     def end_tick(self) -> list[Measurement]:
         """What every run showed in this tick, by the number of its trial; the next one begins."""
         for run, snapshot in self._ahead.values():
-            self.engine.restore(run, snapshot)
+            self._crew.engine.restore(run, snapshot)
             self._runs[run.trial] = run
         measured = sorted(self._measured.values(), key=lambda own: own.trial)
         self._ticks |= {own.trial: own.fidelity for own in measured}
@@ -93,7 +96,7 @@ class Flight:
         return measured
 
     def free(self, run: Run) -> None:
-        self.engine.free(self._runs.pop(run.trial))
+        self._crew.engine.free(self._runs.pop(run.trial))
         del self._ticks[run.trial]
         self._stale.add(run.trial)
 
@@ -108,7 +111,7 @@ class Flight:
 
     def _take(self, run: Run) -> Kept | None:
         """A run as it is now; None where what it has just come through could not be heard."""
-        snapshot = self.engine.snapshot(run)
+        snapshot = self._crew.engine.snapshot(run)
         if snapshot is not None and snapshot.fidelity > self._ticks[run.trial] and run.trial not in self._measured:
             # A worker has just brought it through the tick. Where memory ran out there, the next tick is told of it.
             with suppress(OutOfMemory):
@@ -122,3 +125,15 @@ class Flight:
         for trial in self._stale:
             self._snapshots.remove(trial)
         self._stale.clear()
+
+
+def trained_by(study: Study, data: Data, fingerprint: str, plan: Plan) -> dict[str, object]:
+    """What a run's bits depend on beside itself, as far as it can change between two searches."""
+    document = study.document()
+    told = {name: document[name] for name in ("model", "train")}
+    # How many processes read changes no bit, and may change from one search to the next.
+    told["data"] = {key: value for key, value in document["data"].items() if key not in ("workers", "stream")}
+    # A run goes on from what it reached under a plan that took more memory.
+    computed = {key: value for key, value in plan.as_dict().items() if key not in ("block_rows", "evaluated")}
+    how = {"plan": computed, "code": code_of(document, study.base)}
+    return {**told, **how, "samples": fingerprint, "streamed": data.streamed}

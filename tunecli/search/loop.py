@@ -10,31 +10,27 @@ from dataclasses import replace
 
 import torch
 
-from tunecli.engine import Engine, LocalEngine, Plan, resolve_device
-from tunecli.engine.device import release_memory
+from tunecli.engine import Plan, resolve_device
 from tunecli.engine.plan import lessened
-from tunecli.engine.task import make_task
 from tunecli.engine.template import Template
-from tunecli.errors import OutOfMemory, StorageError, TunecliError
+from tunecli.errors import OutOfMemory, StorageError
 from tunecli.given import shown
-from tunecli.home import write_question
 from tunecli.importance import asked_by_hparam, importance
 from tunecli.patience import PAUSE_SECONDS, STOP_SECONDS
 from tunecli.pruner import make_pruner
-from tunecli.sampler import make_proposer
-from tunecli.search.begin import begin
+from tunecli.sampler import Proposer, make_proposer
+from tunecli.search.begin import open_store
 from tunecli.search.crew import Crew
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened, Progress
-from tunecli.search.fit import fit, keeps_plan, with_earlier_optimizers
-from tunecli.search.flight import Flight
+from tunecli.search.fit import fit
+from tunecli.search.flight import Flight, trained_by
 from tunecli.search.forecast import Forecast
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.resume import Found, contradiction
 from tunecli.search.shelf import Shelf
-from tunecli.snapshots import Snapshots, code_of
+from tunecli.snapshots import Snapshots
 from tunecli.space import settings_of
 from tunecli.stopping import reason_to_stop
-from tunecli.store import Store
 from tunecli.study import Study, load_data
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
@@ -43,107 +39,71 @@ class Loop:
     """One search, from where the record ends to where it stops."""
 
     def __init__(self, found: Found, device: str, workers: int | None, template: Template | None) -> None:
-        study, folder, record = found.study, found.folder, found.record
+        study, record = found.study, found.record
         assert isinstance(study, Study)
         self.data = load_data(study)
         if self.data.streamed:
             study = study.with_stream(True)
-        self.study, self.folder, self.device = study, folder, resolve_device(device)
-        self._may_employ = workers is None
-        self._told: list[str] = []
-        self._before_shortage: Plan | None = None
-        self._ends_at: float | None = None
-        self.task = with_earlier_optimizers(make_task(study, self.data), study, record)
-        self.direction = self.task.metric.direction
+        self.study, self.folder = study, found.folder
         fingerprint = self.data.fingerprint()
         if record is not None and record.data_hash != fingerprint:
-            raise contradiction(folder, [f"data.source: {self.data.name} holds other samples than it did"])
-        self.fitted = fit(study, self.task, self.device, Plan(**record.plan) if record is not None else None)
-        self.engine: Engine = self.fitted.engine
-        if record is not None and any(trial.state is State.RUNNING for trial in record.trials):
-            keeps_plan(Plan(**record.plan), self.fitted.plan)
-        if record is None:
-            # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
-            begin(
-                study,
-                folder,
-                found.database,
-                metric=self.task.metric.name,
-                direction=self.direction,
-                plan=self.fitted.plan.as_dict(),
-                data_hash=fingerprint,
-                torch=torch.__version__,
-                device=torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device,
-            )
-        trials = record.trials if record else ()
+            raise contradiction(self.folder, [f"data.source: {self.data.name} holds other samples than it did"])
+        device = resolve_device(device)
+        self.fitted = fit(study, self.data, device, record)
+        self.metric, plan = self.fitted.task.metric, self.fitted.plan
+        # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
+        self.store = open_store(
+            found,
+            study,
+            metric=self.metric.name,
+            direction=self.metric.direction,
+            plan=plan.as_dict(),
+            data_hash=fingerprint,
+            torch=torch.__version__,
+            device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        )
+        self._told: list[str] = []
+        if record is not None and (changes := lessened(Plan(**record.plan), plan)):
+            self.store.replan(plan.as_dict())
+            self._told += changes
+        trials = record.trials if record is not None else ()
+        kept = [trials[number] for number in record.kept] if record is not None else []
+        self.shelf = Shelf(self.folder, study, self.data, self.metric, kept)
         self.forecast = Forecast(study.train.epochs, trials)
-        self.store = Store(found.database, study.space)
-        if record is not None:
-            # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
-            write_question(folder, study)
-            if found.earlier is not None:
-                self.store.set_aside(found.earlier.document, found.earlier.until)
-            self.store.restate(study.document())
-            if changes := lessened(Plan(**record.plan), self.fitted.plan):
-                self.store.replan(self.fitted.plan.as_dict())
-                self._told += changes
-        kept = [trials[number] for number in record.kept] if record else []
-        self.shelf = Shelf(folder, study, self.data, self.task.metric, kept)
-        self.proposer = make_proposer(study.space, study.search.sampler, self.direction, study.seed, study.window)
+        self._ends_at: float | None = None
+        self.proposer = self._make_proposer(trials)
+        self.ledger = self._make_ledger(trials, found.queue)
+        self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
+        self.snapshots = Snapshots(self.folder / "snapshots", trained_by(study, self.data, fingerprint, plan))
+        self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])
+        self.crew = Crew(study, self.data, self.fitted, template, self._told.append)
+        self.flight = Flight(self.crew, self.snapshots)
+        self._may_employ = workers is None
+        self.workers = self.crew.useful(workers or 1, self.ledger.missing + len(self.ledger.in_flight))
+
+    def _make_proposer(self, trials: Iterable[Trial]) -> Proposer:
+        study = self.study
+        proposer = make_proposer(study.space, study.search.sampler, self.metric.direction, study.seed, study.window)
         for trial in trials:
             if trial.state is State.WAITING:
                 continue
             if (seen := self._shown(trial)) is not None:
-                self.proposer.add(seen)
+                proposer.add(seen)
             else:
-                self.proposer.hide(trial.number)
+                proposer.hide(trial.number)
+        return proposer
+
+    def _make_ledger(self, trials: Iterable[Trial], queue: Iterable[Hparams]) -> Ledger:
+        study, direction = self.study, self.metric.direction
         options = study.search.pruner_options
-        pruner = make_pruner(study.search.pruner, options, study.train.epochs, self.direction, study.seed, trials)
-        self.ledger = Ledger(self.store, pruner, self.direction, study.search.trials, trials)
-        self.snapshots = Snapshots(folder / "snapshots", self._trained_by(fingerprint))
-        self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])
-        for given in found.queue:
-            self.ledger.enqueue(given)
-        self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
-        self.crew = Crew(study, self.data, self.task, self.device, template, self._told.append)
-        self.workers = self.crew.useful(workers or 1, self.ledger.missing + len(self.ledger.in_flight))
-
-    def _employ(self, workers: int, training: Iterable[Trial] = ()) -> None:
-        """Have so many worker processes train, those that this one trains already as soon as they are there."""
-        moving = [self._run(trial.number, trial.hparams) for trial in training]
-        self.engine = self.flight.engine = self.crew.employ(workers, self.engine, self.fitted.plan, moving)
-
-    def _consider_workers(self, seconds: float) -> None:
-        """Start worker processes where what is left to train, in so many seconds at most, repays them, and nobody said
-        how many there should be."""
-        if not self._may_employ:
-            return
-        left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
-        workers = self.crew.repaid(self.fitted, min(left, seconds))
-        if workers == 0:
-            return
-        self._may_employ = False
-        try:
-            self._employ(workers, self.ledger.in_flight)
-        except TunecliError as error:
-            self._told.append(f"{error.message}; this process trains alone")
-        else:
-            self._told.append(f"{workers} worker processes take over, which changes no result")
-
-    def _trained_by(self, data: str) -> dict[str, object]:
-        """What a run's bits depend on beside itself, as far as it can change between two searches."""
-        document = self.study.document()
-        told = {name: document[name] for name in ("model", "train")}
-        # How many processes read changes no bit, and may change from one search to the next.
-        told["data"] = {key: value for key, value in document["data"].items() if key not in ("workers", "stream")}
-        # A run goes on from what it reached under a plan that took more memory.
-        plan = self.fitted.plan.as_dict()
-        plan = {key: value for key, value in plan.items() if key not in ("block_rows", "evaluated")}
-        how = {"plan": plan, "code": code_of(document, self.study.base)}
-        return {**told, **how, "samples": data, "streamed": self.data.streamed}
+        pruner = make_pruner(study.search.pruner, options, study.train.epochs, direction, study.seed, trials)
+        ledger = Ledger(self.store, pruner, direction, study.search.trials, trials)
+        for given in queue:
+            ledger.enqueue(given)
+        return ledger
 
     def close(self) -> None:
-        self.engine.close()
+        self.crew.close()
         self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -152,9 +112,9 @@ class Loop:
             folder=self.folder,
             data=self.data,
             weights=self.fitted.weights,
-            metric=self.task.metric.name,
-            direction=self.direction,
-            device=self.device,
+            metric=self.metric.name,
+            direction=self.metric.direction,
+            device=self.fitted.device,
             plan=self.fitted.plan,
             timings=self.fitted.timings,
             looped_because=self.fitted.looped_because,
@@ -165,9 +125,8 @@ class Loop:
         )
         how = "done"
         self.ledger.hope_again(self.study.search.max_failures)
-        self.flight = Flight(self.engine, self.snapshots)
         if self.workers > 1:
-            self._employ(self.workers)
+            self.crew.employ(self.workers)
         yield from self._noticed()
         yield from self._catch_up(stop)
         # What an earlier search had reached already is not paid for twice.
@@ -194,7 +153,8 @@ class Loop:
             self._decide(measured)
             self._foresee(began)
             yield from self._keep()
-            self._consider_workers(math.inf if until is None else until - time.monotonic())
+            if self._may_employ:
+                self._consider_workers(math.inf if until is None else until - time.monotonic())
         if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
             how = "stopped"
         yield from self._noticed()
@@ -214,7 +174,7 @@ class Loop:
     def _explain(self) -> None:
         trials = [own for t in self.ledger.trials if t.state.ended and (own := self._shown(t)) is not None]
         asked = {trial.number: asked_by_hparam(self.study.space, trial.hparams) for trial in trials}
-        found = importance(trials, asked, self.direction)
+        found = importance(trials, asked, self.metric.direction)
         if found is not None:
             self.store.explain(found)
 
@@ -227,6 +187,14 @@ class Loop:
         now = time.monotonic()
         left = self.forecast.remaining(self.ledger.in_flight, self.ledger.missing, now - began)
         self._ends_at = None if left is None else now + left
+
+    def _consider_workers(self, seconds: float) -> None:
+        """Have worker processes take over where what is left to train, in so many seconds at most, repays them."""
+        left = self.forecast.seconds_left(self.ledger.in_flight, self.ledger.missing)
+        workers = self.crew.repaid(min(left, seconds))
+        if workers > 0:
+            self._may_employ = False
+            self.crew.hand_over(workers, [self._run(trial.number, trial.hparams) for trial in self.ledger.in_flight])
 
     def _upcoming(self) -> list[tuple[int, Hparams]]:
         """The trials that are likely to start after this tick, in the place of those that end in it."""
@@ -251,7 +219,7 @@ class Loop:
                 yield from self._catch_up(stop)
                 continue
             if arrived == len(self.ledger.in_flight):  # of which some may have failed while they were trained again
-                self._tell_shortage()
+                self.crew.tell_shortage()
                 yield from self._noticed()
                 return self.flight.end_tick()
             if upcoming:
@@ -283,25 +251,11 @@ class Loop:
 
         The error should have no traceback any more: what did not fit is held by it.
         """
-        if error.of is None:
-            raise error
-        self._before_shortage = self._before_shortage or self.fitted.plan
-        plan = self.fitted.plan.halved(error.of, error.at)
+        plan = self.crew.lesser_plan(error)
         self.store.replan(plan.as_dict())
         self.store.flush()
         self.flight.park()
-        self.engine.close()
-        release_memory()
-        self.fitted = replace(self.fitted, engine=LocalEngine(self.task, plan, self.device), plan=plan)
-        self.engine = self.flight.engine = self.fitted.engine
-        if self.crew.count:
-            self._employ(self.crew.count)
-
-    def _tell_shortage(self) -> None:
-        """Say once, when a tick is through with it, that less is computed at once now."""
-        if self._before_shortage is not None:
-            self._told.append(f"memory ran out: {' and '.join(lessened(self._before_shortage, self.fitted.plan))}")
-            self._before_shortage = None
+        self.crew.compute_by(plan)
 
     def _catch_up(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Train the trials that were in flight forward to where they were recorded, all arriving in the same tick."""
@@ -395,7 +349,7 @@ class Loop:
         if own.fidelity >= self.study.train.epochs:
             return replace(trial, state=State.COMPLETE)
         run = self._run(own.trial, trial.hparams)
-        done = reason_to_stop(trial.curve, settings_of(run.settings, run.hparams), self.direction)
+        done = reason_to_stop(trial.curve, settings_of(run.settings, run.hparams), self.metric.direction)
         if done is not None:
             return replace(trial, state=State.COMPLETE, reason=done)
         reason = self.ledger.reason_to_prune(own)
@@ -405,7 +359,8 @@ class Loop:
         trial = replace(trial, end_tick=self.ledger.tick)
         if trial.state is State.COMPLETE and self.shelf.has_room_for(trial):
             run = self._run(trial.number, trial.hparams)
-            self.shelf.put(trial, self.engine.weights(run), self.engine.epoch_updates(run), self.store)
+            engine = self.crew.engine
+            self.shelf.put(trial, engine.weights(run), engine.epoch_updates(run), self.store)
         self.ledger.end(trial)
         if (seen := self._shown(trial)) is not None:
             self.proposer.end(seen)

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunecli.alarm import overdue
-from tunecli.home import write_question
 from tunecli.importance import importance
 from tunecli.patience import PAUSE_SECONDS
 from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
-from tunecli.search.begin import begin
+from tunecli.search.begin import open_store
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram, Progress
 from tunecli.search.launch import Launcher, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.resume import Found
-from tunecli.space import Choice, Range, Space, distribution_json, external_value
-from tunecli.store import Store, read
+from tunecli.space import Choice, Range, distribution_json, external_value
+from tunecli.store import read
 from tunecli.study import ProgramStudy
 from tunecli.suggest import Asked, Suggester
 from tunecli.trial import Measurement, State, Trial
@@ -56,17 +55,9 @@ class ProgramLoop:
         self.launcher = Launcher(study, folder)
         # Before anything is written: a script that cannot be loaded is no study.
         self.first = self.launcher.check() if record is None or study.command is not None else None
-        if record is None:
-            begin(study, folder, found.database, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
-        self.store = Store(found.database, Space(()))
-        if record is not None:
-            # It may ask for more trials now; and this is the study that was searched last.
-            write_question(folder, study)
-            if found.earlier is not None:
-                self.store.set_aside(found.earlier.document, found.earlier.until)
-            self.store.restate(study.document())
+        self.store = open_store(found, study, metric=self.metric, direction=study.direction, plan={}, data_hash="")
         self.placeholders = {
             own.name: distribution_json(own.range if isinstance(own.range, Range) else Choice((own.range,)))
             for own in study.space.dimensions

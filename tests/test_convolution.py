@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import examples
-from tests.test_engine import CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes, train
+from tests.test_engine import BY_TORCH, CLASSES, PLANS, assert_equals_plain_loop, make_run, make_task, outcomes, train
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine
@@ -181,7 +181,7 @@ def test_what_is_no_number_is_the_largest_in_c_too() -> None:
 def test_small_images_are_convolved_by_rules(layer: nn.Module, side: int, expected: str) -> None:
     model = lambda: nn.Sequential(layer, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))  # noqa: E731
     task = make_task(model, features=(2, side, side), samples=20)
-    assert LocalEngine(task, PLANS["rules, blocks of 8"]).traits(make_run(0)).way == expected
+    assert LocalEngine(task, BY_TORCH).traits(make_run(0)).way == expected
 
 
 @pytest.mark.parametrize(("model", "expected"), [("plain", True), ("normed", True), ("view", False)])

@@ -91,10 +91,10 @@ def assert_equal_alone(
     *,
     apart: bool = True,
     compiled: bool = False,
-    chained: bool = False,
+    native: bool = False,
 ) -> None:
     """Each of `rows` rows, on m samples of its own: samples (rows * m, ...). Its share of the gradient is added to what
-    is there, or written over it. `chained`: C computes all of the model."""
+    is there, or written over it. `native`: C computes all of the model."""
     layout, weights = random_rows(module, rows)
     before = torch.randn_like(weights)
     layout.filling(before).zero_()
@@ -103,15 +103,15 @@ def assert_equal_alone(
         gradient.put(row, before[row])
     block = samples.take(torch.arange(len(samples)).view(rows, -1))
     present = torch.rand(rows, len(samples) // rows, dtype=weights.dtype)
-    recorded = Recorded(module, layout, loss, compiled=compiled or chained, chained=chained)
+    recorded = Recorded(module, layout, loss, compiled=compiled or native, native=native)
     way = Rowwise(recorded, weights, gradient)
     assert isinstance(samples.inputs, Tensor)
-    some = 16 if chained else 5
+    some = 16 if native else 5
     shared = samples.inputs[:some]
     found_outputs = way.outputs(shared, some)
     keys = sample_keys(torch.arange(rows), torch.arange(len(samples)).view(rows, -1))
     way.draw_by(keys)
-    assert way.is_chained(block) is chained
+    assert way.is_native(block) is native
     shares = 1 / torch.arange(1.0, rows + 1, dtype=weights.dtype)
     found_losses, _ = way.add_gradient(block, present, shares)
     added = [gradient.row(row).clone() for row in range(rows)]

@@ -377,15 +377,15 @@ def test_workers_that_are_forked_repay_their_start_far_sooner(
     study, anything = question(window=64, trials=100), cast(Any, None)
     plan = Plan("rules", cap=32, block_rows=16, threads=2)
 
-    def fitted(device: str = "cpu", chained: bool = False) -> Any:
-        return SimpleNamespace(engine=None, plan=plan, device=device, looped_because=None, chained=chained)
+    def fitted(device: str = "cpu", native: bool = False) -> Any:
+        return SimpleNamespace(engine=None, plan=plan, device=device, looped_because=None, native=native)
 
     with forked_template() as template:
         forked, spawned = (Crew(study, anything, fitted(), own, [].append) for own in (template, None))
         assert [forked.repaid(seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 2, 2]
         assert [spawned.repaid(seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 0, 2]
         few = study.with_window(3)
-        in_c = (Crew(few, anything, fitted(chained=own), template, [].append) for own in (False, True))
+        in_c = (Crew(few, anything, fitted(native=own), template, [].append) for own in (False, True))
         assert [own.repaid(20.0) for own in in_c] == [0, 2], "two rows take as long as three, or two thirds"
         on_a_gpu = Crew(study, anything, fitted("cuda"), template, [].append)
         assert on_a_gpu.repaid(1e6) == 0

@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from tests.benchmarks import results
-from tests.benchmarks.slots import is_chained, loaded, plain, resident, sample_runs
+from tests.benchmarks.slots import is_native, loaded, plain, resident, sample_runs
 from tests.benchmarks.zoo import ZOO, make_task, measure
 from tunecli.engine import Engine, LocalEngine, Plan, Processes, choose_plan
 from tunecli.engine.compiler import can_compile
@@ -63,7 +63,7 @@ def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
     processes = kind.partition(" ")[0]
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
     plan = replace(
-        choose_plan(weights, WINDOW, chained=is_chained(task, runs[0])),
+        choose_plan(weights, WINDOW, native=is_native(task, runs[0])),
         threads=int(threads),
         compiled=can_compile("cpu"),
     )

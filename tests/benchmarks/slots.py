@@ -111,9 +111,9 @@ def plain(task: Task, runs: list[Run], batches: Batches) -> Callable[[], None]:
     return epoch
 
 
-def is_chained(task: Task, run: Run) -> bool:
+def is_native(task: Task, run: Run) -> bool:
     """Whether the tool's C computes the model of a run."""
-    return LocalEngine(task, TRIED.with_compiled(can_compile("cpu"))).traits(run).chained
+    return LocalEngine(task, TRIED.with_compiled(can_compile("cpu"))).traits(run).native
 
 
 def narrow_task() -> Task:
@@ -176,7 +176,7 @@ def main() -> None:
     runs = sample_runs(0, None if given.batches == "mix" else 32, given.l1)
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
     compiled = can_compile("cpu")
-    chosen = choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32, chained=is_chained(task, runs[0]))
+    chosen = choose_plan(weights, SLOTS, 16 if given.batches == "mix" else 32, native=is_native(task, runs[0]))
     chosen = replace(chosen, threads=1, compiled=compiled)
     plans = {"chosen": chosen, "looped": replace(LOOPED, compiled=compiled)}
     if given.plans:

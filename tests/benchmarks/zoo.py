@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import results
-from tests.benchmarks.slots import is_chained, loaded, plain, resident, slots
+from tests.benchmarks.slots import is_native, loaded, plain, resident, slots
 from tunecli import data, metrics, models
 from tunecli.data import Samples
 from tunecli.engine import Task, choose_plan
@@ -130,7 +130,7 @@ def make_epoch(side: str, name: str, size: int, samples: int, threads: int) -> C
         torch.set_num_threads(threads)
         return plain(task, runs, resident if side == "res" else loaded)
     module = task.build(runs[0])
-    how = {"convolves": bool(filters(module)), "chained": is_chained(task, runs[0])}
+    how = {"convolves": bool(filters(module)), "native": is_native(task, runs[0])}
     plan = choose_plan(sum(p.numel() for p in module.parameters()), window, size, **how)
     return slots(task, runs, replace(plan, threads=threads, compiled=can_compile("cpu")))
 

@@ -146,9 +146,9 @@ class Block:
         coming = self._index[self._step - low :]
         lengths = self._batches[0].lengths[self._step : high]
         self._read = self._train.stream(_lone(coming, lengths) if self._lane.micro is None else coming)
-        self._chained = self._chain_up()
+        self._native = self._native_steps()
 
-    def _chain_up(self) -> Steps | None:
+    def _native_steps(self) -> Steps | None:
         """The steps that are laid out as C trains them, where it can."""
         lane, way = self._lane, self._way
         if not isinstance(way, Rowwise) or not isinstance(self._train, Samples):
@@ -247,16 +247,16 @@ class Block:
 
     def _advance(self, *, late: bool) -> None:
         """Take the next step, or as many as one call of C may train; one where it is `late`, or rows are to join."""
-        if self._chained is None or self._joining:
+        if self._native is None or self._joining:
             self._micro_step(self._step)
             self._step += 1
             return
         assert self._updates is not None
         assert self._updates.compiled is not None
         low = self._step - self._low
-        high = min(low + (1 if late else self._chained.at_once), len(self._index))
+        high = min(low + (1 if late else self._native.at_once), len(self._index))
         updates = self._updates.compiled.address()
-        self._chained.train(low, high, updates, self._loss, self._norm, over=self._used_up)
+        self._native.train(low, high, updates, self._loss, self._norm, over=self._used_up)
         self._used_up = False
         self._step += high - low
 

@@ -26,7 +26,10 @@ from tunecli.engine.device import processor
 from tunecli.files import cache_folder, make_folder
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "update.c", *(HERE / "rowwise" / f"{name}.c" for name in ("images", "losses", "products", "chain"))
+SOURCES = (
+    HERE / "update.c",
+    *(HERE / "rowwise" / f"{name}.c" for name in ("images", "losses", "products", "elementwise", "lanes", "network")),
+)
 HEADERS = HERE / "update.h", *(HERE / "rowwise" / f"{name}.h" for name in ("parts", "functions", "layers", "products"))
 FUNCTIONS = {
     "update": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_int),
@@ -35,7 +38,7 @@ FUNCTIONS = {
     "largest": (c_void_p, c_ssize_t, c_void_p, c_void_p),
     "cross_entropy": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "to_largest": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_void_p, c_void_p),
-    "chain": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
+    "learn_step": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
     "evaluate": (c_void_p, c_void_p, c_ssize_t, c_void_p, c_void_p),
     "train": (c_void_p, c_void_p, c_void_p, c_void_p, c_ssize_t, c_ssize_t, c_int),
 }

@@ -104,11 +104,11 @@ class Lane:
         mixes_samples: bool,
         evaluated: int,
         compiled: bool,
-        chained: bool,
+        native: bool,
         device: torch.device,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
-        self.evaluated, self.compiled, self.chained = evaluated, compiled, chained
+        self.evaluated, self.compiled, self.native = evaluated, compiled, native
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
@@ -133,7 +133,7 @@ class Lane:
             if self.recorded is None:
                 assert isinstance(self.task.loss, Loss)  # a step is looped
                 compiled = self.compiled and is_compiled(initial.dtype, initial.device)
-                how = {"compiled": compiled, "chained": compiled and self.chained}
+                how = {"compiled": compiled, "native": compiled and self.native}
                 self.recorded = Recorded(module, self.layout, self.task.loss, **how)
         self._slots.append(slot)
         self._changed = True

@@ -21,7 +21,7 @@ from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.misfit import misfit
 from tunecli.engine.plan import Plan
-from tunecli.engine.rowwise.chained import WHOLE
+from tunecli.engine.rowwise.native import WHOLE
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
@@ -120,7 +120,7 @@ class LocalEngine:
                 mixes_samples=found.mixes_samples,
                 evaluated=self._plan.evaluated,
                 compiled=self._plan.compiled,
-                chained=found.chained,
+                native=found.native,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
@@ -229,7 +229,7 @@ _ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = tr
 
 
 def _looped(found: Traits, because: str) -> Traits:
-    return replace(found, way="looped", looped_because=because, chained=False)
+    return replace(found, way="looped", looped_because=because, native=False)
 
 
 def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:

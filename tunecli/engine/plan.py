@@ -28,7 +28,7 @@ class Plan:
     `cap`: largest micro-batch (None: whole batches); `block_rows`: at most so many rows are computed at once, which
     from two on changes the speed alone; `threads`: of the process; `evaluated`: so many samples are evaluated at once;
     `compiled`: C of our own (`compiler.py`) updates weights, and computes the losses and windows of recorded models, or
-    all of a model whose layers follow one another.
+    all of a model whose layers C has.
     """
 
     way: str
@@ -76,14 +76,14 @@ TRIED = Plan("rules", cap=16, block_rows=1, threads=1)
 """By which a model is tried, before there is a plan."""
 
 
-CHAINED_WEIGHTS = 1 << 20
-"""Up to here C of our own computes a chain of layers faster than torch does a trial alone, at every batch size: at 0.8
+NATIVE_WEIGHTS = 1 << 20
+"""Up to here C of our own computes a model faster than torch does a trial alone, at every batch size: at 0.8
 million weights in 0.6 to 0.9 of its time, at 5.8 million in 0.9 to 1.1, each by the plan that is best for it."""
 
 
 BLOCK_WEIGHTS = 1 << 22
-"""So many weights the rows of a chain's block have: then one call trains each row through a dozen steps, while its
-weights are near the core. A wide mlp takes 0.6 of the time with 4 rows that it takes with 32, and 0.7 with 8."""
+"""So many weights the rows of a block have that C computes: then one call trains each row through a dozen steps, while
+its weights are near the core. A wide mlp takes 0.6 of the time with 4 rows that it takes with 32, and 0.7 with 8."""
 
 
 def choose_plan(
@@ -93,11 +93,11 @@ def choose_plan(
     blocks: int = 1,
     *,
     convolves: bool = False,
-    chained: bool = False,
+    native: bool = False,
 ) -> Plan:
     """The written rule, for a model of `weights` weights that allows either way and a window of `window` trials, which
     is to fall into so many `blocks` at least: one a core where a study is long enough for all of them. `convolves`: it
-    has filters; `chained`: C of our own computes it.
+    has filters; `native`: C of our own computes it.
 
     Measured with the benchmark `slots`: narrow models gain from a block as soon as it holds two trials. One lane that
     holds every trial beats several low ones, hence a cap as low as the smallest batch: at the default batch sizes, a
@@ -106,7 +106,7 @@ def choose_plan(
     64 takes 0.4 to 0.85 of the time of one trial after another, one of 16 up to twice that time, at batches of 256; a
     trial alone gains a seventh to a half at small batches by what is recorded of its model, and reads batches whole;
     but one that convolves loses a fifth by it.
-    What is chained is computed a row after the other, and shares only the calls that lay out and measure a tick: by a
+    What C computes goes a row after the other, and shares only the calls that lay out and measure a tick: by a
     cap of 16, which holds all default batch sizes in one lane, it takes 0.8 of the time of a cap of 64 at a window of 4
     and the same at 32; a single batch size of 64 or more takes a tenth less by a cap of 64, if the model does not
     convolve: then what a layer unfolds should stay near the core.
@@ -114,7 +114,7 @@ def choose_plan(
     """
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
     rows = _most_rows(window, blocks)[-1]
-    if chained and weights <= CHAINED_WEIGHTS:
+    if native and weights <= NATIVE_WEIGHTS:
         few = max(2, min(rows, 1 << (BLOCK_WEIGHTS // max(weights, 1)).bit_length() - 1))
         return Plan("rules", cap=CAPS[0] if convolves else cap, block_rows=1 if window == 1 else few, threads=1)
     if weights > NARROW_WEIGHTS:
@@ -126,10 +126,10 @@ def choose_plan(
     return Plan("rules", cap=cap, block_rows=rows, threads=1)
 
 
-def reason(weights: int, window: int, *, chained: bool) -> str:
+def reason(weights: int, window: int, *, native: bool) -> str:
     """Why the written rule takes the plan that it takes, in a few words."""
-    if chained and weights <= CHAINED_WEIGHTS:
-        return "its layers follow one another: compiled code trains them"
+    if native and weights <= NATIVE_WEIGHTS:
+        return "compiled code trains all of its layers"
     if weights > NARROW_WEIGHTS:
         return f"with more than {NARROW_WEIGHTS:,} weights, a trial alone keeps the cores at work"
     if window == 1:

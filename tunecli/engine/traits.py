@@ -19,6 +19,7 @@ from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
+from tunecli.engine.rowwise.recurrent import MOST_STEPS, steps
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
@@ -28,7 +29,7 @@ class Traits:
     """What a model allows. `way` is the plan's or, where the model has not got it, "looped".
 
     `looped_because` is None where its rows can be computed at once; else it says what to change in the model, if
-    anything can. `chained`: C of our own computes it, one row after the other. `channels_last`: it convolves images
+    anything can. `native`: C of our own computes it, one row after the other. `channels_last`: it convolves images
     and works with filters kept so, which a CPU is faster with.
     """
 
@@ -37,7 +38,7 @@ class Traits:
     stochastic: bool = False
     mixes_samples: bool = False
     channels_last: bool = False
-    chained: bool = False
+    native: bool = False
 
 
 def traits(
@@ -57,9 +58,9 @@ def traits(
         norm = _batch_norm(module)
         mixer = "samples of a batch depend on each other" if norm is None else f"{norm} mixes the samples of a batch"
         # What is faster one by one would be no faster without it.
-        faster = norm is not None and _faster_alone(module, samples, SMALL) is None
+        faster = norm is not None and _faster_alone(module, samples, native=False) is None
         return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
-    alone = _faster_alone(module, samples, SMALL if more is None else SMALL_IN_C)
+    alone = _faster_alone(module, samples, native=more is not None)
     if alone is not None:
         return Traits("looped", alone, stochastic)
     own, other = module.state_dict(), twin.state_dict()
@@ -67,20 +68,21 @@ def traits(
     if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
         return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
     with _moved(module):
-        because = _fault(module, samples, loss, stochastic)
-        chained = because is None and more is not None and _is_chained(module, more, loss, stochastic)
+        native = more is not None and _is_native(module, more, loss, stochastic)
+        because = None if native else _fault(module, samples, loss, stochastic)
     if because is not None:
         return Traits("looped", because, stochastic)
-    alone = None if chained else _faster_alone(module, samples, SMALL)
-    return Traits(way if alone is None else "looped", alone, stochastic, chained=chained)
+    alone = None if native else _faster_alone(module, samples, native=False)
+    return Traits(way if alone is None else "looped", alone, stochastic, native=native)
 
 
-def _faster_alone(module: nn.Module, samples: Samples, small: int) -> str | None:
-    """Which layers take less time one trial after another, None where none does: convolutions of which a sample's
-    windows have more than `small` numbers."""
-    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str | None:
+    """Which layers take less time one trial after another, None where none does: long sequences, and convolutions of
+    which a sample's windows have many numbers; fewer of them where no C of our own may do it."""
+    forward = lambda: call(module, samples.inputs)  # noqa: E731
+    if steps(module, forward) > (MOST_STEPS if native else 0):
         return "recurrent layers are faster one by one"
-    if unfolded_numbers(module, lambda: call(module, samples.inputs)) > small:
+    if unfolded_numbers(module, forward) > (SMALL_IN_C if native else SMALL):
         return "such convolutions are faster one by one"
     return None
 
@@ -201,7 +203,7 @@ def _moved(module: nn.Module) -> Iterator[None]:
 def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
     """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
     try:
-        same = _Two(module, samples, loss, stochastic, chained=False).agree()
+        same = _Two(module, samples, loss, stochastic, native=False).agree()
     except Unrecordable as error:
         return f"{_place(error)}{error}"
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works
@@ -211,11 +213,11 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
     return None if same else "rows computed at once have another gradient"
 
 
-def _is_chained(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
+def _is_native(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
     """Whether C computes a model that is computed at once, and as it does itself; it reads so many samples at once."""
     try:
-        two = _Two(module, samples, loss, stochastic, chained=True)
-        return two.way.is_chained(two.samples) and two.agree()
+        two = _Two(module, samples, loss, stochastic, native=True)
+        return two.way.is_native(two.samples) and two.agree()
     except Exception as error:  # a forward that refuses so many, say
         if is_out_of_memory(error):
             raise
@@ -225,12 +227,12 @@ def _is_chained(module: nn.Module, samples: Samples, loss: Loss, stochastic: boo
 class _Two:
     """Two rows of a model, computed at once."""
 
-    def __init__(self, module: nn.Module, samples: Samples, loss: Loss, stochastic: bool, *, chained: bool) -> None:
+    def __init__(self, module: nn.Module, samples: Samples, loss: Loss, stochastic: bool, *, native: bool) -> None:
         self._module, self._own, self._loss, self._count = module, samples, loss, len(samples)
         self._layout = Layout.of(module)
         self._row = row = self._layout.row(module)
         gradient = Gradient(self._layout, torch.zeros(2, self._layout.width).to(row))
-        recorded = Recorded(module, self._layout, loss, compiled=chained, chained=chained)
+        recorded = Recorded(module, self._layout, loss, compiled=native, native=native)
         self.way = Rowwise(recorded, row.repeat(2, 1), gradient)
         self.samples = samples.take(torch.arange(self._count).repeat(2, 1))
         index = torch.arange(2 * self._count).view(2, self._count)

@@ -117,10 +117,10 @@ class Training:
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         device = resolve_device(self.request.device)
         can = can_compile(device)
-        chained = LocalEngine(task, TRIED.with_compiled(can), device).traits(run).chained
+        native = LocalEngine(task, TRIED.with_compiled(can), device).traits(run).native
         batch = run.hparams["batch_size"]
         smallest = batch if isinstance(batch, int) else len(joined)
-        plan = choose_plan(trainable, 1, smallest, convolves=bool(filters(module)), chained=chained).with_compiled(can)
+        plan = choose_plan(trainable, 1, smallest, convolves=bool(filters(module)), native=native).with_compiled(can)
         folder = self.folder / "snapshots" / of.replace(" ", "-")
         snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
         return _Leg(of, run, task, plan, snapshots)

@@ -92,7 +92,7 @@ def _rule(event: Opened) -> str:
 
     if event.looped_because is not None:
         return "the model allows no other than one trial after another"
-    return reason(event.weights, event.study.window or 1, chained=event.chained)
+    return reason(event.weights, event.study.window or 1, native=event.native)
 
 
 def change(event: Changed, width: int) -> Text:

@@ -75,7 +75,7 @@ class Crew:
         which are computed at once in little more than the time of one.
         """
         fitted, window = self._fitted, self._study.window
-        rows = 1 if fitted.looped_because or fitted.chained else self.plan.block_rows  # that share what a step costs
+        rows = 1 if fitted.looped_because or fitted.native else self.plan.block_rows  # that share what a step costs
         workers = min(cores() // self.plan.threads, -(-window // min(rows, 2)))
         if workers < 2 or fitted.device != "cpu":
             return 0

@@ -22,7 +22,7 @@ class Opened:
     """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none.
 
     `in_flight` is how many ticks are recorded of each trial that an interruption left in flight; `timings` are those
-    that the plan was chosen by, if any. `looped_because` and `chained` are as `Traits` has them.
+    that the plan was chosen by, if any. `looped_because` and `native` are as `Traits` has them.
     """
 
     study: Study
@@ -35,7 +35,7 @@ class Opened:
     plan: Plan
     timings: Sequence[Timing]
     looped_because: str | None
-    chained: bool
+    native: bool
     done: int
     in_flight: Sequence[int] = ()
     workers: int = 0

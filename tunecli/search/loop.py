@@ -118,7 +118,7 @@ class Loop:
             plan=self.fitted.plan,
             timings=self.fitted.timings,
             looped_because=self.fitted.looped_because,
-            chained=self.fitted.chained,
+            native=self.fitted.native,
             done=self.ledger.done,
             in_flight=[trial.fidelity for trial in self.ledger.in_flight],
             workers=self.workers if self.workers > 1 else 0,

@@ -33,7 +33,7 @@ def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, de
     """The plan of a new study by the written rule, for models like the `example` that leaves `cores` cores work."""
     smallest = _batch_sizes(study.space, len(task.train))[0]
     weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
-    how = {"convolves": bool(filters(example)), "chained": found.chained}
+    how = {"convolves": bool(filters(example)), "native": found.native}
     plan = choose_plan(weights, study.window, smallest, cores, **how)
     return plan.with_compiled(can_compile(device))
 
@@ -54,7 +54,7 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     written = written_plan(study, task, module, found, device, cores)
     looped, compiled = found.looped_because is not None, can_compile(device)
     plans = rivals(written, study.window, batches[-1], cores, looped=looped, compiled=compiled)
-    model = {"way": found.way, "chained": found.chained, "layout": layout}
+    model = {"way": found.way, "native": found.native, "layout": layout}
     shape = shape_of(task, device, **model, batches=batches, window=study.window)
     timings = recall(shape, plans)
     if timings is None:

@@ -45,6 +45,15 @@ static inline part exponential(part x)
     return choose(tiny, (part){0}, found * scale);
 }
 
+/* e ** x - 1 for x <= 0, near 0 too. */
+static inline part exponential_less_one(part x)
+{
+    ONE_BY_ONE(expm1, x)
+    const part curve = POLYNOMIAL(x, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                                  5.0000001201e-1);
+    return choose(x > (REAL)-0.34 + (part){0}, curve * x * x + x, exponential(x) - (REAL)1);
+}
+
 /* 1 / (1 + e ** -x), of large numbers too. */
 static inline part logistic(part x)
 {

@@ -1,7 +1,44 @@
-/* What `chain.c` is made of: layers and losses of other sources. REAL is float or double. */
+/* What `network.c` is made of: layers and losses of other sources. Samples lie innermost: a line has one number of each of
+   the m samples, which are whole parts. REAL is float or double. */
 
 #include <stddef.h>
 #include <stdint.h>
+
+/* In the order of network.py. */
+enum kind {
+    LINEAR, CONVOLUTION, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX, SUM, DROPOUT,
+    SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU
+};
+
+/* Layers from SCALE on, of n numbers: y = x * scale + shift, or what they are called; LeakyReLU's slope and ELU's alpha are
+   their scale. The gradient with respect to x comes from d, that with respect to y, which it may overwrite. */
+void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, REAL *y);
+void unapply(enum kind kind, ptrdiff_t n, double scale, const REAL *x, const REAL *y, const REAL *d, REAL *to);
+
+/* Of 2 ** 32 draws so many are zeros, the others times a scale; what each line is drawn by. Its gradient is had alike. */
+struct dropout {
+    const uint32_t *elements;
+    uint32_t dropped;
+    double scale;
+};
+
+void drop(const struct dropout *how, ptrdiff_t lines, ptrdiff_t m, const int64_t *keys, const REAL *x, REAL *y);
+
+/* Groups of n lines: to mean 0 and variance 1, by the inverse of each group's standard deviation; softmax; and sums, times
+   a scale. Then gradients as above. */
+void normalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double epsilon, const REAL *x, REAL *y, REAL *inverse);
+void unnormalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *inverse, const REAL *d, REAL *to);
+void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y);
+void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
+void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y);
+void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to);
+
+/* Of each sample, C (M, N) = A (M, K) B (K, N): the lines of (i, k) are i * a_down + k * a_right, of B alike. */
+struct between {
+    ptrdiff_t M, N, K, a_down, a_right, b_down, b_right;
+};
+
+void between(const struct between *p, ptrdiff_t m, const REAL *a, const REAL *b, REAL *c);
 
 /* An image (C, H, W) of m samples, and where a kernel lies over it at each place of its outputs. */
 struct windows {

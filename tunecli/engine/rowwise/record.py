@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.engine.rowwise.dropout import noise, which_draw
 from tunecli.engine.rowwise.images import conv2d, max_pool2d
+from tunecli.engine.rowwise.recurrent import in_steps
 
 aten = torch.ops.aten
 
@@ -34,9 +35,18 @@ class Unrecordable(Exception):
     """A graph would not do what the function does; the message says why, of a model's forward pass."""
 
 
-def record(
-    function: Callable[[], Sequence[Tensor]], arguments: Sequence[Tensor], keys: Tensor | None
-) -> fx.GraphModule:
+class Recording(NamedTuple):
+    """A graph of torch's operations, and the constants that it reads."""
+
+    graph: fx.Graph
+    constants: nn.Module
+
+    def function(self) -> Callable[..., Any]:
+        found: Callable[..., Any] = fx.GraphModule(self.constants, self.graph).forward
+        return found
+
+
+def record(function: Callable[[], Sequence[Tensor]], arguments: Sequence[Tensor], keys: Tensor | None) -> Recording:
     """What `function` does with `arguments`: a graph without writing in place, from them to a tuple of tensors. What
     depends on none of them is a constant of the graph. `meta["value"]` of a node is what was computed.
 
@@ -49,7 +59,7 @@ def record(
     with recorder, _in_plain_operations():
         found = function()
     recorder.graph.output(tuple(recorder.node(own) for own in found))
-    return fx.GraphModule(recorder.constants, recorder.graph)
+    return Recording(recorder.graph, recorder.constants)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -179,6 +189,7 @@ def _in_plain_operations() -> Iterator[None]:
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
+            in_steps(),
             patch.multiple(functional, linear=_linear, embedding=_embedding, conv2d=conv2d, max_pool2d=max_pool2d),
         ):
             yield

@@ -16,10 +16,11 @@ from tunecli.data.samples import Inputs
 from tunecli.engine.compiler import has_functions
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
-from tunecli.engine.rowwise.chain import Layer, layers_of
-from tunecli.engine.rowwise.chained import WHOLE, Chain, Rows, Steps, loss_number
+from tunecli.engine.rowwise.layers import Layer
 from tunecli.engine.rowwise.loss import loss_gradient
-from tunecli.engine.rowwise.record import DECIDES, Unrecordable, record
+from tunecli.engine.rowwise.native import WHOLE, Network, Rows, Steps, loss_number
+from tunecli.engine.rowwise.network import layers_of
+from tunecli.engine.rowwise.record import DECIDES, Recording, Unrecordable, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify
 from tunecli.metrics import Loss
 
@@ -30,16 +31,16 @@ class Recorded:
     """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
 
     What forward does while it is recorded is fixed for good: it must change nothing of the module. `compiled`: what C
-    of our own can do is done by it, and all of the model if that may be `chained`.
+    of our own can do is done by it, and all of the model if it may be `native`.
     """
 
     def __init__(
-        self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False, chained: bool = False
+        self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False, native: bool = False
     ) -> None:
         self._module, self.layout, self._loss, self._compiled = module, layout, loss, compiled
-        self._chained = chained
+        self._native = native
         self._computed: dict[Any, Computed] = {}
-        self._chains: dict[Any, Chain | None] = {}
+        self._networks: dict[Any, Network | None] = {}
 
     def losses_and_gradient(
         self,
@@ -78,25 +79,31 @@ class Recorded:
 
             given = [targets, present, counts, *shape.values(), *([] if keys is None else [keys])]
             gradients = [torch.empty_like(own) for own in weights]
-            self._computed[known] = self._record(
+            self._computed[known] = self._rewritten(
                 computed, [*leaves, *tree_leaves(inputs), *given], keys, gradients, over=over, apart=apart
             )
         return self._computed[known]
 
-    def chain(self, weights: list[Tensor], inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Chain | None:
-        """What computes the model in C, if it may and its layers follow one another: for inputs (B, m, *feature) and
+    def network(
+        self, weights: list[Tensor], inputs: Inputs, targets: Tensor | None, keys: Tensor | None
+    ) -> Network | None:
+        """What computes the model in C, if it may and knows all of its layers: for inputs (B, m, *feature) and
         keys (B, m) as a step reads them, or without targets in evaluation mode. Raises Unrecordable."""
         first = weights[0]
-        if not self._chained or not isinstance(inputs, Tensor) or not has_functions(first.dtype):
+        if not self._native or not isinstance(inputs, Tensor) or not has_functions(first.dtype):
             return None
         known = inputs.shape[1], targets is None, keys is None
-        if known not in self._chains:
+        if known not in self._networks:
             loss = 0 if targets is None else loss_number(self._loss, first.dtype, targets)
             alike = {own.dtype for own in (*weights, inputs)} == {first.dtype} and first[0].is_contiguous()
             fits = loss is not None and alike and known[0] % WHOLE == 0
             layers = self._layers(weights, inputs, keys, training=targets is not None) if fits else None
-            self._chains[known] = Chain(layers, known[0], loss, first.dtype) if layers and loss is not None else None
-        return self._chains[known]
+            self._networks[known] = (
+                Network(layers, inputs[0, 0].numel(), known[0], loss, first.dtype)
+                if layers and loss is not None
+                else None
+            )
+        return self._networks[known]
 
     def _layers(
         self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool
@@ -110,13 +117,13 @@ class Recorded:
             return as_matrix(found) if training else found
 
         with torch.no_grad(), nullcontext() if training else evaluating(self._module):
-            recorded = record(
+            recording = self._record(
                 lambda: [vmap(outputs, randomness="different")(two, read)],
                 [*two, read, *([] if drawn is None else [drawn])],
                 drawn,
             )
-        simplify(recorded.graph)
-        return layers_of(recorded, len(weights), read.shape[1])
+        simplify(recording.graph)
+        return layers_of(recording, len(weights), read.shape[1])
 
     def outputs(self, weights: list[Tensor], inputs: Inputs, samples: int) -> Computed:
         """From weights and inputs (B, N, *feature) to outputs (B, N, ...), in evaluation mode. Raises Unrecordable."""
@@ -129,7 +136,7 @@ class Recorded:
 
             with evaluating(self._module), torch.no_grad():
                 read = [*weights, *tree_leaves(inputs)]
-                self._computed[known] = self._record(
+                self._computed[known] = self._rewritten(
                     lambda: [vmap(outputs, randomness="different")(weights, inputs)], read
                 )
         return self._computed[known]
@@ -137,7 +144,7 @@ class Recorded:
     def _call(self, weights: dict[str, Tensor], inputs: Inputs, samples: int) -> Tensor:
         return as_outputs(functional_call(self._module, weights, *arguments(self._module, inputs)), samples)
 
-    def _record(
+    def _rewritten(
         self,
         function: Callable[[], Sequence[Tensor]],
         read: list[Tensor],
@@ -147,11 +154,16 @@ class Recorded:
         over: bool = False,
         apart: bool = False,
     ) -> Computed:
+        recording = self._record(function, [*read, *gradients], keys)
+        rewrite(recording.graph, len(gradients), over=over, apart=apart, compiled=self._compiled)
+        return recording.function()
+
+    def _record(self, function: Callable[[], Sequence[Tensor]], read: list[Tensor], keys: Tensor | None) -> Recording:
         if any(map(_is_hooked, self._module.modules())):
             raise Unrecordable("it has hooks: what they do can stand in forward")
         before = _attributes(self._module)
         try:
-            recorded = record(function, [*read, *gradients], keys)
+            recording = record(function, read, keys)
         except RuntimeError as error:
             if "data-dependent" in str(error) or ".item()" in str(error):
                 raise Unrecordable(DECIDES) from error
@@ -159,10 +171,7 @@ class Recorded:
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
             raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
-        rewrite(recorded.graph, len(gradients), over=over, apart=apart, compiled=self._compiled)
-        recorded.recompile()
-        computed: Computed = recorded.forward
-        return computed
+        return recording
 
 
 def _twice(rows: Tensor) -> Tensor:
@@ -193,7 +202,7 @@ class Rowwise:
         self._recorded, self._shape, self.gradient = recorded, shape, gradient
         self._weights = list(recorded.layout.views(weights).values())
         self._keys: Tensor | None = None
-        self._rows: dict[Chain, Rows] = {}
+        self._rows: dict[Network, Rows] = {}
 
     def draw_by(self, keys: Tensor | None) -> None:
         """What the coming forward pass draws by (B, m), as `sample_keys` gives them."""
@@ -224,19 +233,19 @@ class Rowwise:
             self.gradient.clear_filling()
         return losses, None
 
-    def is_chained(self, samples: Samples) -> bool:
+    def is_native(self, samples: Samples) -> bool:
         """Whether C computes the gradient of all of the model, for samples as a step reads them."""
         return self._rows_of(samples) is not None
 
     def _rows_of(self, samples: Samples) -> Rows | None:
         """What computes these rows in C, where it can, for samples as a step reads them."""
-        return None if self._shape else self._chained(samples.inputs, samples.targets, self._keys)
+        return None if self._shape else self._by_network(samples.inputs, samples.targets, self._keys)
 
-    def _chained(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
-        chain = self._recorded.chain(self._weights, inputs, targets, keys)
-        if chain is not None and chain not in self._rows:
-            self._rows[chain] = Rows(chain, self._weights, self.gradient.views)
-        return None if chain is None else self._rows[chain]
+    def _by_network(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
+        network = self._recorded.network(self._weights, inputs, targets, keys)
+        if network is not None and network not in self._rows:
+            self._rows[network] = Rows(network, self._weights, self.gradient.views)
+        return None if network is None else self._rows[network]
 
     def steps(
         self, samples: Samples, index: Tensor, present: Tensor, shares: Tensor, active: Tensor, keys: Tensor | None
@@ -256,8 +265,8 @@ class Rowwise:
         rows = len(self._weights[0])
         each = tree_map(lambda own: own.expand(rows, *own.shape), inputs)
         if isinstance(inputs, Tensor) and samples % WHOLE == 0:
-            chained = self._chained(each[:, :WHOLE], None, None)
-            if chained is not None:
-                return chained.evaluate(inputs)
+            native = self._by_network(each[:, :WHOLE], None, None)
+            if native is not None:
+                return native.evaluate(inputs)
         (found,) = self._recorded.outputs(self._weights, each, samples)(*self._weights, *tree_leaves(each))
         return found

@@ -1,5 +1,5 @@
-"""Models whose layers follow one another, computed in C: what they come to is what autograd and a plain loop make of
-them, and what is no chain is computed otherwise."""
+"""Models that C computes, all of their layers: what they come to is what autograd and a plain loop make of them, and
+what has other layers is computed otherwise."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, choose_plan
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
-from tunecli.engine.plan import CHAINED_WEIGHTS
-from tunecli.engine.rowwise import Recorded, Rowwise, Steps, chained
+from tunecli.engine.plan import NATIVE_WEIGHTS
+from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native
 from tunecli.metrics import LOSSES
 
 pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
@@ -38,7 +38,7 @@ def activations() -> st.SearchStrategy[nn.Module]:
 
 
 @st.composite
-def chains(draw: st.DrawFn, features: int, outputs: int) -> nn.Module:
+def layers(draw: st.DrawFn, features: int, outputs: int) -> nn.Module:
     """Layers of any widths, some at a whole vector's length."""
     torch.manual_seed(draw(st.integers(0, 2**31)))
     layers: list[nn.Module] = [nn.Dropout(0.3)] if draw(st.booleans()) else []
@@ -58,16 +58,16 @@ def chains(draw: st.DrawFn, features: int, outputs: int) -> nn.Module:
     samples=st.sampled_from([16, 32, 48]),
     features=st.sampled_from([1, 13, 16, 64]),
 )
-def test_a_chain_of_layers_has_the_gradient_of_plain_autograd(
+def test_layers_that_follow_one_another_have_the_gradient_of_plain_autograd(
     data: st.DataObject, loss: str, rows: int, samples: int, features: int
 ) -> None:
     own = LOSSES[loss]
-    module = data.draw(chains(features, own.outputs(CLASSES))).double()
+    module = data.draw(layers(features, own.outputs(CLASSES))).double()
     inputs = torch.randn(rows * samples, features, dtype=torch.float64)
     targets = torch.randn(rows * samples, dtype=torch.float64)
     if own.task == "classification":
         targets = torch.randint(2 if own.one_output else CLASSES, (rows * samples,))
-    assert_equal_alone(module, Samples(inputs, targets), own, rows, apart=data.draw(st.booleans()), chained=True)
+    assert_equal_alone(module, Samples(inputs, targets), own, rows, apart=data.draw(st.booleans()), native=True)
 
 
 @st.composite
@@ -78,9 +78,13 @@ def convolutions(draw: st.DrawFn) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(IMAGE[0], draw(st.sampled_from([1, 4, 5])), kernel, stride, **how)]
     layers += draw(st.lists(activations() | st.builds(nn.ReLU, inplace=st.just(True)), max_size=1))
     if draw(st.booleans()):
-        layers += [nn.MaxPool2d(2, stride=draw(st.integers(1, 2)))]
+        layers += [nn.GroupNorm(1, layers[0].out_channels, affine=draw(st.booleans()))]  # type: ignore[arg-type]  # int
+    if draw(st.booleans()):
+        layers += [draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))(2, stride=draw(st.integers(1, 2)))]
     if draw(st.booleans()):
         layers += [nn.LazyConv2d(4, 2, padding=1), nn.ReLU()]
+    if draw(st.booleans()):
+        layers += [nn.AdaptiveAvgPool2d(1)]
     module = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(CLASSES))
     module(torch.zeros(2, *IMAGE))
     return module
@@ -88,10 +92,101 @@ def convolutions(draw: st.DrawFn) -> nn.Module:
 
 @examples(15)
 @given(module=convolutions(), rows=st.integers(1, 3), samples=st.sampled_from([16, 32]))
-def test_a_chain_of_convolutions_has_the_gradient_of_plain_autograd(module: nn.Module, rows: int, samples: int) -> None:
+def test_convolutions_have_the_gradient_of_plain_autograd(module: nn.Module, rows: int, samples: int) -> None:
     inputs = torch.randn(rows * samples, *IMAGE, dtype=torch.float64)
     targets = torch.randint(CLASSES, (rows * samples,))
-    assert_equal_alone(module.double(), Samples(inputs, targets), LOSSES["cross_entropy"], rows, chained=True)
+    assert_equal_alone(module.double(), Samples(inputs, targets), LOSSES["cross_entropy"], rows, native=True)
+
+
+TOKENS, WIDTH = 5, 6
+
+
+class Woven(nn.Module):
+    """Steps over tokens (m, T, F), each of which reads the one before and perhaps an earlier one."""
+
+    def __init__(self, steps: list[str], head: str) -> None:
+        super().__init__()
+        self.steps, self.head_of = steps, head
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=place % 2 == 0) for place in range(len(steps) + 2))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(WIDTH, elementwise_affine=place % 2 == 0) for place in range(len(steps))
+        )
+        self.groups, self.dropout = nn.GroupNorm(1, TOKENS), nn.Dropout(0.3)
+        self.place, self.scale = (nn.Parameter(torch.randn(shape)) for shape in ((TOKENS, WIDTH), (1, WIDTH)))
+        self.register_buffer("mask", torch.randn(TOKENS, 1))
+        self.memory = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.head = nn.Linear(TOKENS * WIDTH if head == "all" else WIDTH, CLASSES)
+        self.to(torch.float64)
+
+    def step(self, place: int, name: str, x: Tensor, y: Tensor) -> Tensor:
+        linear, norm = self.linears[place], self.norms[place]
+        own = {
+            "linear": lambda: linear(x),
+            "reads twice": lambda: linear(self.linears[-1](x).tanh()) + self.linears[-1](y),
+            "norm": lambda: norm(x),
+            "group norm": lambda: self.groups(x),
+            "residual": lambda: x + 0.5 * functional.gelu(linear(norm(x))),
+            "gate": lambda: y * linear(x).sigmoid(),
+            "difference": lambda: 1 - (y - x) / 3,
+            "square": lambda: x * x,
+            "place": lambda: x + self.place,
+            "weigh": lambda: (x - self.scale) * self.mask,
+            "mean": lambda: x - x.mean(1, keepdim=True) + y.sum(2, keepdim=True),
+            "attend": lambda: (linear(x) @ y.transpose(1, 2) / 2).softmax(2) @ y,
+            "heads": lambda: self.heads(linear(x), x, y),
+            "join": lambda: linear(torch.cat([x[..., :2], y[..., 1:3], x[..., :2].relu()], 2)),
+            "flip": lambda: torch.stack([y[:, TOKENS - 1 - own] for own in range(TOKENS)], 1) + x,
+            "elu": lambda: functional.elu(x, 0.7),
+            "dropout": lambda: self.dropout(x) * 2,
+            "recur": lambda: self.memory(x)[0] + y,
+        }
+        found: Tensor = own[name]()
+        return found
+
+    def heads(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        split = [own.unflatten(2, (2, WIDTH // 2)).transpose(1, 2) for own in (query, key, value)]
+        found: Tensor = functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x, self.linears[-2](x)]
+        for place, name in enumerate(self.steps):
+            seen.append(self.step(place, name, seen[-1], seen[place // 2]))
+        x = seen[-1]
+        read = {"first": x[:, 0], "mean": x.mean(1), "all": x.flatten(1)}[self.head_of]
+        found: Tensor = self.head(read)
+        return found
+
+
+STEPS = (
+    *("linear", "reads twice", "norm", "group norm", "residual", "gate", "difference", "square", "place", "weigh"),
+    *("mean", "attend", "heads", "join", "flip", "elu", "dropout", "recur"),
+)
+
+
+@examples(25)
+@given(
+    steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=5),
+    head=st.sampled_from(["first", "mean", "all"]),
+    rows=st.integers(1, 2),
+    samples=st.sampled_from([16, 32]),
+)
+def test_layers_that_branch_and_join_have_the_gradient_of_plain_autograd(
+    steps: list[str], head: str, rows: int, samples: int
+) -> None:
+    torch.manual_seed(len(steps))
+    module = only_used(Woven(steps, head), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64))
+    inputs = torch.randn(rows * samples, TOKENS, WIDTH, dtype=torch.float64)
+    targets = torch.randint(CLASSES, (rows * samples,))
+    assert_equal_alone(module, Samples(inputs, targets), LOSSES["cross_entropy"], rows, native=True)
+
+
+def only_used(module: nn.Module, inputs: Tensor) -> nn.Module:
+    """The module, without training those weights that its forward pass does not read."""
+    found = torch.autograd.grad(module(inputs).sum(), list(module.parameters()), allow_unused=True)
+    for weight, gradient in zip(module.parameters(), found, strict=True):
+        weight.requires_grad_(gradient is not None)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -132,12 +227,71 @@ def of_rows(module: nn.Module, biases: Tensor) -> tuple[Tensor, Tensor]:
     weights = layout.row(module).repeat(len(biases), 1)
     weights[:, place] = biases[:, 0]
     gradient = Gradient(layout, torch.zeros_like(weights))
-    way = Rowwise(Recorded(module, layout, LOSSES["mse"], compiled=True, chained=True), weights, gradient)
+    way = Rowwise(Recorded(module, layout, LOSSES["mse"], compiled=True, native=True), weights, gradient)
     outputs = way.outputs(torch.zeros(16, 1), 16)[:, :, 0]
     inputs = Samples(torch.zeros(len(biases), 16, 1), outputs - 0.5)
     way.add_gradient(inputs, torch.full_like(outputs, 1 / 16))
     slopes = torch.stack([gradient.row(row)[place] for row in range(len(biases))])
     return outputs[:, :1], slopes[:, None]
+
+
+class Remembering(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **how: Any) -> None:
+        super().__init__()
+        self.memory, self.head = kind(2, 3, batch_first=True, **how), nn.LazyLinear(CLASSES)
+        self(torch.zeros(2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.memory(x.unflatten(1, (4, 2)))[0].flatten(1))
+        return found
+
+
+class ByCell(nn.Module):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.cell, self.head = kind(2, 3), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.split(2, 1):
+            state = self.cell(step, state)
+        found: Tensor = self.head(state[0] if isinstance(state, tuple) else state)
+        return found
+
+
+RECURRENT = {
+    "lstm": lambda: Remembering(nn.LSTM),
+    "gru": lambda: Remembering(nn.GRU),
+    "rnn": lambda: Remembering(nn.RNN),
+    "relu, no bias": lambda: Remembering(nn.RNN, nonlinearity="relu", bias=False),
+    "two layers, both ways": lambda: Remembering(nn.GRU, num_layers=2, bidirectional=True),
+    "dropout between": lambda: Remembering(nn.LSTM, num_layers=2, dropout=0.3),
+    "lstm cell": lambda: ByCell(nn.LSTMCell),
+    "gru cell": lambda: ByCell(nn.GRUCell),
+    "rnn cell": lambda: ByCell(nn.RNNCell),
+}
+
+
+@pytest.mark.parametrize("make", RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_have_the_gradient_of_torch(make: Callable[[], nn.Module]) -> None:
+    inputs, targets = torch.randn(32, 8, dtype=torch.float64), torch.randint(CLASSES, (32,))
+    assert_equal_alone(make().double(), Samples(inputs, targets), LOSSES["cross_entropy"], 2, native=True)
+
+
+def test_long_sequences_are_left_to_torch() -> None:
+    """Each step of them would be recorded."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Unflatten(1, (-1, 1)), nn.GRU(1, 2, batch_first=True), Last(), nn.Linear(2, CLASSES))
+
+    short, long = (LocalEngine(make_task(make, features=(steps,)), BLOCKS_OF_32) for steps in (64, 65))
+    assert short.traits(make_run(0)).native
+    assert long.traits(make_run(0)).looped_because == "recurrent layers are faster one by one"
+
+
+class Last(nn.Module):
+    def forward(self, found: tuple[Tensor, Tensor]) -> Tensor:
+        return found[0][:, -1]
 
 
 class Residual(nn.Module):
@@ -150,24 +304,25 @@ class Residual(nn.Module):
         return found
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(self.first(self.first(x).tanh()))
-        return found
-
-
-class Scaled(nn.Module):
+class Hooked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(4, CLASSES)
-        self.register_buffer("scale", torch.full((4,), 2.0))
+        self.head.register_forward_hook(lambda part, given, found: found * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(x * self.scale)
+        found: Tensor = self.head(x)
+        return found
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.calls = nn.Linear(4, CLASSES), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        found: Tensor = self.head(x)
         return found
 
 
@@ -201,51 +356,53 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (lambda: mlp(hidden=[8, 5], activation="gelu", dropout=0.2), True),
         (lambda: nn.Linear(4, CLASSES), True),
         (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, CLASSES)), True),
-        (Residual, False),
-        (Twice, False),
-        (Scaled, False),
+        (Residual, True),
         (HeadAlone, False),
+        (Hooked, False),
+        (Counting, False),
         (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), False),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), True),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), False),
-        (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), True),
     ],
     ids=[
         "mlp",
         "linear",
         "in place",
         "residual",
-        "twice",
-        "buffer",
         "head alone",
+        "hooked",
+        "counting",
         "frozen",
         "norm",
+        "softplus",
         "approximate",
         "tokens",
     ],
 )
-def test_what_is_no_chain_is_computed_otherwise_and_alike(make: Callable[[], nn.Module], expected: bool) -> None:
+def test_what_has_other_layers_is_computed_otherwise_and_alike(make: Callable[[], nn.Module], expected: bool) -> None:
     task = make_task(make, features=(4,))
     runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 48, "full"))]
     engine = LocalEngine(task, BLOCKS_OF_32)
-    assert engine.traits(runs[0]).chained is expected
+    assert engine.traits(runs[0]).native is expected
     by_torch = train(LocalEngine(task, BY_TORCH), runs, ticks=2)
     for own, other in zip(train(engine, runs, ticks=2), by_torch, strict=True):
         for found, likewise in zip(own, other, strict=True):
             assert found.train_loss == pytest.approx(likewise.train_loss, rel=1e-3)
 
 
-def test_a_chain_whose_loss_is_smoothed_is_left_to_torch() -> None:
+def test_a_model_whose_loss_is_smoothed_is_left_to_torch() -> None:
     """And planned for so: by torch a million weights are faster one trial after another."""
     engine = LocalEngine(make_task(), BLOCKS_OF_32)
     for smoothing in (0.1, 0.0, 0.2):
-        assert engine.traits(make_run(0, label_smoothing=smoothing)).chained is not bool(smoothing)
+        assert engine.traits(make_run(0, label_smoothing=smoothing)).native is not bool(smoothing)
 
 
-def test_a_chain_is_left_to_torch_where_nothing_is_compiled() -> None:
+def test_all_is_left_to_torch_where_nothing_is_compiled() -> None:
     task = make_task()
-    assert not LocalEngine(task, BY_TORCH).traits(make_run(0)).chained
-    assert not LocalEngine(task, LOOPED).traits(make_run(0)).chained
+    assert not LocalEngine(task, BY_TORCH).traits(make_run(0)).native
+    assert not LocalEngine(task, LOOPED).traits(make_run(0)).native
 
 
 @pytest.mark.parametrize("plan", ["rules, blocks of 32", "rules, blocks of 8"])
@@ -261,7 +418,7 @@ def test_steps_that_are_taken_at_once_have_the_bits_of_one_after_the_other(
         for trial, (optimizer, size) in enumerate(zip(optimizers, sizes, strict=True))
     ]
     at_once = outcomes(LocalEngine(task, PLANS[plan]), runs)
-    for patch in ((chained, "AT_ONCE", 1), (Rowwise, "steps", lambda *_: None)):
+    for patch in ((native, "AT_ONCE", 1), (Rowwise, "steps", lambda *_: None)):
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             assert outcomes(LocalEngine(task, PLANS[plan]), runs) == at_once
@@ -280,28 +437,28 @@ def test_a_whole_epoch_of_a_narrow_model_is_one_call(monkeypatch: pytest.MonkeyP
     assert calls == [4]
 
 
-def test_a_chain_is_planned_for_up_to_a_million_weights() -> None:
+def test_what_c_computes_is_planned_for_up_to_a_million_weights() -> None:
     """In one lane, alone too; with whole batches as large as pay, but where it convolves."""
-    assert choose_plan(CHAINED_WEIGHTS, 4, chained=True).way == "rules"
-    assert choose_plan(CHAINED_WEIGHTS + 1, 4, chained=True).way == "looped"
-    assert [choose_plan(1000, 1, size, chained=True).cap for size in (8, 32, 500)] == [16, 32, 64]
-    assert choose_plan(1000, 1, 500, chained=True, convolves=True).cap == 16
-    assert choose_plan(1000, 1, chained=True).block_rows == 1
-    assert [choose_plan(n, 64, chained=True).block_rows for n in (1000, 800_000, CHAINED_WEIGHTS)] == [32, 4, 4]
+    assert choose_plan(NATIVE_WEIGHTS, 4, native=True).way == "rules"
+    assert choose_plan(NATIVE_WEIGHTS + 1, 4, native=True).way == "looped"
+    assert [choose_plan(1000, 1, size, native=True).cap for size in (8, 32, 500)] == [16, 32, 64]
+    assert choose_plan(1000, 1, 500, native=True, convolves=True).cap == 16
+    assert choose_plan(1000, 1, native=True).block_rows == 1
+    assert [choose_plan(n, 64, native=True).block_rows for n in (1000, 800_000, NATIVE_WEIGHTS)] == [32, 4, 4]
 
 
 def test_an_activation_may_write_over_what_a_convolution_or_a_pool_gave() -> None:
     block = lambda: [nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.ReLU(inplace=True)]  # noqa: E731
     task = make_task(lambda: nn.Sequential(*block(), nn.Flatten(), nn.Linear(16, CLASSES)), features=(1, 6, 6))
-    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).chained
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native
     assert LocalEngine(task, BY_TORCH).traits(make_run(0)).looped_because is None
 
 
 @pytest.mark.parametrize("source", ["linear", "mlp", "cnn"])
-def test_bundled_models_are_chains(source: str) -> None:
+def test_bundled_models_are_computed_in_c(source: str) -> None:
     build = lambda: models.build(source, {}, base=None, features=(64,), outputs=CLASSES, seed=0)  # type: ignore[arg-type]  # noqa: E731
     task = make_task(build, features=(64,))
-    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).chained
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native
 
 
 def test_weights_that_are_no_numbers_stay_in_their_row() -> None:

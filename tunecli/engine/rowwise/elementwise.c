@@ -1,0 +1,68 @@
+/* Layers that make one number of one, and their gradients. REAL is float or double. */
+
+#include "functions.h"
+#include "layers.h"
+
+void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, REAL *y)
+{
+    const part zero = {0};
+    const REAL by = (REAL)scale, more = (REAL)shift;
+#define EACH(value)                                                                                                    \
+    for (ptrdiff_t i = 0; i < n; i += PART) {                                                                          \
+        const part own = load(x + i, 1, PART);                                                                         \
+        store(y + i, value, PART);                                                                                     \
+    }                                                                                                                  \
+    return;
+    switch (kind) {
+    case RELU: EACH(choose(own < zero, zero, own))
+    case LEAKY_RELU: EACH(choose(own < zero, own * by, own))
+    case ELU: EACH(choose(own < zero, exponential_less_one(choose(own < zero, own, zero)) * by, own))
+    case TANH: EACH(hyperbolic_tangent(own))
+    case SIGMOID: EACH(logistic(own))
+    case SILU: EACH(own * logistic(own))
+    case GELU: EACH(own * normal_below(own))
+    default: EACH(own * by + more)
+    }
+#undef EACH
+}
+
+void unapply(enum kind kind, ptrdiff_t n, double scale, const REAL *x, const REAL *y, const REAL *d, REAL *to)
+{
+    const part zero = {0};
+    const REAL by = (REAL)scale, one = 1, density = (REAL)0.39894228040143268; /* 1 / sqrt(2 pi) */
+#define EACH(read, value)                                                                                              \
+    for (ptrdiff_t i = 0; i < n; i += PART) {                                                                          \
+        const part own = load(read + i, 1, PART), given = load(d + i, 1, PART);                                        \
+        store(to + i, value, PART);                                                                                    \
+    }                                                                                                                  \
+    return;
+    switch (kind) {
+    case RELU: EACH(y, choose(own <= zero, zero, given))
+    case LEAKY_RELU: EACH(x, choose(own > zero, given, given * by))
+    case ELU: EACH(y, choose(own > zero, given, given * (own + by)))
+    case TANH: EACH(y, given * (one - own * own))
+    case SIGMOID: EACH(y, given * (own * (one - own)))
+    case SILU: EACH(x, given * (logistic(own) * (one + own * (one - logistic(own)))))
+    case GELU: EACH(x, given * (normal_below(own) + own * (exponential(own * own * (REAL)-0.5) * density)))
+    default: EACH(x, ((void)own, given * by))
+    }
+#undef EACH
+}
+
+/* What dropout multiplies the numbers of one element of samples by. */
+static inline part kept(uint32_t element, const struct dropout *how, const int64_t *keys)
+{
+    part found = {0};
+    for (int s = 0; s < PART; s++) {
+        uint32_t drawn = ((uint32_t)keys[s] ^ element) * 0x45D9F3Bu;
+        drawn = (drawn ^ drawn >> 16) * 0x45D9F3Bu;
+        found[s] = drawn >= how->dropped ? (REAL)how->scale : 0;
+    }
+    return found;
+}
+
+void drop(const struct dropout *how, ptrdiff_t lines, ptrdiff_t m, const int64_t *keys, const REAL *x, REAL *y)
+{
+    for (ptrdiff_t i = 0; i < lines * m; i += PART)
+        store(y + i, load(x + i, 1, PART) * kept(how->elements[i / m], how, keys + i % m), PART);
+}

@@ -1,0 +1,147 @@
+/* Layers between the numbers of each sample: all samples of a line are worked off at once, so that what a layer does to
+   one sample is written down here as it is, with vectors for numbers. REAL is float or double. */
+
+#include <math.h>
+
+#include "functions.h"
+#include "layers.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* For the samples of each group: `n` lines of m numbers, from `low` on. */
+#define GROUPS(low)                                                                                                    \
+    for (ptrdiff_t g = 0; g < groups; g++)                                                                             \
+        for (ptrdiff_t s = 0, low = g * n * m; s < m; s += PART, low += PART)
+
+INLINE part inverse_root(part x)
+{
+    part found;
+    for (ptrdiff_t s = 0; s < PART; s++)
+        found[s] = sizeof(REAL) == sizeof(float) ? (REAL)(1 / sqrtf((float)x[s])) : (REAL)(1 / sqrt((double)x[s]));
+    return found;
+}
+
+void normalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double epsilon, const REAL *x, REAL *y, REAL *inverse)
+{
+    const REAL share = (REAL)(1.0 / (double)n);
+    GROUPS(low) {
+        part mean = {0}, variance = {0};
+        for (ptrdiff_t i = 0; i < n; i++)
+            mean += load(x + low + i * m, 1, PART);
+        mean *= share;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const part off = load(x + low + i * m, 1, PART) - mean;
+            variance += off * off;
+        }
+        const part by = inverse_root(variance * share + (REAL)epsilon);
+        store(inverse + g * m + s, by, PART);
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(y + low + i * m, (load(x + low + i * m, 1, PART) - mean) * by, PART);
+    }
+}
+
+void unnormalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *inverse, const REAL *d, REAL *to)
+{
+    const REAL share = (REAL)(1.0 / (double)n);
+    GROUPS(low) {
+        part sum = {0}, along = {0};
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const part given = load(d + low + i * m, 1, PART);
+            sum += given;
+            along += given * load(y + low + i * m, 1, PART);
+        }
+        sum *= share;
+        along *= share;
+        const part by = load(inverse + g * m + s, 1, PART);
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(to + low + i * m,
+                  (load(d + low + i * m, 1, PART) - sum - load(y + low + i * m, 1, PART) * along) * by, PART);
+    }
+}
+
+void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y)
+{
+    GROUPS(low) {
+        part most = load(x + low, 1, PART), sum = {0};
+        for (ptrdiff_t i = 1; i < n; i++)
+            most = larger(most, load(x + low + i * m, 1, PART));
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const part share = exponential(load(x + low + i * m, 1, PART) - most);
+            store(y + low + i * m, share, PART);
+            sum += share;
+        }
+        const part by = (REAL)1 / sum;
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(y + low + i * m, load(y + low + i * m, 1, PART) * by, PART);
+    }
+}
+
+void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to)
+{
+    GROUPS(low) {
+        part along = {0};
+        for (ptrdiff_t i = 0; i < n; i++)
+            along += load(d + low + i * m, 1, PART) * load(y + low + i * m, 1, PART);
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(to + low + i * m, (load(d + low + i * m, 1, PART) - along) * load(y + low + i * m, 1, PART), PART);
+    }
+}
+
+void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y)
+{
+    GROUPS(low) {
+        part sum = {0};
+        for (ptrdiff_t i = 0; i < n; i++)
+            sum += load(x + low + i * m, 1, PART);
+        store(y + g * m + s, sum * (REAL)scale, PART);
+    }
+}
+
+void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to)
+{
+    GROUPS(low)
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(to + low + i * m, load(d + g * m + s, 1, PART) * (REAL)scale, PART);
+}
+
+/* So many rows and columns of the product of a sample; the compiler knows how many. */
+INLINE void tile(const int high, const int wide, const struct between *p, ptrdiff_t m, const REAL *a, const REAL *b,
+                 REAL *c)
+{
+    for (ptrdiff_t s = 0; s < m; s += PART) {
+        part sums[4][4] = {0};
+        for (ptrdiff_t k = 0; k < p->K; k++) {
+            part line[4];
+            for (int j = 0; j < wide; j++)
+                line[j] = load(b + (k * p->b_down + j * p->b_right) * m + s, 1, PART);
+            for (int i = 0; i < high; i++) {
+                const part own = load(a + (i * p->a_down + k * p->a_right) * m + s, 1, PART);
+                for (int j = 0; j < wide; j++)
+                    sums[i][j] += own * line[j];
+            }
+        }
+        for (int i = 0; i < high; i++)
+            for (int j = 0; j < wide; j++)
+                store(c + (i * p->N + j) * m + s, sums[i][j], PART);
+    }
+}
+
+void between(const struct between *p, ptrdiff_t m, const REAL *a, const REAL *b, REAL *c)
+{
+    for (ptrdiff_t i = 0, high; i < p->M; i += high) {
+        high = i + 4 <= p->M ? 4 : 1;
+        for (ptrdiff_t j = 0, wide; j < p->N; j += wide) {
+            wide = j + 4 <= p->N ? 4 : 1;
+            const REAL *from = a + i * p->a_down * m, *by = b + j * p->b_right * m;
+            REAL *to = c + (i * p->N + j) * m;
+            if (high == 4 && wide == 4)
+                tile(4, 4, p, m, from, by, to);
+            else if (high == 4)
+                tile(4, 1, p, m, from, by, to);
+            else if (wide == 4)
+                tile(1, 4, p, m, from, by, to);
+            else
+                tile(1, 1, p, m, from, by, to);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+"""What `network.c` computes: the kinds of layers, and the lines that they read and give.
+
+Every number that a sample has on its way through a model is a line, which holds that number of all samples: first the
+inputs', then each layer's outputs, one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunecli.engine.rowwise.images import Windows
+
+KINDS = (
+    "linear",
+    "convolution",
+    "product",
+    "pooling",
+    "gather",
+    "constant",
+    "add",
+    "multiply",
+    "weigh",
+    "shift",
+    "normalize",
+    "softmax",
+    "sum",
+    "dropout",
+    "scale",
+    "relu",
+    "leaky_relu",
+    "elu",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "gelu",
+)
+"""Of layers, in the order of the source."""
+
+MOST_LINES = 1 << 19
+"""A model that has more is left to torch: its lines, and their gradients, are far from the core anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
+
+    `sizes`: tokens, inputs and outputs of "linear"; of "product" (H, I, K) times (H, K, J) -> (H, I, J); of
+    "normalize", "softmax" and "sum" how many groups there are, of how many numbers; how many numbers a weight has by
+    which lines are weighed or shifted. `windows` lie over images of a `shape` (m, C, H, W). `scale` and `shift`: what
+    numbers are multiplied by, and what is added; the slope below zero; what is added to a variance. By `elements`
+    dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in `weight`, or
+    are told the `values` themselves.
+    """
+
+    kind: str
+    reads: tuple[range, ...]
+    outputs: int
+    weight: int = -1
+    bias: int = -1
+    sizes: tuple[int, ...] = ()
+    windows: Windows | None = None
+    shape: tuple[int, ...] = ()
+    scale: float = 1.0
+    shift: float = 0.0
+    dropped: int = 0
+    elements: Tensor | None = None
+    values: Tensor | None = None
+
+
+class Unread(Exception):
+    """Something in a model is no layer of these kinds."""
+
+
+def demand(so: bool) -> None:
+    if not so:
+        raise Unread
+
+
+OWNER = 1 << 40
+"""Times this, a sample of all rows stands above the number of a line: an index has both, in the place of each value."""
+
+
+def owners(index: Tensor) -> Tensor:
+    """The sample of each value, all rows' one after the other."""
+    return index // OWNER
+
+
+class Lines:
+    """The layers of a model, found one after the other, and the lines that samples have in the place of values.
+
+    An index is a tensor of the shape of the values: whatever moves values about does the same to an index.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples  # of all rows
+        self.layers: list[Layer] = []
+        self._starts: list[int] = []
+        self._end = 0
+        self._gathered: dict[bytes, range] = {}
+
+    def inputs(self, shape: torch.Size) -> Tensor:
+        """The index of the inputs, sample by sample."""
+        self._end = shape.numel() // self._samples
+        return self._numbered(range(self._end)).view(shape)
+
+    def read(self, index: Tensor) -> range:
+        """The lines that a sample has in the place of some values, one after the other; gathered, where they lie
+        otherwise."""
+        lines = self.of_samples(owners(index), index % OWNER)
+        first, count = int(lines[0]), len(lines)
+        above = next((start for start in self._starts if start > first), self._end)
+        if first + count <= above and torch.equal(lines, torch.arange(first, first + count)):
+            return range(first, first + count)
+        known = lines.numpy().tobytes()
+        if known not in self._gathered:
+            self._gathered[known] = self._add(Layer("gather", (), count, elements=lines.to(torch.int32)))
+        return self._gathered[known]
+
+    def emit(self, layer: Layer, of: Tensor) -> Tensor:
+        """The index of a new layer's outputs, in the place of which stand the samples that they are `of`."""
+        numbers, order = self._numbered(self._add(layer)), self.order(of)
+        if order is not None:
+            numbers = torch.empty_like(numbers).index_copy_(0, order, numbers)
+        return numbers.view(of.shape)
+
+    def finish(self, index: Tensor) -> None:
+        """See that the last layer gives these values, sample by sample."""
+        demand(self.order(owners(index)) is None)
+        lines = self.read(index)
+        if not self._starts or lines != range(self._starts[-1], self._end):
+            self._add(Layer("gather", (), len(lines), elements=torch.tensor(lines, dtype=torch.int32)))
+
+    def of_samples(self, of: Tensor, numbers: Tensor) -> Tensor:
+        """Of numbers in the place of values those of each sample, which are the same for all."""
+        order, each = self.order(of), numbers.flatten()
+        found = (each if order is None else each[order]).view(self._samples, -1)
+        demand(torch.equal(found, found[:1].expand_as(found)))
+        return found[0]
+
+    def order(self, of: Tensor) -> Tensor | None:
+        """In which places the first sample's values are, the second's, ...; None where they follow one another."""
+        flat, expected = of.flatten(), torch.arange(self._samples).repeat_interleave(of.numel() // self._samples)
+        if torch.equal(flat, expected):
+            return None
+        order = flat.argsort(stable=True)
+        demand(torch.equal(flat[order], expected))
+        return order
+
+    def _numbered(self, lines: range) -> Tensor:
+        """These lines of each sample, one sample after the other."""
+        return (torch.arange(self._samples)[:, None] * OWNER + torch.tensor(lines)).flatten()
+
+    def _add(self, layer: Layer) -> range:
+        lines = range(self._end, self._end + layer.outputs)
+        demand(lines.stop <= MOST_LINES)
+        self.layers.append(layer)
+        self._starts.append(lines.start)
+        self._end = lines.stop
+        return lines

@@ -1,0 +1,279 @@
+"""A model's layers computed by `network.c`: all of them for one row after the other, many steps in one call."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunecli.data import Samples
+from tunecli.engine.compiler import library
+from tunecli.engine.rowwise.backward import Source, backward_of
+from tunecli.engine.rowwise.compiled import windows_over
+from tunecli.engine.rowwise.layers import KINDS, Layer
+from tunecli.metrics import LOSSES, Loss
+
+_LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
+    LOSSES[name].per_sample: (number, dtype)
+    for number, (name, dtype) in enumerate(
+        {"cross_entropy": torch.int64, "binary_cross_entropy": torch.int64, "mse": None}.items()
+    )
+}
+"""The number of each loss in the source, and the kind of its targets where that is not the outputs'."""
+
+
+class Network:
+    """What computes the losses and the gradients of rows of a model of these layers, which read so many `inputs` of
+    each of so many `samples`."""
+
+    def __init__(self, layers: Sequence[Layer], inputs: int, samples: int, loss: int, dtype: torch.dtype) -> None:
+        self.samples, self.inputs, self.outputs, self.dtype = samples, inputs, layers[-1].outputs, dtype
+        self.operations = samples * sum(map(_operations, layers))
+        self._kept: list[Any] = []
+        told, end = self._forward(layers)
+        end += self._backward(told, layers, end)
+        scratch = max(_scratch(layer, samples) for layer in layers)
+        added = max(own.lines for layer in told for own in layer.sources) * samples
+        self._told = _Network(ctypes.addressof(told), len(told), samples, inputs, loss, (end, end + scratch))
+        self.address = ctypes.addressof(self._told)
+        self.workspace = torch.zeros(end + scratch + added, dtype=dtype)
+
+    def _forward(self, layers: Sequence[Layer]) -> tuple[Any, int]:
+        """What C is told of the layers, and where their values end."""
+        told = self._keep((_Layer * len(layers))())
+        at, end = self.inputs * self.samples, self.samples * (self.inputs + sum(layer.outputs for layer in layers))
+        for layer, own in zip(layers, told, strict=True):
+            own.kind, own.out, own.weight, own.bias = KINDS.index(layer.kind), layer.outputs, layer.weight, layer.bias
+            own.at, at, own.more = at, at + layer.outputs * self.samples, end
+            own.scale, own.shift = layer.scale, layer.shift
+            own.sizes[: len(layer.sizes)] = layer.sizes
+            if layer.windows is not None:
+                over = self._keep(windows_over(layer.shape, layer.windows))
+                own.over = ctypes.addressof(over)
+                end += self.samples * over.unfolded if layer.kind == "convolution" else 0
+            if layer.kind == "normalize":
+                end += self.samples * layer.sizes[0]
+            if layer.elements is not None:
+                own.elements = self._keep(layer.elements.contiguous()).data_ptr()
+                own.dropout = _Dropout(own.elements, layer.dropped, layer.scale)
+            if layer.values is not None:
+                own.values = self._keep(layer.values.to(self.dtype)).data_ptr()
+        return told, end
+
+    def _backward(self, told: Any, layers: Sequence[Layer], start: int) -> int:
+        """Tell the layers how gradients are passed on, which begin in the workspace at `start`; how many numbers."""
+        found, lines = backward_of(layers, self.inputs)
+        for own, how in zip(told, found, strict=True):
+            own.wanted, own.gradient, own.fresh[:] = how.wanted, start + how.gradient * self.samples, how.fresh
+            cleared = [_Some(start + lines.start * self.samples, len(lines)) for lines in how.cleared]
+            own.cleared = ctypes.addressof(self._keep((_Some * len(cleared))(*cleared)))
+            own.clearings = len(cleared)
+            sources = [_source(source, start, self.samples) for source in how.sources]
+            own.sources[: len(sources)] = sources
+            if how.gathered is not None:
+                to = torch.where(how.gathered < 0, -1, start + how.gathered * self.samples)
+                own.gathered = self._keep(to).data_ptr()
+        return lines * self.samples
+
+    def _keep(self, told: Any) -> Any:
+        """C reads it as long as there is this network."""
+        self._kept.append(told)
+        return told
+
+
+def _source(source: Source, start: int, samples: int) -> _Source:
+    gradient = -1 if source.gradient < 0 else start + source.gradient * samples
+    return _Source(source.lines.start * samples, gradient, len(source.lines), source.add)
+
+
+def _scratch(layer: Layer, samples: int) -> int:
+    """How many numbers a layer needs for a moment."""
+    if layer.kind == "convolution":
+        assert layer.windows is not None
+        return samples * windows_over(layer.shape, layer.windows).unfolded
+    if layer.kind == "linear":
+        _, inputs, outputs = layer.sizes
+        return -(-inputs // WHOLE) * WHOLE * (samples + outputs)
+    return 0
+
+
+def _operations(layer: Layer) -> int:
+    """Products and sums of a sample, forward and backward, or how many take as long."""
+    if layer.kind in ("linear", "product"):
+        return 6 * math.prod(layer.sizes)
+    if layer.windows is None:
+        return FUNCTION * layer.outputs
+    return layer.outputs * math.prod(layer.windows.kernel) * (6 * layer.shape[1] if layer.kind == "convolution" else 1)
+
+
+class Rows:
+    """The rows of a block that C computes: their weights and gradients, (B, *shape) each."""
+
+    def __init__(self, network: Network, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        self.network, self._kept = network, (weights, gradients)
+        places = [(_Place * len(own))(*(_Place(one.data_ptr(), one.stride(0)) for one in own)) for own in self._kept]
+        self._places = places
+        self._told = _Block(len(weights[0]), *map(ctypes.addressof, places), network.workspace.data_ptr())
+        self.address = ctypes.addressof(self._told)
+        self._functions = library(network.dtype)
+
+    def __len__(self) -> int:
+        return self._told.rows  # type: ignore[no-any-return]  # a field
+
+    def add_gradient(
+        self, inputs: Tensor, targets: Tensor, present: Tensor, counts: Tensor, keys: Tensor | None, *, over: bool
+    ) -> Tensor:
+        """The loss sums (B,) of a step; the gradients are added to what is there, or written `over` it. Of inputs (B,
+        m, *feature) and of targets (B, m) each counts as `present` (B, m), in the gradient by its `counts`."""
+        read = [own.contiguous() for own in (inputs, targets, present, counts, *([] if keys is None else [keys]))]
+        step = _Step(*(own.data_ptr() for own in read))
+        losses = present.new_empty(len(self))
+        told = self.network.address, self.address, ctypes.addressof(step)
+        self._functions.learn_step(*told, losses.data_ptr(), over)
+        return losses
+
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """The outputs (B, N, O) for inputs (N, *feature), N a multiple of what the network reads at once."""
+        inputs = inputs.contiguous()
+        found = inputs.new_empty(len(self), len(inputs), self.network.outputs)
+        self._functions.evaluate(self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr())
+        return found
+
+
+class Steps:
+    """Steps that are laid out for the rows of a block: many at once, updates by `update.c` included.
+
+    `index`, `present` and, where something is drawn, `keys` (S, B, m); `shares` and `active` (S, B), as `Stretch` and
+    the block have them. `samples` lie in memory, whole.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        samples: Samples,
+        index: Tensor,
+        present: Tensor,
+        shares: Tensor,
+        active: Tensor,
+        keys: Tensor | None,
+    ) -> None:
+        self._rows, network = rows, rows.network
+        assert isinstance(samples.inputs, Tensor)
+        read = torch.empty(network.samples, network.inputs, dtype=network.dtype), present.new_empty(network.samples)
+        aims = samples.targets.new_empty(network.samples)
+        given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), keys
+        self._kept = [*(None if own is None else own.contiguous() for own in given), *read, aims]
+        self._told = _Stretch()
+        names = "inputs", "targets", "index", "present", "shares", "active", "keys", "read", "counts", "aims"
+        for name, own in zip(names, self._kept, strict=True):
+            setattr(self._told, name, None if own is None else own.data_ptr())
+        self.at_once = max(1, AT_ONCE // (len(rows) * network.operations))
+        """So many steps take a tenth of a second."""
+
+    def train(self, low: int, high: int, updates: int, losses: Tensor, norms: Tensor, *, over: bool) -> None:
+        """The steps from one to another of the stretch. `updates` is the address of a `struct rows`; the loss sums are
+        added to `losses` (B,), `norms` (B,) are those of the last updates. What each row has of a gradient is zero
+        where it was used up, whatever it was before if the first is written `over` it."""
+        self._told.losses, self._told.norms = losses.data_ptr(), norms.data_ptr()
+        told = self._rows.network.address, self._rows.address, ctypes.addressof(self._told), updates
+        self._rows._functions.train(*told, low, high, over)
+
+
+AT_ONCE = 1 << 32
+"""Products and sums in one call: beyond, nobody could stop what runs."""
+
+FUNCTION = 256
+"""So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
+small, a call that counted these alone took seconds."""
+
+WHOLE = 16
+"""So many numbers fill whole vectors, of either kind."""
+
+
+def loss_number(loss: Loss, dtype: torch.dtype, targets: Tensor) -> int | None:
+    """Which loss of the source this is, None where it is none; of outputs of a kind."""
+    number, wanted = _LOSSES.get(loss.per_sample, (None, None))
+    return number if targets.dim() == 2 and targets.dtype == (wanted or dtype) else None
+
+
+class _Place(ctypes.Structure):
+    """`struct place` of the source."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_ssize_t))
+
+
+class _Source(ctypes.Structure):
+    """`struct source`."""
+
+    _fields_ = tuple((name, ctypes.c_ssize_t) for name in ("at", "gradient", "lines", "add"))
+
+
+class _Some(ctypes.Structure):
+    """`struct some`."""
+
+    _fields_ = (("at", ctypes.c_ssize_t), ("lines", ctypes.c_ssize_t))
+
+
+class _Dropout(ctypes.Structure):
+    """`struct dropout`."""
+
+    _fields_ = (("elements", ctypes.c_void_p), ("dropped", ctypes.c_uint32), ("scale", ctypes.c_double))
+
+
+class _Layer(ctypes.Structure):
+    """`struct layer`."""
+
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("kind", "out", "weight", "bias")),
+        ("fresh", ctypes.c_ssize_t * 2),
+        *((name, ctypes.c_ssize_t) for name in ("at", "more", "gradient", "wanted")),
+        ("sources", _Source * 2),
+        ("gathered", ctypes.c_void_p),
+        ("cleared", ctypes.c_void_p),
+        ("clearings", ctypes.c_ssize_t),
+        ("sizes", ctypes.c_ssize_t * 4),
+        ("over", ctypes.c_void_p),
+        ("dropout", _Dropout),
+        ("elements", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("scale", ctypes.c_double),
+        ("shift", ctypes.c_double),
+    )
+
+
+class _Network(ctypes.Structure):
+    """`struct network`."""
+
+    _fields_ = (
+        ("layers", ctypes.c_void_p),
+        *((name, ctypes.c_ssize_t) for name in ("count", "samples", "inputs", "loss")),
+        ("scratch", ctypes.c_ssize_t * 2),
+    )
+
+
+class _Block(ctypes.Structure):
+    """`struct block`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_ssize_t),
+        *((name, ctypes.c_void_p) for name in ("weights", "gradients", "workspace")),
+    )
+
+
+class _Step(ctypes.Structure):
+    """`struct step`."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("inputs", "targets", "present", "counts", "keys"))
+
+
+class _Stretch(ctypes.Structure):
+    """`struct stretch`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("inputs", "targets", "index", "present", "shares", "active", "keys", "losses", "norms")
+    ) + tuple((name, ctypes.c_void_p) for name in ("read", "counts", "aims"))

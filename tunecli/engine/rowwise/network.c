@@ -1,0 +1,468 @@
+/* The losses and the gradient of a model, a row after the other: what a row computes stays near the core from its first
+   layer to its last, where torch computes each layer for all rows and is called some forty times.
+
+   What network.py calls lines are here (lines, m), the samples innermost, and m is whole parts. REAL is float or double. */
+
+#include "../update.h"
+#include "functions.h"
+#include "layers.h"
+#include "products.h"
+
+enum loss { CROSS_ENTROPY, BINARY_CROSS_ENTROPY, SQUARED_ERROR };
+
+/* Lines that a layer reads, and where their gradient is written, or added to what is there; below 0, where it is not
+   wanted. */
+struct source {
+    ptrdiff_t at, gradient, lines, add;
+};
+
+/* So many lines of the workspace. */
+struct some {
+    ptrdiff_t at, lines;
+};
+
+struct layer {
+    ptrdiff_t kind, out;             /* so many lines */
+    ptrdiff_t weight, bias;          /* their places among all weights; below 0: there is none */
+    ptrdiff_t fresh[2];              /* no layer above has added to their gradients */
+    ptrdiff_t at, more, gradient;    /* where the workspace has its outputs; its windows, or inverses; their gradient */
+    ptrdiff_t wanted;                /* whether a gradient is */
+    struct source from[2];
+    const int64_t *gathered;         /* where a gather adds the gradient of each line, (out,); below 0: nowhere */
+    const struct some *cleared;      /* gradients that nothing was written to yet and something is added to */
+    ptrdiff_t clearings;
+    ptrdiff_t sizes[4];              /* of network.py, */
+    const struct windows *over;      /* its windows */
+    struct dropout dropout;
+    const int32_t *elements;         /* what each line gathers, or which number of its weight it is told; */
+    const REAL *values;              /* or these */
+    double scale, shift;
+};
+
+/* The workspace begins with the inputs, at 0; at each of `scratch` there is room for the widest layer. */
+struct network {
+    const struct layer *layers;
+    ptrdiff_t count, samples, in, loss;
+    ptrdiff_t scratch[2];
+};
+
+/* Of some weights of all rows: where the first row's are, and how far from row to row. */
+struct place {
+    REAL *at;
+    ptrdiff_t row;
+};
+
+/* What all steps of some rows share. */
+struct block {
+    ptrdiff_t rows;
+    const struct place *weights, *gradients;
+    REAL *workspace;
+};
+
+/* What one row reads in a step: inputs (m, in); targets, what each sample's loss and what its gradient count, and what it
+   draws by, (m,). Its gradients are added to what is there, or written `over` it. */
+struct row {
+    const struct network *n;
+    const struct block *block;
+    ptrdiff_t row;
+    const REAL *inputs;
+    const void *targets;
+    const REAL *present, *counts;
+    const int64_t *keys;
+    int over;
+};
+
+static REAL *weights_of(const struct row *r, ptrdiff_t which)
+{
+    return r->block->weights[which].at + r->row * r->block->weights[which].row;
+}
+
+static REAL *gradient_of(const struct row *r, ptrdiff_t which)
+{
+    return r->block->gradients[which].at + r->row * r->block->gradients[which].row;
+}
+
+static REAL *at(const struct row *r, ptrdiff_t place)
+{
+    return r->block->workspace + place;
+}
+
+/* Whether the gradient of a layer's weight, or of its bias, is written over what is there. */
+static int is_over(const struct row *r, const struct layer *l, int bias)
+{
+    return r->over && l->fresh[bias];
+}
+
+/* Of a convolution: its filters, and how many numbers a window has. */
+static ptrdiff_t channels_of(const struct layer *l)
+{
+    return l->out / (l->over->out_height * l->over->out_width);
+}
+
+static ptrdiff_t read_of(const struct layer *l)
+{
+    return l->over->channels * l->over->kernel[0] * l->over->kernel[1];
+}
+
+static void forward_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
+{
+    const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
+    const struct product p = {out, m, in, in, 1, m, m, 0};
+    for (ptrdiff_t t = 0; t < tokens; t++)
+        product(&p, weights_of(r, l->weight), x + t * in * m, bias, y + t * out * m);
+}
+
+static void forward_convolution(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
+{
+    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = read_of(l);
+    const struct product p = {channels, places, read, read, 1, places, places, 0};
+    unfold(l->over, 1, x, at(r, l->more));
+    product(&p, weights_of(r, l->weight), at(r, l->more), bias, y);
+}
+
+/* What each line is weighed or shifted by. */
+static REAL told(const struct layer *l, const REAL *weight, ptrdiff_t line)
+{
+    return weight ? weight[l->elements[line]] * (REAL)l->scale : l->values[line];
+}
+
+static void weigh_or_shift(const struct row *r, const struct layer *l, const REAL *x, REAL *y)
+{
+    const ptrdiff_t m = r->n->samples;
+    const REAL *weight = l->weight < 0 ? NULL : weights_of(r, l->weight);
+    for (ptrdiff_t i = 0; i < l->out; i++) {
+        const REAL by = told(l, weight, i);
+        for (ptrdiff_t s = i * m; s < (i + 1) * m; s += PART) {
+            const part own = load(x + s, 1, PART);
+            store(y + s, l->kind == WEIGH ? own * by : own + by, PART);
+        }
+    }
+}
+
+static void join(const struct layer *l, ptrdiff_t n, const REAL *one, const REAL *other, REAL *y)
+{
+    for (ptrdiff_t i = 0; i < n; i += PART) {
+        const part own = load(one + i, 1, PART), by = load(other + i, 1, PART);
+        store(y + i, l->kind == ADD ? own + by * (REAL)l->scale : own * by, PART);
+    }
+}
+
+static void forward(const struct row *r)
+{
+    const ptrdiff_t m = r->n->samples;
+    transpose(m, r->n->in, r->inputs, r->n->in, r->block->workspace, m);
+    for (const struct layer *l = r->n->layers; l < r->n->layers + r->n->count; l++) {
+        const REAL *x = at(r, l->from[0].at), *other = at(r, l->from[1].at);
+        const REAL *bias = l->bias < 0 ? NULL : weights_of(r, l->bias);
+        const ptrdiff_t groups = l->sizes[0], each = l->sizes[1], lines = l->out;
+        REAL *y = at(r, l->at);
+        switch (l->kind) {
+        case LINEAR: forward_linear(r, l, x, bias, y); break;
+        case CONVOLUTION: forward_convolution(r, l, x, bias, y); break;
+        case PRODUCT: {
+            const ptrdiff_t M = l->sizes[1], K = l->sizes[2], N = l->sizes[3];
+            const struct between p = {M, N, K, K, 1, N, 1};
+            for (ptrdiff_t g = 0; g < groups; g++)
+                between(&p, m, x + g * M * K * m, other + g * K * N * m, y + g * M * N * m);
+            break;
+        }
+        case POOLING: largest(l->over, 1, x, y); break;
+        case GATHER:
+            for (ptrdiff_t i = 0; i < lines; i++)
+                memcpy(y + i * m, at(r, l->elements[i] * m), sizeof(REAL) * (size_t)m);
+            break;
+        case CONSTANT:
+            for (ptrdiff_t i = 0; i < lines * m; i++)
+                y[i] = l->values[i / m];
+            break;
+        case ADD:
+        case MULTIPLY: join(l, lines * m, x, other, y); break;
+        case WEIGH:
+        case SHIFT: weigh_or_shift(r, l, x, y); break;
+        case NORMALIZE: normalize(groups, each, m, l->shift, x, y, at(r, l->more)); break;
+        case SOFTMAX: softmax(groups, each, m, x, y); break;
+        case SUM: add_up(groups, each, m, l->scale, x, y); break;
+        case DROPOUT: drop(&l->dropout, lines, m, r->keys, x, y); break;
+        default: apply((enum kind)l->kind, lines * m, l->scale, l->shift, x, y);
+        }
+    }
+}
+
+/* Where the gradient of what a layer reads is written; `add_to` adds it to what is there, if that is wanted. */
+static REAL *target(const struct row *r, const struct source *from)
+{
+    return from->gradient < 0 ? NULL : at(r, from->add ? r->n->scratch[1] : from->gradient);
+}
+
+static void add(ptrdiff_t n, REAL scale, const REAL *found, REAL *to)
+{
+    for (ptrdiff_t i = 0; i < n; i += PART)
+        store(to + i, load(to + i, 1, PART) + load(found + i, 1, PART) * scale, PART);
+}
+
+static void add_to(const struct row *r, const struct source *from, const REAL *found, REAL scale)
+{
+    add(from->lines * r->n->samples, scale, found, at(r, from->gradient));
+}
+
+/* Of a layer's weight (out, in): what d (tokens, out, m) and its inputs x (tokens, in, m) give. The inputs are read sample
+   by sample; where a sample does not fill whole parts, zeros are put behind it for a moment. */
+static void of_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, int over)
+{
+    const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
+    const ptrdiff_t wide = (in + PART - 1) / PART * PART;
+    const int first = l->from[0].at == 0 && wide == in; /* sample by sample are the inputs themselves */
+    REAL *found = gradient_of(r, l->weight), *lines = at(r, r->n->scratch[0]), *to = found;
+    struct product p = {out, wide, m, m, 1, first ? r->n->in : wide, wide, !over};
+    if (wide > in) {
+        to = lines + m * wide;
+        p.add = 0;
+        for (ptrdiff_t s = 0; s < m; s++)
+            memset(lines + s * wide + in, 0, sizeof(REAL) * (size_t)(wide - in));
+    }
+    for (ptrdiff_t t = 0; t < tokens; t++, p.add = 1) {
+        if (!first)
+            transpose(in, m, x + t * in * m, m, lines, wide);
+        product(&p, d + t * out * m, first ? r->inputs + t * in : lines, NULL, to);
+    }
+    for (ptrdiff_t o = 0; o < out && wide > in; o++)
+        for (ptrdiff_t i = 0; i < in; i++)
+            found[o * in + i] = over ? to[o * wide + i] : found[o * in + i] + to[o * wide + i];
+}
+
+static void backward_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
+{
+    const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
+    const struct product p = {in, m, out, 1, in, m, m, 0};
+    of_linear(r, l, x, d, is_over(r, l, 0));
+    for (ptrdiff_t t = 0; t < tokens && l->bias >= 0; t++)
+        sums(out, m, d + t * out * m, gradient_of(r, l->bias), t || !is_over(r, l, 1));
+    for (ptrdiff_t t = 0; t < tokens && to; t++)
+        product(&p, weights_of(r, l->weight), d + t * out * m, NULL, to + t * in * m);
+}
+
+static void backward_convolution(const struct row *r, const struct layer *l, const REAL *d, REAL *to)
+{
+    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = read_of(l);
+    const struct product p = {read, places, channels, 1, read, places, places, 0};
+    dots(channels, read, places, d, at(r, l->more), gradient_of(r, l->weight), !is_over(r, l, 0));
+    if (l->bias >= 0)
+        sums(channels, places, d, gradient_of(r, l->bias), !is_over(r, l, 1));
+    if (to) {
+        product(&p, weights_of(r, l->weight), d, NULL, at(r, r->n->scratch[0]));
+        fold(l->over, 1, at(r, r->n->scratch[0]), to);
+    }
+}
+
+static void backward_product(const struct row *r, const struct layer *l, const REAL *a, const REAL *b, const REAL *d,
+                             REAL *to, REAL *to_other)
+{
+    const ptrdiff_t m = r->n->samples, M = l->sizes[1], K = l->sizes[2], N = l->sizes[3];
+    const struct between of_a = {M, K, N, N, 1, 1, N}, of_b = {K, N, M, 1, K, N, 1};
+    for (ptrdiff_t g = 0; g < l->sizes[0]; g++, a += M * K * m, b += K * N * m, d += M * N * m) {
+        if (to)
+            between(&of_a, m, d, b, to + g * M * K * m);
+        if (to_other)
+            between(&of_b, m, a, d, to_other + g * K * N * m);
+    }
+}
+
+/* Of the weight by which lines are weighed or shifted, and of the lines: `to` may be d. */
+static void backward_weigh(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
+{
+    const ptrdiff_t m = r->n->samples;
+    const REAL *weight = l->weight < 0 ? NULL : weights_of(r, l->weight);
+    REAL *found = l->weight < 0 ? NULL : gradient_of(r, l->weight);
+    if (found && is_over(r, l, 0))
+        memset(found, 0, sizeof(REAL) * (size_t)l->sizes[0]);
+    for (ptrdiff_t i = 0; i < l->out; i++) {
+        const REAL by = l->kind == WEIGH ? told(l, weight, i) : 1;
+        part sum = {0};
+        for (ptrdiff_t s = i * m; s < (i + 1) * m; s += PART) {
+            const part given = load(d + s, 1, PART);
+            sum += l->kind == WEIGH ? given * load(x + s, 1, PART) : given;
+            if (to)
+                store(to + s, given * by, PART);
+        }
+        for (ptrdiff_t s = 1; s < PART && found; s++)
+            sum[0] += sum[s];
+        if (found)
+            found[l->elements[i]] += sum[0] * (REAL)l->scale;
+    }
+}
+
+static void backward_join(const struct row *r, const struct layer *l, const REAL *one, const REAL *other, const REAL *d)
+{
+    const REAL *of[2] = {other, one};
+    for (int k = 0; k < 2; k++) {
+        const struct source *from = &l->from[k];
+        REAL *to = target(r, from);
+        if (!to || to == d) /* an addend's gradient is that of the sum, where it is */
+            continue;
+        if (l->kind == MULTIPLY)
+            join(l, l->out * r->n->samples, d, of[k], to);
+        else if (!from->add)
+            apply(SCALE, l->out * r->n->samples, k ? l->scale : 1, 0, d, to);
+        if (from->add)
+            add_to(r, from, l->kind == ADD ? d : to, l->kind == ADD && k ? (REAL)l->scale : 1);
+    }
+}
+
+/* From the gradient with respect to the outputs to that of all weights. */
+static void backward(const struct row *r)
+{
+    const struct network *n = r->n;
+    const ptrdiff_t m = n->samples;
+    for (const struct layer *l = n->layers + n->count - 1; l >= n->layers; l--) {
+        if (!l->wanted)
+            continue;
+        for (ptrdiff_t i = 0; i < l->clearings; i++)
+            memset(at(r, l->cleared[i].at), 0, sizeof(REAL) * (size_t)(l->cleared[i].lines * m));
+        const REAL *x = at(r, l->from[0].at), *other = at(r, l->from[1].at), *y = at(r, l->at), *d = at(r, l->gradient);
+        const ptrdiff_t groups = l->sizes[0], each = l->sizes[1];
+        REAL *to = target(r, &l->from[0]);
+        switch (l->kind) {
+        case LINEAR: backward_linear(r, l, x, d, to); break;
+        case CONVOLUTION: backward_convolution(r, l, d, to); break;
+        case PRODUCT: {
+            backward_product(r, l, x, other, d, to, NULL);
+            if (l->from[0].add && to)
+                add_to(r, &l->from[0], to, 1);
+            to = target(r, &l->from[1]);
+            backward_product(r, l, x, other, d, NULL, to);
+            if (l->from[1].add && to)
+                add_to(r, &l->from[1], to, 1);
+            continue;
+        }
+        case POOLING: to_largest(l->over, 1, d, x, y, to); break;
+        case GATHER:
+            for (ptrdiff_t i = 0; i < l->out; i++)
+                if (l->gathered[i] >= 0)
+                    add(m, 1, d + i * m, at(r, l->gathered[i]));
+            continue;
+        case ADD:
+        case MULTIPLY: backward_join(r, l, x, other, d); continue;
+        case WEIGH:
+        case SHIFT: backward_weigh(r, l, x, d, to); break;
+        case NORMALIZE: unnormalize(groups, each, m, y, at(r, l->more), d, to); break;
+        case SOFTMAX: unsoftmax(groups, each, m, y, d, to); break;
+        case SUM: hand_out(groups, each, m, l->scale, d, to); break;
+        case DROPOUT: drop(&l->dropout, l->out, m, r->keys, d, to); break;
+        default: unapply((enum kind)l->kind, l->out * m, l->scale, x, y, d, to);
+        }
+        if (l->from[0].add && to)
+            add_to(r, &l->from[0], to, 1);
+    }
+}
+
+/* The losses of a row's samples, and their gradient with respect to the outputs where `backward` begins. */
+static const REAL *losses_of(const struct row *r)
+{
+    const struct network *n = r->n;
+    const struct layer *last = n->layers + n->count - 1;
+    const struct outputs how = {1, last->out, n->samples, 0, n->samples, 1};
+    const REAL *outputs = at(r, last->at);
+    REAL *found = at(r, last->gradient);
+    if (n->loss == CROSS_ENTROPY)
+        cross_entropy(&how, outputs, r->targets, r->counts, found);
+    else if (n->loss == BINARY_CROSS_ENTROPY)
+        binary_cross_entropy(&how, outputs, r->targets, r->counts, found);
+    else
+        squared_error(&how, outputs, r->targets, r->counts, found);
+    return found + last->out * n->samples;
+}
+
+/* The sum of a row's losses; its gradients are where they belong then. */
+static REAL learn(const struct row *r)
+{
+    forward(r);
+    const REAL *losses = losses_of(r);
+    REAL sum = 0;
+    for (ptrdiff_t i = 0; i < r->n->samples; i++)
+        sum += losses[i] * r->present[i];
+    backward(r);
+    return sum;
+}
+
+/* What a step reads of all rows: as `struct row`, (B, ...). */
+struct step {
+    const REAL *inputs;
+    const void *targets;
+    const REAL *present, *counts;
+    const int64_t *keys;
+};
+
+/* A step of all rows, without an update: their loss sums (B,). */
+void learn_step(const struct network *n, const struct block *b, const struct step *s, REAL *losses, int over)
+{
+    const size_t target = n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
+    for (ptrdiff_t row = 0; row < b->rows; row++) {
+        const ptrdiff_t from = row * n->samples;
+        const struct row r = {n, b, row, s->inputs + from * n->in, (const char *)s->targets + from * target,
+                              s->present + from, s->counts + from, s->keys ? s->keys + from : NULL, over};
+        losses[row] = learn(&r);
+    }
+}
+
+/* Steps that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what a batch's
+   gradient is divided by, inverted, and whether a row trains, (S, B). All samples: inputs (N, in) and targets (N,). What
+   a row reads is gathered at `read`, and of its targets and counts at `aims` and `counts`. */
+struct stretch {
+    const REAL *inputs;
+    const char *targets;
+    const int64_t *index;
+    const REAL *present, *shares;
+    const uint8_t *active;
+    const int64_t *keys;
+    double *losses, *norms; /* (B,) */
+    REAL *read, *counts;
+    char *aims;
+};
+
+static void gather(const struct network *n, const struct stretch *s, ptrdiff_t from, REAL share)
+{
+    const size_t target = n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
+    for (ptrdiff_t i = 0; i < n->samples; i++) {
+        const int64_t sample = s->index[from + i];
+        memcpy(s->read + i * n->in, s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
+        memcpy(s->aims + i * target, s->targets + sample * target, target);
+        s->counts[i] = s->present[from + i] * share;
+    }
+}
+
+/* The steps from `low` to `high`, updates included: each row goes through all of them while its weights are near the core.
+   What it has of a gradient at first is added to, or written `over`; a gradient that is used up is zero in the end. */
+void train(const struct network *n, const struct block *b, const struct stretch *s, const struct rows *updates,
+           ptrdiff_t low, ptrdiff_t high, int over)
+{
+    for (ptrdiff_t row = 0; row < updates->rows; row++) {
+        int fresh = over;
+        for (ptrdiff_t at = low; at < high; at++) {
+            const ptrdiff_t place = at * b->rows + row, from = place * n->samples;
+            if (!s->active[place])
+                continue;
+            gather(n, s, from, s->shares[place]);
+            const struct row r = {n, b, row, s->read, s->aims, s->present + from, s->counts,
+                                  s->keys ? s->keys + from : NULL, fresh};
+            s->losses[row] += learn(&r);
+            fresh = updates->due[at * updates->rows + row];
+            if (fresh)
+                update_row(updates, at, row, s->norms, NULL);
+        }
+        if (fresh)
+            clear_row(updates, row);
+    }
+}
+
+/* The outputs (B, count, out) of all rows for as many samples (count, in), a whole number of times what the chain reads
+   at once. */
+void evaluate(const struct network *n, const struct block *b, ptrdiff_t count, const REAL *inputs, REAL *outputs)
+{
+    const struct layer *last = n->layers + n->count - 1;
+    for (ptrdiff_t row = 0; row < b->rows; row++)
+        for (ptrdiff_t s = 0; s < count; s += n->samples, outputs += n->samples * last->out) {
+            const struct row r = {.n = n, .block = b, .row = row, .inputs = inputs + s * n->in};
+            forward(&r);
+            transpose(last->out, n->samples, b->workspace + last->at, n->samples, outputs, last->out);
+        }
+}

@@ -1,0 +1,196 @@
+"""Reads a recorded graph of torch's operations as layers that C has.
+
+What only moves numbers about is no layer: torch does it to the numbers of the lines instead of the values, and what is
+found there says which lines the next layer reads.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tunecli.engine.rowwise.images import Windows
+from tunecli.engine.rowwise.layers import OWNER, Layer, Lines, Unread, demand
+from tunecli.engine.rowwise.record import Recording
+
+aten = torch.ops.aten
+
+
+# What a node of the graph computes, by an index that has its shape.
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Of samples: see `Lines`."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The number of each value among all weights of a row, and its row times OWNER."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    index: Tensor
+    """The values themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Ones and zeros: by which of its `elements` each value of a sample is drawn, and what it is multiplied by."""
+
+    index: Tensor
+    elements: Tensor
+    odds: float
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """Windows over an image's lines."""
+
+    lines: range
+    windows: Windows
+    shape: tuple[int, ...]
+
+
+Found = Any
+"""One of these, or several."""
+
+
+class Reader:
+    """Reads a graph from its arguments on."""
+
+    def __init__(self, operations: Mapping[Any, Operation], weights: int, samples: int) -> None:
+        self._operations, self._arguments, self.samples = operations, weights, samples
+        self.lines = Lines(2 * samples)
+        self.weights: list[tuple[int, int]] = []  # where each begins, and how many numbers it has
+        self.found: dict[fx.Node, Found] = {}
+
+    def layers(self, recording: Recording) -> list[Layer]:
+        for node in recording.graph.nodes:
+            if node.op == "placeholder":
+                self.found[node] = self._argument(node)
+            elif node.op == "get_attr":
+                self.found[node] = Constant(recording.constants.get_buffer(str(node.target)))
+            elif node.op == "call_function":
+                self.found[node] = self._call(node)
+            else:
+                outputs: Any = node.args[0]
+                self.lines.finish(self.index(outputs[0]))
+        used = {own for layer in self.lines.layers for own in (layer.weight, layer.bias)} - {-1}
+        demand(used == set(range(self._arguments)))
+        return self.lines.layers
+
+    def _argument(self, node: fx.Node) -> Found:
+        value, place = value_of(node), len(self.found)
+        if place < self._arguments:
+            count, begin = value[0].numel(), sum(self.weights[-1]) if self.weights else 0
+            self.weights.append((begin, count))
+            return Weights((torch.arange(2)[:, None] * OWNER + begin + torch.arange(count)).view(value.shape))
+        if place > self._arguments:
+            return None  # the keys
+        demand(value.is_floating_point() and value.shape[:2] == (2, self.samples))
+        return Values(self.lines.inputs(value.shape))
+
+    def _call(self, node: fx.Node) -> Found:
+        args: Any = node.args
+        if node.target is operator.getitem:
+            return self.found[args[0]][args[1]]
+        if node.target in _MOVES:
+            return self._moved(node)
+        operation = self._operations.get(node.target)
+        if operation is None or node.kwargs:
+            raise Unread
+        return operation(self, node, *args)
+
+    def _moved(self, node: fx.Node) -> Found:
+        """What torch makes of the values, made of their numbers."""
+        given = [self.found[own] for own in node.all_input_nodes]
+        first = given[0]
+        demand(isinstance(first, Values | Weights | Constant | Drawn) and len({*map(type, given)}) == 1)
+        demand(len(given) == 1 or not isinstance(first, Drawn))
+        target: Any = node.target
+        index = target(*fx.node.map_arg(node.args, lambda own: self.found[own].index), **node.kwargs)
+        return (
+            replace(first, index=index) if isinstance(index, Tensor) else [replace(first, index=own) for own in index]
+        )
+
+    def index(self, node: Any) -> Tensor:
+        """That of lines; of what is the same for all samples too, which is a layer of its own then."""
+        found = self.found.get(node)
+        if isinstance(found, Constant):
+            values = found.index
+            demand(values.shape[:2] == (2, self.samples) and values.is_floating_point())
+            of = torch.arange(2 * self.samples).view(2, self.samples, *[1] * (values.dim() - 2)).expand(values.shape)
+            own = self.lines.of_samples(of, values).clone()
+            self.found[node] = found = self.emit(Layer("constant", (), len(own), values=own), of)
+        if not isinstance(found, Values):
+            raise Unread
+        return found.index
+
+    def emit(self, layer: Layer, of: Tensor) -> Values:
+        return Values(self.lines.emit(layer, of))
+
+    def whole(self, node: Any) -> int:
+        """Which weight this is, all of it, its numbers in their order."""
+        return self.whole_of(self.weights_of(node))
+
+    def whole_of(self, index: Tensor) -> int:
+        begin, count = int(index.flatten()[0]), index[0].numel()
+        demand((begin, count) in self.weights)
+        numbers = torch.arange(begin, begin + count)
+        demand(torch.equal(index.reshape(2, -1), torch.stack([numbers, numbers + OWNER])))
+        return self.weights.index((begin, count))
+
+    def weights_of(self, node: Any) -> Tensor:
+        found = self.found.get(node)
+        if not isinstance(found, Weights):
+            raise Unread
+        return found.index
+
+    def numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
+        """Which weight all of these are numbers of, and where in it."""
+        place = next(p for p, (begin, count) in enumerate(self.weights) if begin <= numbers[0] < begin + count)
+        found = numbers - self.weights[place][0]
+        demand(bool(((found >= 0) & (found < self.weights[place][1])).all()))
+        return place, found.to(torch.int32)
+
+
+Operation = Callable[..., Found]
+"""Of a reader, a node and its arguments: what the node computes."""
+
+
+def value_of(node: fx.Node) -> Tensor:
+    """What was computed while the graph was recorded."""
+    value: Tensor = node.meta["value"]
+    return value
+
+
+_MOVES = {
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.expand.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.cat.default,
+    aten.stack.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.flip.default,
+    aten.t.default,
+}

@@ -17,8 +17,10 @@ from typing import Any, cast
 import pytest
 
 from tests.conftest import Command, Question
-from tunecli.engine import Plan, child, processes
+from tunecli.engine import Plan, child, staff
+from tunecli.engine.pace import Pace
 from tunecli.engine.template import forked as forked_template
+from tunecli.engine.worker import Worker
 from tunecli.errors import ModelError
 from tunecli.sampler.ahead import Ahead
 from tunecli.search import Ended, Event, Noticed, Opened, crew, search
@@ -26,7 +28,7 @@ from tunecli.search.crew import Crew, spared
 from tunecli.search.forecast import Forecast
 from tunecli.store import read
 from tunecli.study import Study
-from tunecli.trial import Measurement, State, Trial
+from tunecli.trial import Measurement, Run, State, Trial
 
 
 def timeless(folder: Path) -> list[Trial]:
@@ -404,6 +406,25 @@ def test_workers_spare_less_than_their_share_of_rows_that_are_computed_at_once()
     assert spared(10, rows=3, block_rows=32, workers=2) < 0, "two take almost as long as three"
 
 
+def test_a_run_goes_where_runs_are_like_it_and_no_worker_gets_more_than_its_share() -> None:
+    def run(trial: int, optimizer: str, batch_size: int = 32) -> Run:
+        return Run(trial, 0, {"optimizer": optimizer, "batch_size": batch_size}, 1)
+
+    def worker(*runs: Run) -> Worker:
+        return Worker(cast(Any, None), runs)
+
+    pace = Pace()
+    sgd, adam = worker(run(0, "sgd")), worker(run(1, "adam"), run(2, "adam"))
+    assert pace.choose(run(3, "sgd"), (sgd, adam), window=6) is sgd
+    assert pace.choose(run(3, "adam"), (sgd, adam), window=6) is adam
+    assert pace.choose(run(3, "adam"), (sgd, adam), window=4) is sgd, "the other has its share"
+    for own in (*sgd.runs.values(), *adam.runs.values()):
+        pace.learn(own, 4.0 if own.hparams["optimizer"] == "sgd" else 1.0)
+    assert pace.freest((sgd, adam)) is adam, "two that take a second have less to do than one that takes four"
+    adam.reviving = {1}
+    assert pace.choose(run(3, "adam"), (sgd, adam), window=6) is sgd, "what was lost is trained again first"
+
+
 def test_what_was_recorded_before_tells_where_trials_end() -> None:
     """A search that goes on knows how far trials come; how long they train for a tick it sees anew."""
     earlier = [Trial(number, State.PRUNED, {}, start_tick=1, curve=seen(number, 3, 9.0)) for number in range(5)]
@@ -473,7 +494,7 @@ def test_a_trial_that_ends_its_process_fails_and_no_other(
     for trial in bad:
         assert trial.state is State.FAILED
         assert (trial.reason or "").startswith(f"its worker process {cause}")
-    assert sum(isinstance(event, Noticed) for event in events) == processes.MOST_DEATHS * len(bad)
+    assert sum(isinstance(event, Noticed) for event in events) == staff.MOST_DEATHS * len(bad)
     assert {trial.state for trial in trials if trial not in bad} == {State.COMPLETE}
     # The first trial is torch's defaults in both studies.
     run(fine, tmp_path / "fine")
@@ -499,7 +520,7 @@ def test_a_trial_that_ends_its_process_while_it_is_started_fails_and_no_other(
     for trial in bad:
         assert trial.reason == "its worker process ended with exit code 9 while it was started"
         assert (trial.state, trial.end_tick) == (State.FAILED, trial.start_tick - 1)
-    assert sum(isinstance(event, Noticed) for event in events) == processes.MOST_DEATHS * len(bad)
+    assert sum(isinstance(event, Noticed) for event in events) == staff.MOST_DEATHS * len(bad)
     run(study, tmp_path / "one", tries=tries)
     alone = [replace(trial, reason=found[trial.number].reason) for trial in timeless(tmp_path / "one")]
     assert alone == found

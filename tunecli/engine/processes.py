@@ -11,15 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tunecli.engine.child import Child, WorkerDied
+from tunecli.engine.child import WorkerDied
 from tunecli.engine.messages import Lost
 from tunecli.engine.pace import Pace
 from tunecli.engine.snapshot import Snapshot
+from tunecli.engine.staff import MOST_DEATHS, Deaths, Staff
 from tunecli.engine.template import Template
 from tunecli.engine.traits import Traits
 from tunecli.engine.work import Make
@@ -30,9 +30,6 @@ from tunecli.trial import Measurement, Run
 
 if TYPE_CHECKING:
     from tunecli.engine import Engine
-
-MOST_DEATHS = 3
-"""So often a run is at work in one tick when its worker dies; after that it has failed."""
 
 MOST_KEPT = 1 << 29
 """Bytes of snapshots that are kept at hand; a run without one is trained again from its start."""
@@ -60,42 +57,29 @@ class Processes:
         moving: Iterable[Run] = (),
         template: Template | None = None,
     ) -> None:
-        self._engine, self._make, self._window, self._tell = here, make, window, tell
-        self._template = template
+        self._engine, self._window, self._tell = here, window, tell
         moving = tuple(moving)
         self._here = Here(here, make, moving)
         self._own = Worker(self._here, moving)
         self._waiting = bool(moving)
-        self._hiring, self._stillborn = True, 0
         self._ticks: dict[int, int] = {}
-        self._deaths: dict[int, tuple[int, int]] = {}
+        self._deaths = Deaths()
         self._snapshots: dict[int, Snapshot] = {}
         self._resting = False
         self._late: list[Measurement] = []
         self._given_up: list[Measurement] = []
         self._pace = Pace()
-        self._hired: dict[Worker, Child] = {}
+        self._hired = Staff(make, template, tell)
         try:
             for _ in range(workers):
-                self._hire()
+                self._hired.hire()
         except BaseException:
-            self._end_workers()
+            self._hired.close()
             raise
 
     def close(self) -> None:
-        self._end_workers()
+        self._hired.close()
         self._here.close()
-
-    def _end_workers(self) -> None:
-        for child in self._hired.values():
-            child.kill()
-        self._hired.clear()
-
-    def _hire(self) -> Worker:
-        child = Child(self._make, self._template)
-        worker = Worker(child)
-        self._hired[worker] = child
-        return worker
 
     def traits(self, run: Run) -> Traits:
         return self._engine.traits(run)
@@ -146,34 +130,20 @@ class Processes:
             for run in asked:
                 del worker.runs[run.trial], self._ticks[run.trial]
             cause = self._replace(worker)
-            often = [run.trial for run in asked if self._often_died(run.trial)]
+            often = [run.trial for run in asked if self._deaths.too_many(run.trial)]
             died = f"its worker process {cause} while it was started"
             failed |= dict.fromkeys(often, ModelError(died))
         return [run for run in asked if run.trial not in failed]
 
     def _choose(self, run: Run) -> Worker:
-        """A worker that has less than its share to do: the one with most runs of the same optimizer, which are updated
-        together; else the one with the least to do."""
+        """Who gets a run that is to be started."""
         if self._waiting or not self._hired:
             return self._own
-
-        def alike(worker: Worker) -> int:
-            return sum(own.hparams["optimizer"] == run.hparams["optimizer"] for own in worker.runs.values())
-
-        share = self._window / len(self._hired) * self._pace.mean() - self._pace.of([run]) / 2
-        free = [worker for worker in self._hired if not worker.reviving and self._to_do(worker) <= share]
-        return min(free, key=lambda own: (-alike(own), self._to_do(own))) if free else self._freest()
+        return self._pace.choose(run, tuple(self._hired), self._window)
 
     def _freest(self) -> Worker:
         """The worker that has the least to do, or this process where there is none."""
-        return min(
-            self._hired,
-            key=lambda own: (bool(own.reviving), not own.ready, self._to_do(own)),
-            default=self._own,
-        )
-
-    def _to_do(self, worker: Worker) -> float:
-        return self._pace.of(worker.runs.values())
+        return self._pace.freest(self._hired) if self._hired else self._own
 
     def begin(self) -> bool:
         if self._waiting or not self._hired:
@@ -201,8 +171,7 @@ class Processes:
             if left <= 0 or not self._pending():
                 measured, self._late = self._late, []
                 return measured
-            said = [child.fileno() for child in self._hired.values()]
-            wait(said, 0 if self._own.busy else min(left, POLL_SECONDS))
+            self._hired.wait(self._hired, 0 if self._own.busy else min(left, POLL_SECONDS))
 
     def _hear_all(self) -> None:
         for worker in (self._own, *self._hired):
@@ -235,13 +204,13 @@ class Processes:
             except StorageError:
                 raise
             except TunecliError:
-                self._deaths.pop(run.trial, None)
+                self._deaths.forget(run.trial)
                 continue  # it trains well where it is
             self._own.free(run)
 
     def free(self, run: Run) -> None:
         self._ticks.pop(run.trial, None)
-        self._deaths.pop(run.trial, None)
+        self._deaths.forget(run.trial)
         self._snapshots.pop(run.trial, None)
         self._given_up = [own for own in self._given_up if own.trial != run.trial]
         worker = self._worker_of(run)
@@ -279,19 +248,19 @@ class Processes:
         if not self._resting:
             self._resting = True
             until = time.monotonic() + REST_SECONDS
-            coming = {own: child.fileno() for own, child in self._hired.items() if own.ready and own.busy}
+            coming = [own for own in self._hired if own.ready and own.busy]
             for own in coming:
                 own.pause()
             while coming and (left := until - time.monotonic()) > 0:
-                wait(coming.values(), left)
+                self._hired.wait(coming, left)
                 for own in tuple(coming):
                     try:
-                        self._hear(own)
+                        self._take_in(own)
                     except (WorkerDied, OutOfMemory):  # which is seen to when they are heard in `advance`
-                        del coming[own]
+                        coming.remove(own)
                     else:
                         if own.paused:
-                            del coming[own]
+                            coming.remove(own)
         return worker.paused or not worker.busy or worker.failed is not None
 
     def _keep(self, run: Run, snapshot: Snapshot | None) -> None:
@@ -304,13 +273,17 @@ class Processes:
         """The worker that holds a run; None where it was given up."""
         return next((worker for worker in (self._own, *self._hired) if run.trial in worker.runs), None)
 
-    def _hear(self, worker: Worker) -> None:
+    def _take_in(self, worker: Worker) -> None:
+        """What a worker has measured since. Raises WorkerDied, and what its engine raised."""
         measured = worker.hear()
         for own in measured:
             self._ticks[own.trial] = own.fidelity
             self._pace.learn(worker.runs[own.trial], own.seconds)
         self._late += measured
-        if worker.paused and not self._resting:
+
+    def _hear(self, worker: Worker) -> None:
+        self._take_in(worker)
+        if worker.paused:
             # It came to rest when nobody waited for it any more: the next to ask gets what it is now.
             for run in worker.runs.values():
                 if run.trial not in worker.reviving:
@@ -320,15 +293,10 @@ class Processes:
     def _replace(self, worker: Worker) -> str:
         """A worker died: others take its runs over, but for those that are given up. Returns how it ended."""
         with suppress(WorkerDied):
-            self._hear(worker)
-        child = self._hired.pop(worker)
-        cause = worker.fell or child.exit()
-        child.kill()
-        for trial in worker.at_work:
-            before, deaths = self._deaths.get(trial, (-1, 0))
-            ticks = self._ticks.get(trial, 0)
-            self._deaths[trial] = ticks, deaths + 1 if before == ticks else 1
-        failed = [trial for trial in worker.runs if self._often_died(trial)]
+            self._take_in(worker)
+        cause = self._hired.dismiss(worker)
+        self._deaths.count(worker.at_work, self._ticks)
+        failed = [trial for trial in worker.runs if self._deaths.too_many(trial)]
         for trial in failed:
             failure = _failure(trial, self._ticks[trial] + 1, cause)
             # What has shown this tick already fails in the next.
@@ -338,35 +306,12 @@ class Processes:
             for trial, run in worker.runs.items()
             if trial not in failed
         ]
-        fresh = self._hire_another(worker, cause)
+        fresh = self._hired.replace(worker, cause)
         if worker.failed is None:
             self._tell(_told(cause, len(lost), failed, "another" if self._hired else "this process"))
         if lost:
             (fresh or self._freest()).revive(lost)
         return cause
-
-    def _hire_another(self, worker: Worker, cause: str) -> Worker | None:
-        """A worker in the place of one that died; None, which is said once, where none can be had any more."""
-        self._stillborn = 0 if worker.ready else self._stillborn + 1
-        reason = None
-        if worker.failed is not None:
-            reason = worker.failed.message
-        elif self._stillborn >= MOST_DEATHS:
-            reason = f"the last one {cause}"
-        elif self._hiring:
-            try:
-                return self._hire()
-            except TunecliError as error:
-                reason = error.message
-        if self._hiring:
-            self._hiring = False
-            self._tell(f"no worker process can be started: {reason}")
-        if not self._hired:
-            self._tell("this process goes on alone")
-        return None
-
-    def _often_died(self, trial: int) -> bool:
-        return self._deaths.get(trial, (0, 0))[1] >= MOST_DEATHS
 
 
 def _size(snapshot: Snapshot) -> int:

@@ -614,12 +614,12 @@ def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
         first = tunecli(*command)
     assert first.code == 75
     assert (
-        "plan   by the written rule, as so short a study does not repay measuring:\n       its layers follow"
-        in first.err
+        "plan   chosen by rule and not measured, as so short a study would not repay two seconds of it:\n"
+        "       compiled code trains all of its layers" in first.err
     )
     again = tunecli(*command)
     assert f"0 of 6 done, 6 to go, 4 of them in flight at {said}\n" in again.err
-    assert "plan   as the study was begun\n" in again.err
+    assert "plan   kept from when the study began\n" in again.err
 
 
 def test_a_replay_that_shows_other_values_is_told_once_with_digits_enough(capsys: pytest.CaptureFixture[str]) -> None:

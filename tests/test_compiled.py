@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Question
+from tests.conftest import Command, Question
 from tunecli.engine.compiled import NUMBERS
 from tunecli.engine.compiler import can_compile, library
 from tunecli.engine.rules import RULES
@@ -80,6 +80,27 @@ def test_without_a_compiler_nothing_is_compiled(cache: Path, compiler: str, monk
     monkeypatch.setenv("CC", compiler)
     assert not can_compile("cpu")
     assert not can_compile("meta")
+
+
+@needs_compiler
+def test_a_study_without_a_compiler_says_so_and_how_it_would_be_faster(
+    tunecli: Command, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "false")
+    first = tunecli("search", "iris", "--trials", "2")
+    assert (
+        "note   no C compiler works here (cc, or CC), so torch trains the models,\n"
+        "       more slowly: install gcc or clang\n" in first.err
+    )
+    assert " of training, without a C compiler\n" in tunecli("report", "iris").out
+    assert tunecli("report", "iris", "--format", "json").document["environment"]["compiler"] == "none"
+    assert "compiler" not in tunecli("search", "iris", "--trials", "3").err, "said once"
+    monkeypatch.delenv("CC")
+    library.cache_clear()
+    later = tunecli("search", "iris", "--trials", "4")
+    assert "--fresh begins anew with the one that works here now" in " ".join(later.err.split())
+    tunecli("search", "iris", "--trials", "2", "--fresh")
+    assert "compiler" not in tunecli("report", "iris").out
 
 
 @needs_compiler

@@ -285,7 +285,7 @@ def test_rungs_lie_below_the_last_epoch() -> None:
     ("direction", "values", "own", "threshold"),
     [("maximize", [0.9, 0.8, 0.7, 0.65], "0.65", "0.8"), ("minimize", [-0.5, 0.25, 0.75, 1.5], "1.5", "0.25")],
 )
-def test_the_reason_names_the_rung_the_value_and_what_it_missed(
+def test_the_reason_names_the_epoch_the_value_and_what_it_missed(
     direction: str, values: list[float], own: str, threshold: str
 ) -> None:
     asha = Asha([3], 2, direction)
@@ -293,7 +293,7 @@ def test_the_reason_names_the_rung_the_value_and_what_it_missed(
     for one in measured:
         asha.record(one)
     reason = asha.reason_to_prune(measured[-1])
-    assert reason == f"rung 3: {own} is not among the best 1/2 of 4, which begin at {threshold}"
+    assert reason == f"epoch 3: {own} is not among the best 1/2 of 4, which begin at {threshold}"
     assert asha.reason_to_prune(measurement(9, 2, values[-1])) is None, "2 is no rung"
 
 
@@ -307,12 +307,12 @@ def test_median_and_patient_say_what_was_missed() -> None:
     median = make_pruner("median", {"startup_trials": 3, "min_ticks": 1}, 2, "maximize", 0, others)
     assert median is not None
     median.record(measurement(3, 1, 0.5))
-    expected = "tick 1: 0.5, its best so far, is worse than the median of 3 complete trials, 0.625"
+    expected = "epoch 1: 0.5, its best so far, is worse than the median of 3 complete trials, 0.625"
     assert median.reason_to_prune(measurement(3, 1, 0.5)) == expected
     patient = make_pruner("patient", {"patience": 1}, 9, "minimize", 0, [])
     assert patient is not None
     for fidelity, metric in enumerate([0.5, 0.25, 0.375, 0.5], start=1):
         assert patient.reason_to_prune(measurement(0, fidelity, metric)) is None
         patient.record(measurement(0, fidelity, metric))
-    expected = "tick 4: 0.375 is the best of its last 2 ticks, 0.25 came before"
+    expected = "epoch 4: 0.375 is the best of its last 2 epochs, 0.25 came before"
     assert patient.reason_to_prune(measurement(0, 4, 0.5)) == expected

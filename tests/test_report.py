@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunecli.report import formats, tables
+from tunecli.report.advice import advice
 from tunecli.report.console import VisibleConsole
 from tunecli.report.summary import Summary, as_document, curve_bars, short, short_hparams, summarize, wrap
 from tunecli.trial import Importance, Measurement, State, Trial
@@ -80,8 +82,6 @@ def test_a_study_is_counted_ranked_and_added_up() -> None:
     assert [own.number for own in found.ranked] == [2, 4, 0]
     assert found.ties == 2
     assert found.seconds == 0.5 * (3 + 1 + 3 + 2 + 3 + 0 + 1 + 2 + 0)
-    # Trial 7 began in tick 8 and is two ticks old.
-    assert found.ticks == 9
 
 
 def test_the_lowest_is_the_best_where_less_is_better() -> None:
@@ -192,7 +192,7 @@ def drawn(found: Summary, *, top: int = 5, width: int = 80) -> str:
 NARROW = """
 tiny  accuracy on validation, higher is better
 7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of
-training in 9 ticks
+training
 
 Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3
   2 trials tie, the lowest number goes first
@@ -221,16 +221,16 @@ No importance of hparams: it takes 20 complete or pruned trials, and there are 4
 
 Failed
   2 x diverged: training loss is nan (trials 3, 6)
-      optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32,
-      model.hidden [64, 32]
+      trial 3 had optimizer sgd, learning_rate 0.0123, momentum 0.9,
+      batch_size 32, model.hidden [64, 32]
   1 x own.py:make raised ValueError: called after close (trial 5)
-      optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999,
+      trial 5 had optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999,
       batch_size full, l1 1e-08
 """
 
 WIDE = """
 tiny  accuracy on validation, higher is better
-7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of training in 9 ticks
+7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of training
 
 Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3
   2 trials tie, the lowest number goes first
@@ -252,9 +252,9 @@ No importance of hparams: it takes 20 complete or pruned trials, and there are 4
 
 Failed
   2 x diverged: training loss is nan (trials 3, 6)
-      optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32, model.hidden [64, 32]
+      trial 3 had optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32, model.hidden [64, 32]
   1 x own.py:make raised ValueError: called after close (trial 5)
-      optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999, batch_size full, l1 1e-08
+      trial 5 had optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999, batch_size full, l1 1e-08
 """
 
 
@@ -266,18 +266,71 @@ def test_a_study_is_drawn_in_the_width_there_is(width: int, expected: str) -> No
 def test_a_study_of_failures_says_so() -> None:
     assert drawn(summary(*TRIALS[5:7], asked=2)) == (
         "tiny  accuracy on validation, higher is better\n"
-        "2 of 2 trials: 2 failed; 0.5 s of training in 7 ticks\n"
+        "2 of 2 trials: 2 failed; 0.5 s of training\n"
         "\n"
         "No trial is complete, so none is the best.\n"
         "\n"
         "Failed\n"
         "  1 x own.py:make raised ValueError: called after close (trial 5)\n"
-        "      optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999,\n"
+        "      trial 5 had optimizer adam, learning_rate 0.001, beta1 0.85, beta2 0.9999,\n"
         "      batch_size full, l1 1e-08\n"
         "  1 x diverged: training loss is nan (trial 6)\n"
-        "      optimizer sgd, learning_rate 0.0123, momentum 0.9, batch_size 32,\n"
-        "      model.hidden [64, 32]"
+        "      trial 6 had optimizer sgd, learning_rate 0.0123, momentum 0.9,\n"
+        "      batch_size 32, model.hidden [64, 32]"
     )
+
+
+def test_a_long_reason_of_a_failure_is_broken_under_itself() -> None:
+    reason = "own.py:make raised RuntimeError: a width of 32 is not supported by this model, try 64 (own.py, line 7)"
+    found = summary(
+        *(trial(number, State.FAILED, [], reason=reason) for number in range(12)), trial(12, State.COMPLETE, [0.5])
+    )
+    assert drawn(found).partition("\n\nFailed\n")[2] == (
+        "  12 x own.py:make raised RuntimeError: a width of 32 is not supported by\n"
+        "      this model, try 64 (own.py, line 7) (trials 0, 1, 2, 3, 4, 5, 6, 7, ...)\n"
+        "      trial 0 had optimizer sgd, learning_rate 0.0123, momentum 0.9,\n"
+        "      batch_size 32, model.hidden [64, 32]"
+    )
+    program = replace(found, epochs=None)
+    assert "Failed; what each printed is in logs/ of the study's folder\n" in drawn(program)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0.0"), (0.0002, "0.001"), (0.0421, "0.042"), (0.26, "0.3")])
+def test_a_short_training_took_some_time(seconds: float, shown: str) -> None:
+    quick = summary(replace(trial(0, State.COMPLETE, [0.5, 0.5, 0.75]), seconds=seconds))
+    assert re.search(rf"0.7500 +3 +{re.escape(shown)} ", drawn(quick))
+    assert f"| 3 | {shown} |" in formats.as_markdown(quick, 1)
+
+
+def test_what_was_computed_without_a_compiler_is_said() -> None:
+    found = replace(summary(*TRIALS), environment={"torch": "2.13", "compiler": "none"})
+    assert "7.5 s of\ntraining, without a C compiler\n" in drawn(found)
+    assert as_document(found)["environment"] == {"torch": "2.13", "compiler": "none"}
+
+
+def study_of(complete: int, pruned: int, learned: int | None, asked: int | None = None) -> Summary:
+    states = [State.COMPLETE] * complete + [State.PRUNED] * pruned
+    trials = [trial(number, state, [0.5]) for number, state in enumerate(states)]
+    search = {"pruner": "asha", "sampler": "tpe", "window": 8}
+    return replace(summary(*trials, asked=asked or len(trials)), search=search, learned=learned)
+
+
+def test_where_few_trials_completed_or_most_are_random_it_is_said_what_to_type() -> None:
+    assert drawn(study_of(1, 29, 0)).partition("\n\nWorth a try, ")[2] == (
+        "with tunecli search tiny\n"
+        "  only one trial of 30 trained to the end: asha pruned 29, what learns slowly\n"
+        "    first; --pruner median --trials 60 prunes later\n"
+        "  all 30 trials are random: tpe chooses by what others came to once 10 of them\n"
+        "    have ended, with 8 in flight at a time; --trials 90 goes on with that"
+    )
+    assert "24 of the 30 trials are random: tpe" in drawn(study_of(3, 27, 6))
+    for as_it_should_be in (
+        study_of(3, 27, 10),
+        study_of(3, 27, None),
+        study_of(2, 10, 0, asked=40),
+        study_of(1, 3, 0),
+    ):
+        assert advice(as_it_should_be) == []
 
 
 def test_where_all_trials_diverged_it_is_said_where_to_look() -> None:
@@ -435,7 +488,9 @@ def test_hparams_are_named_in_the_order_of_the_space() -> None:
     ("seconds", "expected"),
     [
         (0, "0.0 s"),
-        (0.04, "0.0 s"),
+        (0.0, "0.0 s"),
+        (0.0002, "1 ms"),
+        (0.04, "40 ms"),
         (9.96, "10.0 s"),
         (59.94, "59.9 s"),
         (59.96, "1 min 0 s"),
@@ -466,6 +521,7 @@ SHARED = """
 What sets the best 6 of 57 complete and pruned trials apart, PED-ANOVA:
 learning_rate  25%  ███████████████
 l1             12%  ███████
+and hparams that not every trial has:
 momentum       46%  ████████████████████████████  1 of the 6 has it
 beta1          17%  ██████████                    5 of the 6 have it
 nesterov        0%                                none of the 6 has it

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 from tunecli.given import shown
 from tunecli.points import all_points, key
-from tunecli.sampler import Proposer, make_proposer, says
+from tunecli.sampler import Proposer, learned, make_proposer, says
 from tunecli.space import EXHAUSTIVE, SAMPLERS, Space, build_space
 from tunecli.trial import Hparams, Measurement, State, Trial, derive_seed
 
@@ -208,6 +208,18 @@ def test_results_count_from_one_full_tick_after_their_end_on(sampler: str) -> No
     # TPE begins with ten random trials, gp and nsga2 with more; the others never look at a result.
     learns = {"tpe": TRIALS // 2, "gp": 2, "nsga2": TRIALS // 4}
     assert sum(matters) > learns[sampler] if sampler in learns else not any(matters)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_the_first_that_is_learned_is_the_first_that_is_not_random(sampler: str) -> None:
+    final, random = (simulate(build_space({}), name, trials=30)[-1] for name in (sampler, "random"))
+    same = [ours.hparams == theirs.hparams for ours, theirs in zip(final, random, strict=True)]
+    count = learned(sampler, final)
+    assert count is not None
+    assert 0 < count < 20
+    assert same == [True] * (30 - count) + [False] * count
+    assert learned(sampler, final[: 30 - count]) == learned(sampler, []) == 0
+    assert learned("random", random) is learned("qmc", final) is None
 
 
 def test_a_result_is_seen_in_the_first_tick_in_which_it_counts() -> None:
@@ -482,7 +494,7 @@ def test_what_is_given_stays_and_the_rest_is_sampled(sampler: str, rate: float, 
 
 def test_each_sampler_says_what_it_models() -> None:
     assert {name: says(name, space_for(name), 8) for name in SAMPLERS} == {
-        "tpe": "tpe models all hparams, those that trials share jointly, after 10 random trials",
+        "tpe": "tpe models all hparams, those that trials share jointly, after 10 random trials have ended",
         "random": "random draws every hparam by itself",
         "grid": "grid tries every point of the space once, 36 in all, in random order",
         "brute_force": "brute_force tries every point of the space once, 36 in all, one after another",

@@ -95,7 +95,7 @@ class Asha:
         if self._sign * measurement.metric <= last:
             return None
         return (
-            f"rung {measurement.fidelity}: {measurement.metric:.4g} is not among the best "
+            f"epoch {measurement.fidelity}: {measurement.metric:.4g} is not among the best "
             f"1/{self._factor} of {len(reached)}, which begin at {self._sign * last:.4g}"
         )
 
@@ -178,7 +178,7 @@ class Percentile:
             return None
         among = "the median" if self._percentile == 50 else f"the best {self._percentile:g} %"
         return (
-            f"tick {fidelity}: {own:.4g}, its best so far, is worse than {among} "
+            f"epoch {fidelity}: {own:.4g}, its best so far, is worse than {among} "
             f"of {len(self._shown[fidelity])} complete trials, {threshold:.4g}"
         )
 
@@ -223,5 +223,5 @@ class Patient:
         if self._wrapped is not None:
             return self._wrapped.reason_to_prune(measurement)
         return (
-            f"tick {measurement.fidelity}: {after:.4g} is the best of its last {last} ticks, {before:.4g} came before"
+            f"epoch {measurement.fidelity}: {after:.4g} is the best of its last {last} epochs, {before:.4g} came before"
         )

@@ -114,6 +114,7 @@ def find_results(study: str | None, home: Path, storage: str | None) -> tuple[Pa
 
 def read_summary(database: Database) -> Summary:
     from tunecli.report.summary import summarize
+    from tunecli.sampler import learned
     from tunecli.store import read
 
     record = read(database)
@@ -127,7 +128,14 @@ def read_summary(database: Database) -> Summary:
         exhausted=_exhausted(record),
         importance=record.importance,
     )
-    summary = replace(summary, changes=_changes(record), outside=_outside(record, summary.best))
+    summary = replace(
+        summary,
+        changes=_changes(record),
+        outside=_outside(record, summary.best),
+        search=record.document["search"],
+        learned=None if record.of_program else learned(record.document["search"]["sampler"], record.trials),
+        environment=record.environment,
+    )
     if summary.best is None or record.command is None:
         return summary
     return replace(summary, command=shlex.join(record.command.filled(summary.best.hparams)))

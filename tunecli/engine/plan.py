@@ -42,6 +42,10 @@ class Plan:
         """The plan with C of our own where that is possible and faster: torch's updates are shared among threads."""
         return replace(self, compiled=possible and self.threads <= MOST_THREADS)
 
+    def lacks_compiler(self, device: str) -> bool:
+        """Whether C of our own would compute it if a compiler worked here, or had when the study began."""
+        return device == "cpu" and self.with_compiled(True) != self
+
     def halved(self, of: str, at: int) -> Plan:
         """The plan with half of the `at` rows of a block, or samples `evaluated` at once, that did not fit: the next
         power of two below."""
@@ -131,12 +135,12 @@ def reason(weights: int, window: int, *, native: bool) -> str:
     if native and weights <= NATIVE_WEIGHTS:
         return "compiled code trains all of its layers"
     if weights > NARROW_WEIGHTS:
-        return f"with more than {NARROW_WEIGHTS:,} weights, a trial alone keeps the cores at work"
+        return f"with more than {NARROW_WEIGHTS:,} weights, one trial keeps the cores at work by itself"
     if window == 1:
-        return "a trial alone has no step to share, and reads its batches whole"
+        return "one trial is in flight: it has nobody to share a step with, and reads its batches whole"
     if window < 8:
-        return f"{window} trials in flight gain by what a step shares, and by reading more samples at once"
-    return f"up to {NARROW_WEIGHTS:,} weights, trials that share a step share most of its cost"
+        return f"{window} trials are in flight: they share the cost of a step, and read more samples in each"
+    return f"up to {NARROW_WEIGHTS:,} weights, a step costs many trials hardly more than one: they share it"
 
 
 def _most_rows(window: int, blocks: int) -> list[int]:

@@ -35,7 +35,7 @@ def opening(event: Opened | OpenedProgram, width: int, *, whole: bool = False) -
     return text
 
 
-_SAID_AGAIN = ("run", "search", "device", "logs")
+_SAID_AGAIN = ("run", "search", "device", "logs", "note")
 
 
 def _named(event: Opened | OpenedProgram) -> list[tuple[str, list[str]]]:
@@ -63,20 +63,13 @@ def explain(event: Opened) -> Text:
             cost = "too slow" if math.isinf(timing.seconds) else f"{timing.seconds * 1e6:8.2f}"
             lines.append(f"{cost}  {timing.plan}")
     elif event.done or event.in_flight:
-        lines = ["as the study was begun"]
+        lines = ["kept from when the study began"]
     else:
-        lines = [f"by the written rule, as {_unmeasured_because(event)}:", _rule(event)]
+        lines = [f"chosen by rule and not measured, as {_unmeasured_because(event)}:", _rule(event)]
     if event.device == "cpu":
-        from tunecli.engine.plan import MOST_THREADS
-
-        begun = event.done or event.in_flight
-        shared = "its threads share them" if event.plan.threads > MOST_THREADS else _NO_COMPILER
-        own = "updates are torch's own" if begun else f"updates are torch's own: {shared}"
-        lines.append("updates are compiled" if event.plan.compiled else own)
+        shared = "" if event.plan.lacks_compiler(event.device) else ", in several threads"
+        lines.append("compiled C updates the weights" if event.plan.compiled else f"torch updates the weights{shared}")
     return Text.assemble(("plan   ", "bold"), "\n       ".join(lines))
-
-
-_NO_COMPILER = "no C compiler (cc, or CC) works here"
 
 
 def _unmeasured_because(event: Opened) -> str:
@@ -84,14 +77,14 @@ def _unmeasured_because(event: Opened) -> str:
 
     if event.study.train.step is not None or not isinstance(event.data.train, Samples):
         return "a step or a Dataset of your own is not measured"
-    return "so short a study does not repay measuring"
+    return "so short a study would not repay two seconds of it"
 
 
 def _rule(event: Opened) -> str:
     from tunecli.engine.plan import reason
 
     if event.looped_because is not None:
-        return "the model allows no other than one trial after another"
+        return "of this model only one trial can be computed at a time"
     return reason(event.weights, event.study.window or 1, native=event.native)
 
 
@@ -133,7 +126,21 @@ def _of_model(event: Opened) -> list[tuple[str, list[str]]]:
         ("", says(study.search.sampler, study.space, study.window).split(", ")),
         ("device", [event.device, *_computed(event)]),
         *([("", f"({looped})".split(", "))] if looped else []),
+        *([("note", without)] if (without := _without_compiler(event)) else []),
     ]
+
+
+def _without_compiler(event: Opened) -> list[str]:
+    """Why a study trains more slowly than it could, and how to have it faster; nothing where it is as fast as it is."""
+    if not event.plan.lacks_compiler(event.device):
+        return []
+    from tunecli.engine.compiler import can_compile
+
+    if can_compile(event.device):
+        return ["without a C compiler, as it was so far: --fresh begins anew with the one that works here now"]
+    if event.done or event.in_flight:
+        return []
+    return ["no C compiler works here (cc, or CC)", "so torch trains the models", "more slowly: install gcc or clang"]
 
 
 def _count(number: int, thing: str) -> str:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from tunecli.output import csv_line
-from tunecli.report.summary import Summary, as_document, short, short_hparams, trial_document
+from tunecli.report.summary import Summary, as_document, short, short_hparams, short_seconds, trial_document
 
 
 def as_json(summary: Summary) -> str:
@@ -41,7 +41,7 @@ def as_markdown(summary: Summary, top: int) -> str:
     lines += [f"| trial | {summary.metric} | {summary.unit}s | seconds | hparams |", "|---:|---:|---:|---:|---|"]
     for trial in summary.ranked[:top]:
         lines.append(
-            f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {trial.seconds:.1f} "
+            f"| {trial.number} | {short(trial.value)} | {trial.fidelity} | {short_seconds(trial.seconds)} "
             f"| {_in_a_cell(', '.join(short_hparams(trial.hparams)))} |"
         )
     return "\n".join(lines) + "\n"

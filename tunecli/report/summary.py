@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunecli.trial import LEAST_COMPARED, Hparams, Importance, State, Trial, best_trial, better
@@ -17,7 +17,9 @@ class Summary:
     `ranked` are the complete trials from the best on, `ties` how many share the best value. `exhausted` is how many
     points the space has, where all were tried. `outside` are the hparams by which the best trial lies outside of
     today's space. `command` is what ran the best trial, where a command did. `changes` are
-    those of the question: the first trial that was asked anew, and a line for each key.
+    those of the question: the first trial that was asked anew, and a line for each key. `search` is its [search],
+    `learned` how many trials the sampler chose by what others had come to, None where it looks at no value.
+    `environment` is what a result depends on beside the question, as the study was begun.
     """
 
     study: str
@@ -31,12 +33,14 @@ class Summary:
     ranked: tuple[Trial, ...]
     ties: int
     seconds: float
-    ticks: int
     exhausted: int | None = None
     command: str | None = None
     importance: Importance | None = None
     changes: Sequence[tuple[int, Sequence[str]]] = ()
     outside: Sequence[str] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)
+    learned: int | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def split(self) -> str | None:
@@ -95,7 +99,6 @@ def summarize(
         ranked=tuple(sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))),
         ties=sum(best is not None and trial.value == best.value for trial in complete),
         seconds=sum(trial.seconds for trial in trials),
-        ticks=max((trial.last_tick for trial in trials), default=0),
         exhausted=exhausted,
         importance=importance,
     )
@@ -139,6 +142,7 @@ def as_document(summary: Summary) -> dict[str, Any]:
         "exhausted": summary.exhausted is not None,
         "best": None if summary.best is None else trial_document(summary.best),
         **({} if summary.command is None else {"command": summary.command}),
+        "environment": dict(summary.environment),
         "changes": [{"from_trial": number, "changes": list(lines)} for number, lines in summary.changes],
         "trials": [trial_document(trial) for trial in summary.trials],
     }
@@ -197,6 +201,11 @@ def wrap(items: Sequence[str], width: int) -> str:
         else:
             line = f"{line}, {item}" if line else item
     return "\n".join([*lines, line])
+
+
+def short_seconds(seconds: float) -> str:
+    """A trial's training time: a tenth of a second, or a thousandth of so short a one."""
+    return f"{seconds:.1f}" if seconds >= 0.0995 or not seconds else f"{max(seconds, 0.001):.3f}"
 
 
 def short(value: object) -> str:

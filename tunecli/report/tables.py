@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tunecli.output import broken
+from tunecli.report.advice import advice
 from tunecli.report.summary import (
     Summary,
     against_divergence,
@@ -17,10 +18,11 @@ from tunecli.report.summary import (
     failures,
     short,
     short_hparams,
+    short_seconds,
     value_so_far,
     wrap,
 )
-from tunecli.trial import State, Trial
+from tunecli.trial import Importance, State, Trial
 
 _MAIN = ("optimizer", "learning_rate", "batch_size")
 LEAST_OTHERS = 16
@@ -75,8 +77,8 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
         yet = " yet" if summary.ended < summary.asked else ""
         yield Text(f"\nNo trial is complete{yet}, so none is the best.", style="yellow")
         yield from _failures(summary, width)
-        if (advice := against_divergence(summary)) is not None:
-            yield Text(f"\n{broken(advice, width)}", style="yellow")
+        if (said := against_divergence(summary)) is not None:
+            yield Text(f"\n{broken(said, width)}", style="yellow")
         return
     yield Text("")
     yield _best(summary, summary.best, width)
@@ -87,12 +89,17 @@ def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
         yield _curves(summary, [trial for trial in shown if trial.curve], width)
     yield from _importance(summary, width)
     yield from _failures(summary, width)
+    sentences = advice(summary)
+    if sentences:
+        yield Text.assemble("\n", ("Worth a try", "bold"), f", with tunecli search {summary.study}")
+    for sentence in sentences:
+        yield Text(_set_in(broken(sentence, width - 4), 2, 4))
 
 
 def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
     found, reason = summary.importance, summary.unexplained_because
     if found is None or reason is not None:
-        yield Text(f"\nNo importance of hparams: {reason}", style="dim")
+        yield Text(f"\n{broken(f'No importance of hparams: {reason}', width)}", style="dim")
         return
     yield Text("\nImportance of hparams", style="bold")
     best = f"best {found.best:,}" if found.best else "best tenth"
@@ -100,22 +107,32 @@ def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
     if 0 < found.best < FEW:
         yield Text("(of so few it is a hint at most, more trials tell)", style="yellow")
     few = {name: count for name, count in found.among_best.items() if count < found.best}
+    longest = max(8, min(40, width - (52 if few else 40)))
+    yield _shares(found, [name for name in found.shares if name not in few], longest)
+    if few:
+        # What one optimizer alone reads may set one of the best apart, and says nothing of the others.
+        yield Text("and hparams that not every trial has:", style="dim")
+        having = {name: _having(count, found.best) for name, count in few.items()}
+        yield _shares(found, [name for name in found.shares if name in few], longest, having)
+
+
+def _shares(found: Importance, names: Sequence[str], width: int, having: Mapping[str, Text] | None = None) -> Table:
+    """A bar for each of these hparams, from the largest on, at most so wide."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    for place in range(4 if few else 3):
-        table.add_column(justify="right" if place == 1 else "left", no_wrap=True)
-    longest = max(found.shares.values())
-    # What one optimizer alone reads may set one of the best apart, and says nothing of the others: it comes last.
-    for name, share in sorted(found.shares.items(), key=lambda item: item[0] in few):
-        bar = "█" * round(share / longest * max(8, min(40, width - (52 if few else 40))))
-        having = [_having(few.get(name), found.best)] if few else []
-        table.add_row(name, f"{share:.0%}", Text(bar, style="cyan"), *having)
-    yield table
+    table.add_column(no_wrap=True, min_width=max(map(len, found.shares)))
+    table.add_column(justify="right", no_wrap=True, min_width=len("25%"))
+    for _ in range(1 if having is None else 2):
+        table.add_column(no_wrap=True)
+    largest = max(found.shares.values())
+    for name in names:
+        share = found.shares[name]
+        bar = Text("█" * round(share / largest * width), style="cyan")
+        table.add_row(name, f"{share:.0%}", bar, *([] if having is None else [having[name]]))
+    return table
 
 
-def _having(count: int | None, of: int) -> Text:
+def _having(count: int, of: int) -> Text:
     """How many of the best trials have an hparam, where not all do."""
-    if count is None:
-        return Text()
     return Text(f"{count or 'none'} of the {of:,} {'has' if count < 2 else 'have'} it", style="dim")
 
 
@@ -130,7 +147,8 @@ def _counts(summary: Summary) -> Text:
     for place, (state, count) in enumerate(counted):
         text.append(", " if place else "")
         text.append(f"{count} {state}", style=_COLOURS.get(state, ""))
-    text.append(f"; {duration(summary.seconds)} of training in {summary.ticks} tick{'' if summary.ticks == 1 else 's'}")
+    without = ", without a C compiler" if summary.environment.get("compiler") == "none" else ""
+    text.append(f"; {duration(summary.seconds)} of training{without}")
     return text
 
 
@@ -180,7 +198,7 @@ def _table(summary: Summary, shown: tuple[Trial, ...], width: int) -> Table:
             str(trial.number),
             f"{trial.value:.4f}",
             str(trial.fidelity),
-            f"{trial.seconds:.1f}",
+            short_seconds(trial.seconds),
             *(short(trial.hparams.get(name, "")) for name in main),
         ]
         for trial in shown
@@ -214,17 +232,28 @@ def _curves(summary: Summary, shown: Sequence[Trial], width: int) -> Table:
 def _failures(summary: Summary, width: int) -> Iterator[Text]:
     found = failures(summary)
     if found:
-        yield Text("\nFailed", style="bold")
+        printed = "; what each printed is in logs/ of the study's folder" if summary.epochs is None else ""
+        yield Text.assemble("\n", ("Failed", "bold"), (printed, "dim"))
     for reason, trials in found:
         named = ", ".join(str(trial.number) for trial in trials[:8]) + (", ..." if len(trials) > 8 else "")
-        yield Text(f"  {len(trials)} x {reason} (trial{'s' * (len(trials) > 1)} {named})")
+        text = f"{len(trials)} x {reason} (trial{'s' * (len(trials) > 1)} {named})"
+        yield Text(_set_in(broken(text, width - 6), 2, 6))
         if trials[0].hparams:
-            first = wrap(short_hparams(trials[0].hparams), width - 6).splitlines()
-            yield Text("\n".join(f"      {line}" for line in first), style="dim")
+            first, *more = short_hparams(trials[0].hparams)
+            had = wrap([f"trial {trials[0].number} had {first}", *more], width - 6)
+            yield Text(_set_in(had, 6, 6), style="dim")
+
+
+def _set_in(text: str, first: int, rest: int) -> str:
+    """Its first line so many columns to the right, the rest so many."""
+    lines = [line.lstrip() for line in text.splitlines()]
+    return "\n".join(" " * (rest if place else first) + line for place, line in enumerate(lines))
 
 
 def duration(seconds: float) -> str:
     """A length of time in the two units that matter."""
+    if 0 < seconds < 0.0995:
+        return f"{max(1, round(seconds * 1000))} ms"
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -6,7 +6,8 @@ in less time; sequences have files of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from tunecli.points import all_points, always_read, key
@@ -86,6 +87,17 @@ def points_left(sampler: str, space: Space, trials: Iterable[Trial]) -> int | No
     return len({key(space, point) for point in all_points(space)} - tried)
 
 
+def learned(sampler: str, trials: Sequence[Trial]) -> int | None:
+    """How many of the trials were proposed by what others had come to; None where the sampler looks at no value, or
+    has no beginning at random."""
+    counted = {"tpe": (State.COMPLETE, State.PRUNED), "gp": (State.COMPLETE,)}.get(sampler)
+    if counted is None:
+        return None
+    ended = sorted(trial.end_tick for trial in trials if trial.state in counted and trial.end_tick is not None)
+    began = (trial.start_tick for trial in trials if trial.state is not State.WAITING)
+    return sum(bisect_right(ended, tick - 2) >= STARTUP_TRIALS for tick in began)
+
+
 def population_size(window: int) -> int:
     """How many complete trials make a generation of nsga2: a window, for pruned ones do not count."""
     return max(window, 8)
@@ -101,7 +113,9 @@ def says(sampler: str, space: Space, window: int) -> str:
     if sampler == "random":
         return "random draws every hparam by itself"
     if sampler == "tpe":
-        return f"tpe models all hparams, those that trials share jointly, after {STARTUP_TRIALS} random trials"
+        return (
+            f"tpe models all hparams, those that trials share jointly, after {STARTUP_TRIALS} random trials have ended"
+        )
     shared = always_read(space)
     rest = [name for name in space.searched() if name not in shared]
     if sampler == "gp":

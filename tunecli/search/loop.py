@@ -61,6 +61,7 @@ class Loop:
             data_hash=fingerprint,
             torch=torch.__version__,
             device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            **({"compiler": "none"} if plan.lacks_compiler(device) else {}),
         )
         self._told: list[str] = []
         if record is not None and (changes := lessened(Plan(**record.plan), plan)):

@@ -22,6 +22,7 @@ from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS, Choice, Float, Int
 from tunecli.study import (
     Study,
     make_study,
+    read_question,
     read_study,
     study_of_table,
 )
@@ -574,7 +575,7 @@ def test_every_key_that_changes_a_trial_makes_another_question(own: Path) -> Non
         "train.epochs=13", "train.metric=accuracy", "train.decay_biases=true", "space.momentum=0.8",
         "space.model.hidden=[[64]]", "search.sampler=tpe", "search.pruner=asha", "search.min_ticks=1",
     ):  # fmt: skip
-        changed = differences(study.document(), read_study(own / "mine.toml", [override]).document())
+        changed = differences(study.document(), read_question(own / "mine.toml", [override]).document())
         assert [line.split(":")[0] for line in changed] == [override.split("=")[0]]
 
 

@@ -246,7 +246,7 @@ def remember(folder: Path, database: Database) -> None:
         write_new(unfinished, f"{database}\n".encode())
         unfinished.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def questions(home: Path) -> list[Path]:
@@ -283,10 +283,11 @@ def write_question(folder: Path, study: Question) -> None:
             hint="rename the file or the folder",
         ) from error
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """What to raise where a file in a study's folder cannot be written."""
     return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
 
 

@@ -88,7 +88,7 @@ class Snapshots:
             if not folder.exists():
                 return None, None
             return None, f"{error.message.replace('checkpoint', 'snapshot', 1)}: trial {run.trial} is trained anew"
-        if manifest.get("run") != self._key(run):
+        if manifest.get("run") != key_of(self._made_by, run):
             return None, None  # of a study that lay here before, or of other code
         measured = manifest["measured"]
         snapshot = Snapshot(manifest["fidelity"], tensors, manifest["numbers"])
@@ -117,7 +117,7 @@ class Snapshots:
 
     def _save(self, run: Run, kept: Kept) -> None:
         manifest = {
-            "run": self._key(run),
+            "run": key_of(self._made_by, run),
             "fidelity": kept.snapshot.fidelity,
             "numbers": dict(kept.snapshot.numbers),
             "measured": None if kept.measured is None else asdict(kept.measured),
@@ -139,9 +139,12 @@ class Snapshots:
             f"more than {LIMIT_BYTES / 2**30:.0f}; a search that is killed trains them anew"
         )
 
-    def _key(self, run: Run) -> str:
-        own = run.trial, run.study_seed, dict(run.hparams), run.epochs, dict(run.settings)
-        return hashlib.sha256(json.dumps([self._made_by, own], sort_keys=True, default=str).encode()).hexdigest()
+
+def key_of(made_by: Mapping[str, Any], run: Run) -> str:
+    """What a run comes to depends on this alone, where `made_by` is all that it depends on beside itself: the same key,
+    the same result."""
+    own = run.trial, run.study_seed, dict(run.hparams), run.epochs, dict(run.settings)
+    return hashlib.sha256(json.dumps([made_by, own], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def code_of(document: Any, base: Path) -> dict[str, str]:

@@ -24,6 +24,11 @@ class State(StrEnum):
         return self in (State.COMPLETE, State.PRUNED, State.FAILED)
 
 
+def ended_in(counts: Mapping[State, int]) -> int:
+    """How many trials have ended, of so many in each state."""
+    return sum(count for state, count in counts.items() if state.ended)
+
+
 def derive_seed(study_seed: int, trial: int, purpose: str, *more: int) -> int:
     """A seed in [0, 2**63) that depends on its arguments alone: the same on every machine and in every version.
 

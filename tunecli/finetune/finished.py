@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +12,9 @@ from torch import Tensor
 from tunecli import checkpoint
 from tunecli.errors import CheckpointError
 from tunecli.finetune import Finetuned
-from tunecli.trial import Run
 
 _TODAYS = ("study", "checkpoint", "saved", "earlier")
 """What is not kept of a result: where it lies, for a folder can be copied, and what this very call was about."""
-
-
-def key_of(made_by: Mapping[str, Any], run: Run) -> str:
-    """What a fine-tuning comes to depends on this alone: the same key, the same result."""
-    own = run.trial, run.study_seed, dict(run.hparams), run.epochs, dict(run.settings)
-    return hashlib.sha256(json.dumps([made_by, own], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def places_of(parent: Path, key: str) -> list[Path]:

@@ -27,7 +27,7 @@ from tunecli.finetune.fitting import data_of, fit_study, hparams_of, recipe_of
 from tunecli.finetune.weights import freeze, read_weights, save_state_dict, trained_layers
 from tunecli.models.head import has_other_head, head_name, load_weights, replace_head
 from tunecli.patience import PAUSE_SECONDS
-from tunecli.snapshots import Kept, Snapshots, code_of
+from tunecli.snapshots import Kept, Snapshots, code_of, key_of
 from tunecli.space import settings_of
 from tunecli.storage import Database
 from tunecli.store import Store, load_kept, read
@@ -79,7 +79,7 @@ class Training:
         )
         from_scratch = replace(run, hparams=self.scratch_hparams)
         made_by = self._made_by()
-        key = finished.key_of(made_by, run)
+        key = key_of(made_by, run)
         earlier = finished.places_of(self.folder / "finetuned", key)
         # A snapshot belongs to one training alone: what an earlier one of the same key left says nothing of the next.
         made_by["earlier"] = len(earlier)

@@ -76,7 +76,7 @@ class BarView:
         self._show(progress, _left(progress))
 
     def _show(self, progress: Progress, left: str) -> None:
-        ended = ended_of(progress)
+        ended = progress.ended
         self._bar.update(self._task, completed=ended, done=f"{ended}/{progress.total}", left=left)
         self._live.update(Group(self._bar, _fitting(_standing(progress, self._opened), self._console.width - ECHOED)))
 
@@ -95,15 +95,15 @@ def _fitting(parts: list[str], width: int) -> Text:
     return text
 
 
-def ended_of(progress: Progress) -> int:
-    return sum(count for state, count in progress.counts.items() if state.ended)
-
-
 def _status(progress: Progress, opened: Opened | OpenedProgram | None, *, ended: bool = False) -> str:
     """Where the search is, in one line."""
     left = "" if ended else _left(progress)
     return ", ".join(
-        [f"{ended_of(progress)} of {progress.total} done", *_standing(progress, opened), *([left] if left else [])]
+        [
+            f"{progress.ended} of {progress.total} done",
+            *_standing(progress, opened),
+            *([left] if left else []),
+        ]
     )
 
 

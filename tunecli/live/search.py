@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tunecli.live.opening import change, explain, opening
-from tunecli.live.progress import BarView, LineView, ended_of
+from tunecli.live.progress import BarView, LineView
 from tunecli.report.console import VisibleConsole
 from tunecli.search import Changed, Differed, Ended, Event, Failed, Noticed, Opened, OpenedProgram, Progress
 from tunecli.study import ProgramStudy, Question
@@ -98,7 +98,7 @@ def say_stopped(ended: Ended, again: str, console: VisibleConsole) -> None:
     progress = ended.progress
     running = progress.counts[State.RUNNING]
     flight = f", {running} in flight" if running else ""
-    console.say(f"stopped: {ended_of(progress)} of {progress.total} trials done{flight}; all is recorded")
+    console.say(f"stopped: {progress.ended} of {progress.total} trials done{flight}; all is recorded")
     console.say(f"to go on:\n  {again}")
 
 
@@ -110,7 +110,7 @@ def say_next(
         console.say(f"all {exhausted:,} points of the space were tried")
     elif ended.how == "timeout":
         console.say(
-            f"the time is up: {ended_of(ended.progress)} of {ended.progress.total} trials done; to go on:\n  {again}"
+            f"the time is up: {ended.progress.ended} of {ended.progress.total} trials done; to go on:\n  {again}"
         )
     elif ended.progress.ended_now == 0:
         console.say(f"all {ended.progress.total} trials were done already; --trials N asks for more")

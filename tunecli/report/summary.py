@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunecli.trial import LEAST_COMPARED, Hparams, Importance, State, Trial, best_trial, better
+from tunecli.trial import LEAST_COMPARED, Hparams, Importance, State, Trial, best_trial, better, ended_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Summary:
 
     @property
     def ended(self) -> int:
-        return sum(count for state, count in self.counts.items() if state.ended)
+        return ended_in(self.counts)
 
 
 def summarize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.study import ProgramStudy, Study
-from tunecli.trial import State, Trial, best_trial
+from tunecli.trial import State, Trial, best_trial, ended_in
 
 if TYPE_CHECKING:
     from tunecli.data import Data
@@ -75,6 +75,10 @@ class Progress:
     seconds: float
     left_seconds: float | None = None
 
+    @property
+    def ended(self) -> int:
+        return ended_in(self.counts)
+
 
 @dataclass(frozen=True, slots=True)
 class Differed:
@@ -133,7 +137,7 @@ class Tally:
 
     @property
     def ended(self) -> int:
-        return sum(count for state, count in self._counts.items() if state.ended)
+        return ended_in(self._counts)
 
     def progress(self, total: int, tick: int = 0, ended_now: int = 0, seconds: float = 0.0) -> Progress:
         """Where the study is; `ended_now` of its trials ended in the last `seconds`."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tunecli.errors import InputError, StorageError
 from tunecli.files import find_link, make_folder
+from tunecli.home import unwritable
 from tunecli.storage import Database, Shared
 from tunecli.store.database import file_of, holding, is_held_there
 
@@ -82,7 +83,7 @@ def _sign(descriptor: int, path: Path) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def _acquire(open_lock: Callable[[], int], study: str) -> int:
@@ -115,11 +116,7 @@ def _open(folder: Path) -> int:
             )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
+        raise unwritable(path, error) from error
 
 
 def is_held(folder: Path | None, database: Database | None = None) -> bool:

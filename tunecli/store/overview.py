@@ -13,7 +13,7 @@ from tunecli.storage import Database
 from tunecli.store.damage import check_direction, check_kind, understanding
 from tunecli.store.schema import STATES, STUDIES, number_of
 from tunecli.store.versions import connect_to_read, find_study
-from tunecli.trial import State
+from tunecli.trial import State, ended_in
 
 # What is asked of Optuna's tables: to reflect them would take longer than all the rest.
 _STUDY = table("study_directions", column("study_id"), column("direction"))
@@ -44,7 +44,7 @@ class Overview:
 
     @property
     def ended(self) -> int:
-        return sum(count for state, count in self.counts.items() if state.ended)
+        return ended_in(self.counts)
 
 
 def overview(database: Database) -> Overview:

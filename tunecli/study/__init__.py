@@ -95,12 +95,12 @@ _Q = TypeVar("_Q", Study, ProgramStudy)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def read_study(path: Path, overrides: Iterable[str] = (), replaced: Mapping[str, Any] = _NOTHING) -> Study:
+def read_study(path: Path) -> Study:
     """The study that a TOML file states, as `read_question` reads it.
 
     Raises InputError where its trials are runs of a program: then there is no model here.
     """
-    study = read_question(path, overrides, replaced)
+    study = read_question(path)
     if isinstance(study, ProgramStudy):
         raise no_weights(study.name)
     return study

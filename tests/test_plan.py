@@ -1,5 +1,6 @@
 """How a study is computed: by a written rule, or by what was measured where the study is long enough."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_a_wide_model_or_one_trial_at_a_time_is_computed_one_after_another() -> 
     assert str(choose_plan(1000, window=1)) == "trials one after another, 1 thread"
     assert choose_plan(1000, window=2).way == "rules"
     assert choose_plan(1000, window=2) == Plan("rules", cap=64, block_rows=8, threads=1)
+
+
+def test_a_wide_model_gets_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler gives a job some of a node's cores: a thread for each of the others would only be in the way."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5, 9, 11})
+    assert choose_plan(10**6, window=32).threads == 3
+    measured = rivals(LOOPED, window=1, largest_batch=32, blocks=1, looped=True)
+    assert [plan.threads for plan in measured] == [1, 3]
 
 
 def test_each_core_can_have_a_block_of_its_own() -> None:

@@ -22,6 +22,7 @@ from tunecli.data.mapped import streams
 from tunecli.data.npz import COMPLETE, PARTS
 from tunecli.data.raw import Arrays
 from tunecli.errors import DataError
+from tunecli.machine import cores
 
 GREY = ("1", "L", "LA", "La")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -206,14 +207,14 @@ def decode(files: Sequence[Path], form: Form) -> Array:
     def put(place: int) -> None:
         pixels[place] = _named(partial(_pixels, form), files[place])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(put, range(len(files))):
             pass
     return pixels
 
 
 def _each(function: Callable[[Path], T], files: Iterable[Path]) -> list[T]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(partial(_named, function), files))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from tunecli.data.samples import LAST, NOWHERE, Samples, target_key
 from tunecli.data.split import PARTS, split_indices
 from tunecli.data.targets import own_classes
 from tunecli.errors import DataError, SourceError
+from tunecli.machine import cores
 
 CHUNK = 256
 """Items read at once where all of them are."""
@@ -157,7 +157,7 @@ def _slow(train: Items) -> tuple[str, ...]:
     if seconds < SLOW:
         return ()
     return (
-        f"{train.reading.source}: an item takes {seconds * 1e3:.1f} ms to read; data.workers = {os.cpu_count() or 1} "
+        f"{train.reading.source}: an item takes {seconds * 1e3:.1f} ms to read; data.workers = {cores()} "
         "reads ahead in processes of their own",
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 
 from tunecli.data import Samples
-from tunecli.engine.device import processor
 from tunecli.engine.local import LocalEngine
 from tunecli.engine.plan import Plan
 from tunecli.engine.task import Task
 from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.files import cache_folder, keep_in_cache
+from tunecli.machine import cores, processor
 from tunecli.trial import Run
 
 BUDGET_SECONDS = 2.0
@@ -123,7 +122,7 @@ def shape_of(task: Task, device: str, **more: Any) -> dict[str, Any]:
     """What a measurement holds for: the machine, the versions, the model's shape, and what else is given."""
     return {
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch": torch.__version__,
         "loss": task.loss.name if hasattr(task.loss, "name") else "",

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from tunecli.engine.device import processor
 from tunecli.files import cache_folder, make_folder
+from tunecli.machine import processor
 
 HERE = Path(__file__).parent
 SOURCES = (

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import platform
 import re
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -81,12 +78,3 @@ def keep_memory() -> None:
         return
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
     mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) or mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_ONCE)
-
-
-def processor() -> str:
-    """The model of the CPU."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

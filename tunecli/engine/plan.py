@@ -5,9 +5,10 @@ It is chosen once, by the rule below or by measuring (`calibration`), stored wit
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from tunecli.machine import cores
 
 NARROW_WEIGHTS = 65_536
 """Up to here the cost of a step is mostly the calls into torch, and rows computed together share them."""
@@ -122,7 +123,7 @@ def choose_plan(
         few = max(2, min(rows, 1 << (BLOCK_WEIGHTS // max(weights, 1)).bit_length() - 1))
         return Plan("rules", cap=CAPS[0] if convolves else cap, block_rows=1 if window == 1 else few, threads=1)
     if weights > NARROW_WEIGHTS:
-        return Plan("looped", cap=None, block_rows=1, threads=os.cpu_count() or 1)
+        return Plan("looped", cap=None, block_rows=1, threads=cores())
     if window == 1:
         return LOOPED if convolves else Plan("rules", cap=LARGEST_CAP, block_rows=1, threads=1)
     if window < 8:
@@ -173,7 +174,7 @@ def rivals(
 
     Rows computed at once have one thread: above, torch splits tensors where a row's bits would depend on its slot.
     """
-    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, os.cpu_count() or 1})]
+    one_by_one = [replace(LOOPED, threads=threads) for threads in sorted({1, cores()})]
     caps = [cap for cap in CAPS if cap <= max(largest_batch, CAPS[0])]
     at_once = [Plan("rules", cap, rows, 1) for cap in caps for rows in _most_rows(window, blocks)]
     found = one_by_one if looped or window == 1 else [*at_once, *one_by_one]

@@ -10,9 +10,9 @@ from tunecli.engine.device import release_memory
 from tunecli.engine.plan import lessened
 from tunecli.engine.template import Template
 from tunecli.errors import OutOfMemory, TunecliError
+from tunecli.machine import cores
 from tunecli.search.fit import Fitted
 from tunecli.study import Study
-from tunecli.study.program import cores
 from tunecli.trial import Run
 
 FORKED_REPAYS_SECONDS = 1.0

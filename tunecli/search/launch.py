@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.errors import InputError, SourceError
+from tunecli.machine import cores
 from tunecli.program import Child, wait
 from tunecli.study import ProgramStudy
-from tunecli.study.program import cores
 from tunecli.trial import derive_seed
 
 LOAD_SECONDS = 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from tunecli.engine.compiler import can_compile
 from tunecli.engine.forward import call
 from tunecli.engine.gradients import filters
 from tunecli.engine.plan import rivals
+from tunecli.machine import cores
 from tunecli.points import at
 from tunecli.space import Choice, Int, Range, Space
 from tunecli.study import Study
@@ -29,12 +29,12 @@ SECONDS_A_SAMPLE, OPERATIONS_A_SECOND = 1e-6, 5e10
 the same study is always planned alike."""
 
 
-def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, device: str, cores: int = 1) -> Plan:
-    """The plan of a new study by the written rule, for models like the `example` that leaves `cores` cores work."""
+def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, device: str, blocks: int = 1) -> Plan:
+    """The plan of a new study by the written rule, for models like the `example`, with so many blocks at least."""
     smallest = _batch_sizes(study.space, len(task.train))[0]
     weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
     how = {"convolves": bool(filters(example)), "native": found.native}
-    plan = choose_plan(weights, study.window, smallest, cores, **how)
+    plan = choose_plan(weights, study.window, smallest, blocks, **how)
     return plan.with_compiled(can_compile(device))
 
 
@@ -48,12 +48,12 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
 
     Each of them leaves every core a block of its own.
     """
-    batches, cores = _batch_sizes(study.space, len(task.train)), os.cpu_count() or 1
+    batches, blocks = _batch_sizes(study.space, len(task.train)), cores()
     module = task.build(example)
     layout = [list(p.shape) for p in module.parameters() if p.requires_grad]
-    written = written_plan(study, task, module, found, device, cores)
+    written = written_plan(study, task, module, found, device, blocks)
     looped, compiled = found.looped_because is not None, can_compile(device)
-    plans = rivals(written, study.window, batches[-1], cores, looped=looped, compiled=compiled)
+    plans = rivals(written, study.window, batches[-1], blocks, looped=looped, compiled=compiled)
     model = {"way": found.way, "native": found.native, "layout": layout}
     shape = shape_of(task, device, **model, batches=batches, window=study.window)
     timings = recall(shape, plans)

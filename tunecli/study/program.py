@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from tunecli.command import Command
 from tunecli.errors import InputError, SpaceError, StudyFileError
+from tunecli.machine import cores
 from tunecli.source import function_name, is_function, source_file
 from tunecli.space import Space, placeholder_space
 from tunecli.study.faults import key_fault, name_faults, search_faults, without_keys
@@ -95,11 +95,6 @@ def no_weights(name: str) -> InputError:
         f"the trials of {name!r} are runs of a program, which keeps its weights itself",
         hint=f"tunecli report {name} tells the best hparams to run it with",
     )
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def checked_program(document: dict[str, Any], base: Path, name: str) -> tuple[ProgramStudy | None, list[str]]:

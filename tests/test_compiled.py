@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, Question
+from tunecli import building
 from tunecli.engine.compiled import NUMBERS
 from tunecli.engine.compiler import can_compile, library
 from tunecli.engine.rules import RULES
@@ -38,6 +39,17 @@ def test_what_was_built_is_kept(cache: Path) -> None:
     library.cache_clear()
     assert can_compile("cpu")
     assert kept.stat().st_mtime_ns == built, "it is not built twice"
+
+
+@needs_compiler
+def test_what_another_process_builds_is_waited_for(cache: Path) -> None:
+    builder = building.begin()
+    if builder is None:
+        pytest.skip("there is one core")
+    assert can_compile("cpu")
+    assert builder.wait(60) == 0
+    assert len(list(cache.iterdir())) == 1
+    assert building.begin() is None, "there is nothing left to build"
 
 
 @needs_compiler

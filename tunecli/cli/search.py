@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,6 +83,10 @@ def search(
 
     The same command again goes on where the last one ended, however it ended.
     """
+    if command is None and device in ("auto", "cpu") and "torch" not in sys.modules:
+        from tunecli import building
+
+        building.begin()  # before all that takes long to load
     from tunecli import live
     from tunecli.given import trial_of
     from tunecli.home import find_command, find_database, find_study, latest_folder

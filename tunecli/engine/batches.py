@@ -20,7 +20,7 @@ class Batches:
     """S micro-steps of up to m = `micro` samples, one after the other in the run's own order of the samples.
 
     `lows` (S,) says where in the order each begins, `lengths` (S,) how many samples it has, `ends` (S,) where a batch
-    is complete and `samples` (S,) how many that batch has.
+    is complete and `samples` (S,) how many that batch has; there are `count` batches.
     """
 
     micro: int
@@ -28,6 +28,7 @@ class Batches:
     lengths: tuple[int, ...]
     ends: Tensor
     samples: Tensor
+    count: int
 
     @property
     def steps(self) -> int:
@@ -75,12 +76,13 @@ def epoch_batches(samples: int, batch: int, micro: int | None, *, join_lone: boo
         lengths=tuple(start[1] - start[0] for start in starts),
         ends=torch.tensor([start[2] for start in starts]),
         samples=torch.tensor([start[3] for start in starts]),
+        count=len(bounds) - 1,
     )
 
 
 def epoch_updates(batch_size: Value, samples: int, *, join_lone: bool) -> int:
     """How many batches an epoch has, an update each."""
-    return int(epoch_batches(samples, batch_length(batch_size, samples), None, join_lone=join_lone).ends.sum())
+    return epoch_batches(samples, batch_length(batch_size, samples), None, join_lone=join_lone).count
 
 
 def epoch_order(seed: int, samples: int) -> Tensor:

@@ -24,7 +24,7 @@ from tunecli.engine.rowwise import Rowwise, Steps, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.snapshot import Partial
-from tunecli.engine.stretch import lay_out, order_of, stretch_of
+from tunecli.engine.stretch import lay_out, neighbours, order_of, stretch_of
 from tunecli.engine.update import Coming, Trained, Updates
 from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.metrics import Loss
@@ -73,11 +73,13 @@ class Block:
     def _make_updates(self, low: int, high: int) -> Updates:
         due = torch.zeros(high - low, len(self.slots), dtype=torch.bool)
         last = torch.zeros_like(due)
-        for row, (batches, start) in enumerate(zip(self._batches, self._starts, strict=True)):
-            begin, end = max(start, low), min(batches.steps, high)
-            if begin < end:
-                due[begin - low : end - low, row] = batches.ends[begin:end]
-                last[end - 1 - low, row] = end == batches.steps
+        for batches, rows in neighbours(self._batches):
+            end = min(batches.steps, high)
+            if low < end:
+                due[: end - low, rows] = batches.ends[low:end, None]
+                last[end - 1 - low, rows] = end == batches.steps
+        for row, start in enumerate(self._starts):
+            due[: max(start - low, 0), row] = False
         trained = [Trained(slot.rule, slot.hparams) for slot in self.slots]
         return Updates(self._state, self._gradient, trained, due, last)
 
@@ -193,9 +195,10 @@ class Block:
     def _coming(self, ends: Tensor) -> Coming:
         """The updates of this stretch, from where batches end (S, K)."""
         slots = self.slots
-        before = [slot.updates + int(b.ends[: self._low].sum()) for slot, b in zip(slots, self._batches, strict=True)]
+        earlier = {batches: int(batches.ends[: self._low].sum()) for batches in dict.fromkeys(self._batches)}
+        before = [slot.updates + earlier[batches] for slot, batches in zip(slots, self._batches, strict=True)]
         numbers = torch.tensor(before) + ends.cumsum(0)  # (S, K)
-        epoch = torch.tensor([int(batches.ends.sum()) for batches in self._batches])
+        epoch = torch.tensor([batches.count for batches in self._batches])
         totals = torch.tensor([slot.run.epochs for slot in slots]) * epoch
         scales = [slot.plateau.scale for slot in slots]
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
@@ -362,7 +365,7 @@ class Block:
         found = torch.stack([train_loss, loss.to(train_loss), metric.to(train_loss), self._norm]).T.tolist()
         for slot, batches in zip(self.slots, self._batches, strict=True):
             slot.ticks += 1
-            slot.updates += int(batches.ends.sum())
+            slot.updates += batches.count
         self._step = 0
         seconds = (self._seconds + time.monotonic() - began) / len(self.slots)
         return [

@@ -190,17 +190,19 @@ class Lane:
         names += ["average"] if any(slot.averages for slot in self._slots) else []
         old, new, kept = self._matrices(), {}, self.gradient
         empty = kept[:0]
+        # Of a slot without a row yet any will do: it has rows of its own.
+        source = torch.tensor([max(slot.row, 0) for slot in self._slots], dtype=torch.int64, device=like.device)
         self._blocks, self.state, self.best = [], State(empty, empty, empty), empty
         try:
             for name in names:
                 # The old matrix goes before the next one comes: both of all would be twice the memory.
                 before = old.get(name, empty)
                 matrix = torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device)
+                if len(before):
+                    torch.index_select(before, 0, source, out=matrix[: len(self._slots)])
                 for row, slot in enumerate(self._slots):
                     if slot.rows:
                         matrix[row] = slot.rows.get(name, 0.0)
-                    elif len(before):
-                        matrix[row] = before[slot.row]
                 new[name] = matrix
                 old.pop(name, None)
                 del before

@@ -5,8 +5,9 @@ An epoch is laid out a stretch at a time, so that what is laid out takes no more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -72,29 +73,36 @@ def lay_out(
     active = torch.zeros(steps, rows, dtype=torch.bool)
     ends = torch.zeros(steps, len(batches), dtype=torch.int64)
     sizes = torch.zeros(steps, len(batches), dtype=torch.float64)
-    for own in dict.fromkeys(batches):  # rows with one batch size differ in their orders alone
-        rows_of = [row for row, other in enumerate(batches) if other is own]
+    for own, rows_of in neighbours(batches):  # rows with one batch size differ in their orders alone
         taken = min(high, own.steps) - low
         if taken <= 0:
             continue
         places, real = own.places(low, low + taken)
+        index[:taken, rows_of] = _ordered(places, orders[rows_of])
         present[:taken, rows_of] = real[:, None].to(present)
         active[:taken, rows_of] = True
         ends[:taken, rows_of] = own.ends[low : low + taken, None].long()
         sizes[:taken, rows_of] = own.samples[low : low + taken, None].double()
-        for row in rows_of:
-            index[:taken, row] = _ordered(places, orders[row])
-            if weights is not None:
+        if weights is not None:
+            present[:taken, rows_of] *= weights[index[:taken, rows_of]]
+            for row in range(rows_of.start, rows_of.stop):
                 sizes[:taken, row] = _weight_sums(own, orders[row], low, low + taken, weights)
-                present[:taken, row] *= weights[index[:taken, row]]
     return Stretch(low, index, present, active, ends, sizes)
 
 
-def _ordered(places: Tensor, order: Order) -> Tensor:
-    """The samples at rising places (S, m) in the order."""
-    first = int(places[0, 0])
-    found = order(first, int(places[-1, -1]) + 1)
-    return found.index_select(0, (places - first).flatten()).view(places.shape)
+def neighbours(batches: Sequence[Batches]) -> Iterator[tuple[Batches, slice]]:
+    """The micro-steps that neighbouring rows share, and which rows these are."""
+    for _, shared in groupby(range(len(batches)), lambda row: id(batches[row])):
+        first, *others = shared
+        yield batches[first], slice(first, first + 1 + len(others))
+
+
+def _ordered(places: Tensor, orders: Sequence[Order]) -> Tensor:
+    """The samples at rising places (S, m) in each of R orders, (S, R, m)."""
+    first, last = int(places[0, 0]), int(places[-1, -1])
+    found = torch.stack([order(first, last + 1) for order in orders])
+    at = (places - first).flatten().expand(len(orders), -1)
+    return found.gather(1, at).view(-1, *places.shape).transpose(0, 1)
 
 
 def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: Tensor) -> Tensor:
@@ -103,7 +111,7 @@ def _weight_sums(batches: Batches, order: Order, low: int, high: int, weights: T
     begin = int(ended[-1]) + 1 if len(ended) else 0  # of the batch that is open at `low`
     end = high + int(batches.ends[high - 1 :].nonzero()[0])  # of the one that is open at `high`
     places, real = batches.places(begin, end)
-    index = _ordered(places, order)
+    index = _ordered(places, [order])[:, 0]
     ends = batches.ends[begin:end]
     batch = ends.cumsum(0) - ends.long()  # (S,) the number of each step's batch
     sums = torch.zeros(end - begin, dtype=torch.float64)

@@ -67,18 +67,25 @@ class Updates:
 
     def __init__(self, state: State, gradient: Gradient, rows: Sequence[Trained], due: Tensor, last: Tensor) -> None:
         self._state, self._gradient, self._rows = state, gradient, rows
+        self._told = [_told(row) for row in rows]
         self._whole = due.all(1).tolist()
         numbers = [row.rule.compiled if gradient.apart else -1 for row in rows]
         self._in_c = {place for place, number in enumerate(numbers) if number >= 0}
         self._compiled: Compiled | None = None
         if self._in_c:
             matrices = {name: getattr(state, name) for name in ("weights", "first", "second", "average", "decay")}
-            told = [[{**_told(row), "decoupled": float(row.rule.decoupled)}[name] for name in TOLD] for row in rows]
+            told = [[own[name] for name in TOLD] for own in self._told]
             self._compiled = Compiled(numbers, told, due, last, gradient.pieces, gradient.views, **matrices)
             due = due & (torch.tensor(numbers) < 0)
+        self._steps: list[Step | None] = [None] * len(due)
+        if self.compiled is None:
+            self._prepare_others(due, last)
+
+    def _prepare_others(self, due: Tensor, last: Tensor) -> None:
+        """Lay out the updates of the rows that C does not update."""
+        state, gradient, rows = self._state, self._gradient, self._rows
         # What torch updates is in rows of a matrix, for a moment at least.
-        gathered = gradient.apart and len(self._in_c) < len(rows)
-        self._means = torch.zeros_like(gradient.memory) if gathered else gradient.memory
+        self._means = torch.zeros_like(gradient.memory) if gradient.apart else gradient.memory
         fusible = self._means.device.type == "cpu" and state.decay is None
         self._fused = [row.rule.fused if fusible else None for row in rows]
         self._each = list(
@@ -103,8 +110,7 @@ class Updates:
     def begin(self, coming: Coming) -> None:
         """Compute ahead what depends on hparams and on the numbers of the coming updates alone."""
         # On the CPU, whatever the device: a few numbers, of which a GPU takes all at once.
-        told = [_told(row) for row in self._rows]
-        columns = {name: _column([own[name] for own in told]) for name in told[0]}
+        columns = {name: _column([own[name] for own in self._told]) for name in self._told[0]}
         if self._compiled is not None:
             self._compiled.begin(columns["learning_rate"][:, 0] * coming.rates, coming.numbers)
         if self.compiled is not None:
@@ -113,7 +119,6 @@ class Updates:
         keep = torch.where(coming.numbers == 1, 0.0, columns["ema_decay"][:, 0])
         self._kept = _Slices(keep[:, None, :, None].to(self._means))  # (S, 1, K, 1)
         self._l1, self._clip = columns["l1"].to(self._means), columns["clip_norm"].to(self._means)
-        self._told = told
         self._rates = (columns["learning_rate"][:, 0] * coming.rates.double()).tolist()
         self._numbers = coming.numbers.float()
         self._l2 = [columns["l2"][places].to(self._means) for places in self._places]
@@ -229,10 +234,10 @@ class _Slices:
 
 
 def _told(row: Trained) -> dict[str, float]:
-    """Every hparam that a rule may read."""
+    """Every hparam that a rule may read, and whether l2 is decoupled."""
     defaults = {**DEFAULTS, **row.rule.defaults}
     read = {name: row.hparams.get(name, defaults.get(name, 0.0)) for name in ("learning_rate", *defaults)}
-    return {name: float(value) for name, value in read.items()}  # type: ignore[arg-type]  # rules read numbers alone
+    return {"decoupled": float(row.rule.decoupled)} | {name: float(value) for name, value in read.items()}  # type: ignore[arg-type]  # rules read numbers alone
 
 
 def _column(values: list[float]) -> Tensor:

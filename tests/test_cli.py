@@ -865,3 +865,18 @@ def test_a_line_of_progress_is_not_said_twice(tunecli: Command, tmp_path: Path) 
     assert "search 2 trials of up to 30 epochs, 2 in flight," in done.err
     lines = done.err.splitlines()
     assert len(lines) == len(set(lines))
+
+
+def test_what_others_began_is_ended_as_python_would(tmp_path: Path) -> None:
+    """Threads that a user's code has begun, and what it has asked to be called at the end."""
+    program = """
+import atexit, sys, threading, time
+from tunecli.cli import run
+atexit.register(print, "last")
+threading.Thread(target=lambda: (time.sleep(0.1), print("a thread"))).start()
+sys.argv[1:] = ["ls", "--nonsense"]
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "a thread\nlast\n"

@@ -1,5 +1,5 @@
 """`python -m tunecli` is `tunecli`."""
 
-from tunecli.cli import main
+from tunecli.cli import run
 
-main()
+run()

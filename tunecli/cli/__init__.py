@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -111,6 +114,25 @@ def main() -> None:
         code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint="free some space"), debug)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
+
+
+def run() -> NoReturn:
+    """`main` in a process of its own, which ends at once when all is said and done: Python would take apart what torch
+    has brought in, for a quarter of a second.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    for thread in threading.enumerate():  # a user's code may have begun some
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def _complain(error: TunecliError, debug: bool) -> int:

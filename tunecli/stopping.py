@@ -14,12 +14,13 @@ def reason_to_stop(curve: Sequence[Measurement], settings: Mapping[str, Value], 
     no more from one epoch to the next. `gradient_tolerance`: the norm of the epoch's last gradient is no larger. Each
     counts for nothing where it is 0.
     """
-    last, best = curve[-1], first_best(curve, direction)
+    last = curve[-1]
     patience, loss_tolerance, gradient_tolerance = (
         float(settings[name])  # type: ignore[arg-type]  # numbers by the space
         for name in ("patience", "loss_tolerance", "gradient_tolerance")
     )
-    if patience and best is not None and last.fidelity - best.fidelity >= patience:
+    best = first_best(curve, direction) if patience else None
+    if best is not None and last.fidelity - best.fidelity >= patience:
         return f"no better metric for {last.fidelity - best.fidelity} epochs"
     if loss_tolerance and len(curve) > 1:
         change = abs(last.train_loss - curve[-2].train_loss)

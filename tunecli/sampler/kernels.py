@@ -128,7 +128,8 @@ class Numbers:
         # By trial: the width of its kernel when it was last asked for, and the logarithm of its norm.
         self._sigma, self._log_norm = np.empty(0), np.empty(0)
         low, high = self._scale.prior
-        self._log_norm_of_prior = self._scale.log_norms(np.array([0.5 * (low + high)]), np.array([high - low]))
+        self._prior_mu, self._prior_sigma = np.array([0.5 * (low + high)]), np.array([high - low])
+        self._prior_log_norm = self._scale.log_norms(self._prior_mu, self._prior_sigma)
 
     def add(self, number: int, internal: float) -> None:
         """A trial of a higher number than those before it."""
@@ -153,9 +154,9 @@ class Numbers:
         self._widen(order, bandwidths(self._mu[order], low, high))
         return NumberKernels(
             self._scale,
-            np.append(mus, 0.5 * (low + high)),
-            np.append(self._sigma[rows], high - low),
-            np.append(self._log_norm[rows], self._log_norm_of_prior),
+            np.concatenate((mus, self._prior_mu)),
+            np.concatenate((self._sigma[rows], self._prior_sigma)),
+            np.concatenate((self._log_norm[rows], self._prior_log_norm)),
         )
 
     def _widen(self, rows: Rows, sigmas: Array) -> None:
@@ -215,7 +216,7 @@ class Choices:
         table = np.full((count + 1, count), 1.0 / (len(rows) + 1))
         table[np.arange(count), np.arange(count)] += 1
         table /= table.sum(axis=1, keepdims=True)
-        return ChoiceKernels(np.append(self._seen[rows], count), table)
+        return ChoiceKernels(np.concatenate((self._seen[rows], [count])), table)
 
 
 Column = Numbers | Choices

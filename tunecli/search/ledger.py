@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from tunecli.pruner import Pruner
 from tunecli.search.events import Failed, Progress, Tally
 from tunecli.store import Store
-from tunecli.trial import Hparams, Measurement, State, Trial, first_best
+from tunecli.trial import Hparams, Measurement, State, Trial, better
 
 
 class Ledger:
@@ -134,6 +135,7 @@ def failed(trial: Trial, reason: str) -> Trial:
 
 def extended(trial: Trial, own: Measurement, direction: str) -> Trial:
     """The trial with one more tick seen."""
-    trial = replace(trial, curve=(*trial.curve, own), seconds=trial.seconds + own.seconds)
-    best = first_best(trial.curve, direction)
-    return trial if best is None else replace(trial, value=best.metric, best_tick=best.fidelity)
+    seen: dict[str, Any] = {"curve": (*trial.curve, own), "seconds": trial.seconds + own.seconds}
+    if own.failure is None and (trial.value is None or better(own.metric, trial.value, direction)):
+        seen |= {"value": own.metric, "best_tick": own.fidelity}
+    return replace(trial, **seen)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets
 from sklearn.impute import SimpleImputer
@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 from torch import Tensor
 
+from tests.conftest import examples
 from tunecli import data
 from tunecli.data import Data, Samples
 from tunecli.data.prepare import split_indices
@@ -120,7 +121,7 @@ def test_a_regression_target_is_standardized_by_the_training_split_and_can_be_re
 # The split
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     samples=st.integers(3, 400),
     split=st.tuples(*[st.sampled_from([0.1, 1, 2, 8])] * 3),
@@ -145,7 +146,7 @@ def test_a_split_is_complete_disjoint_and_of_the_sizes_asked_for(
         assert list(part) == sorted(part)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(samples=st.integers(20, 300), classes=st.integers(1, 8), parts=st.sampled_from([2, 3]), seed=st.integers(0, 99))
 def test_a_split_is_scikit_learns(samples: int, classes: int, parts: int, seed: int) -> None:
     """Parts cut off one after another, with the same random numbers each."""
@@ -446,7 +447,7 @@ def test_what_can_be_wrong_with_a_table(
     assert "\n" not in caught.value.message
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.data())
 def test_any_small_file_is_either_data_or_one_data_error(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> None:
     header = drawn.draw(

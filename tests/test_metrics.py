@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import label_binarize
 from torch import Tensor, nn
 
+from tests.conftest import examples
 from tunecli.metrics import (
     DEFAULT_LOSS,
     DEFAULT_METRIC,
@@ -61,7 +62,7 @@ def by_scikit_learn(name: str, logits: Tensor, targets: Tensor) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:.*y_pred contains classes not in y_true.*", "ignore:A single label was found")
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6), samples=st.integers(1, 80), classes=st.integers(2, 12), used=st.integers(1, 12))
 def test_metrics_of_predicted_classes_equal_scikit_learn(seed: int, samples: int, classes: int, used: int) -> None:
     """`used` below `classes`: some classes occur neither in the targets nor in the predictions."""
@@ -80,7 +81,7 @@ def test_metrics_of_predicted_classes_equal_scikit_learn(seed: int, samples: int
         assert evaluate(f"{base}_micro", outputs, targets, classes) == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6), samples=st.integers(12, 80), classes=st.integers(2, 8), levels=st.integers(1, 40))
 def test_metrics_of_scores_equal_scikit_learn(seed: int, samples: int, classes: int, levels: int) -> None:
     """Few `levels`: many scores are tied."""
@@ -129,7 +130,7 @@ REGRESSION: dict[str, Callable[..., Any]] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10**6), samples=st.integers(2, 80), offset=st.sampled_from([0.0, 3.0, 1e3]))
 def test_regression_metrics_equal_scikit_learn(seed: int, samples: int, offset: float) -> None:
     generator = torch.Generator().manual_seed(seed)

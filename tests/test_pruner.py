@@ -7,9 +7,10 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tunecli.pruner import Asha, Hyperband, Pruner, make_pruner, rungs
 from tunecli.space import PRUNERS
 from tunecli.study.sections import PRUNER_KEYS
@@ -98,7 +99,7 @@ def ends_of_optuna(
     return ends
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(searches())
 def test_a_window_of_one_prunes_as_optuna_does(drawn: tuple[int, int, int, str, list[list[float]]]) -> None:
     min_ticks, factor, epochs, direction, curves = drawn
@@ -107,7 +108,7 @@ def test_a_window_of_one_prunes_as_optuna_does(drawn: tuple[int, int, int, str, 
     assert ends_of_ours(ours, epochs, curves) == ends_of_optuna(theirs, epochs, direction, curves)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(searches(), st.integers(0, 5))
 def test_hyperband_prunes_as_optuna_does_in_the_same_brackets(
     drawn: tuple[int, int, int, str, list[list[float]]], seed: int
@@ -136,7 +137,7 @@ def test_hyperband_draws_brackets_with_optunas_odds() -> None:
     assert [Hyperband(3, 3, 30, "minimize", 1).bracket(number) for number in range(3000)] != drawn
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(searches(), st.sampled_from([10.0, 25.0, 50.0, 66.6]), st.integers(0, 4), st.none() | st.integers(0, 3))
 def test_percentile_and_median_prune_as_optuna_does(
     drawn: tuple[int, int, int, str, list[list[float]]], percentile: float, startup_trials: int, patience: int | None
@@ -155,7 +156,7 @@ def test_percentile_and_median_prune_as_optuna_does(
     assert ends_of_ours(ours, epochs, curves) == ends_of_optuna(theirs, epochs, direction, curves)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(searches(), st.integers(0, 3))
 def test_patient_prunes_as_optuna_does(drawn: tuple[int, int, int, str, list[list[float]]], patience: int) -> None:
     _, _, epochs, direction, curves = drawn
@@ -173,7 +174,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", [name for name in PRUNERS if name != "none"])
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(searches(), st.integers(1, 5))
 def test_every_pruner_rebuilt_from_the_trials_decides_as_the_live_one_in_whatever_order_a_tick_arrives(
     name: str, drawn: tuple[int, int, int, str, list[list[float]]], window: int
@@ -222,7 +223,7 @@ def by_definition(value: float, reached: Sequence[float], factor: int, direction
     return value >= last if direction == "maximize" else value <= last
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(searches(), st.integers(2, 6), st.randoms(use_true_random=False))
 def test_side_by_side_trials_are_pruned_as_defined_in_whatever_order_a_tick_arrives(
     drawn: tuple[int, int, int, str, list[list[float]]], window: int, order: random.Random

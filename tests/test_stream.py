@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tunecli import data
 from tunecli.data import Data, Samples, mapped, order
 from tunecli.data.order import Chunked
@@ -54,7 +55,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 # The order.
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     samples=st.integers(1, 500),
     length=st.integers(1, 20),

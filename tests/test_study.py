@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tunecli.errors import DataError, InputError, StudyFileError, UsageError
 from tunecli.home import bundled_names, bundled_study, find_folder, find_study
 from tunecli.space import DEFAULT_OPTIMIZERS, OPTIMIZERS, Choice, Float, Int
@@ -340,7 +341,7 @@ JUNK = st.recursive(
 ).filter(lambda value: value is not None)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.dictionaries(
         st.sampled_from(["name", "seed", "base", "data", "model", "train", "space", "search", "finetune", "x"]),
@@ -498,7 +499,7 @@ SPACES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data_keys=KEYS,
     model_keys=KEYS,

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.conftest import examples
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.rules import RULES
 from tunecli.engine.schedule import rate_factors
@@ -140,7 +141,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("way", [way for way in WAYS if way[0] != "muon"], ids=str)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(1, 4))
 def test_a_row_is_trained_as_by_torch_at_its_own_pace(
     way: tuple[str, str], data: st.DataObject, seed: int, rows: int
@@ -155,7 +156,7 @@ def test_a_row_is_trained_as_by_torch_at_its_own_pace(
 
 
 @pytest.mark.usefixtures("float64")
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_neighbours_with_other_optimizers_are_trained_side_by_side(data: st.DataObject, seed: int) -> None:
     rules = data.draw(st.lists(st.sampled_from([rule for rule in RULES if rule != "muon"]), min_size=2, max_size=8))
@@ -192,7 +193,7 @@ def check_against_torch(
         torch.testing.assert_close(state.weights[row], weight.detach(), rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObject, seed: int) -> None:
     """A model with a wide and a tall matrix, biases, and a filter of four dimensions."""
@@ -229,7 +230,7 @@ def test_muon_trains_matrices_as_by_torch_and_the_rest_by_adamw(data: st.DataObj
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(data=st.data(), seed=st.integers(0, 2**32), rows=st.integers(2, 40))
 def test_the_bits_of_a_row_do_not_depend_on_its_place(
     way: tuple[str, str], dtype: torch.dtype, data: st.DataObject, seed: int, rows: int

@@ -1,4 +1,4 @@
-"""The only loop: ask, fill slots, advance, record, decide, tell. Yields events; prints nothing.
+"""A study is held, what there is of it is read, and a loop goes on with it. Yields events; prints nothing.
 
 torch and Optuna are loaded after the study's lock is held: a search that cannot begin says so at once.
 """

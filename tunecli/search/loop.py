@@ -1,4 +1,4 @@
-"""The live study: its trials, and the rooms that the loop joins."""
+"""The only loop that trains: ask, fill slots, advance, record, decide, tell."""
 
 from __future__ import annotations
 
@@ -108,39 +108,57 @@ class Loop:
         self.store.close()
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
-        yield Opened(
-            study=self.study,
-            folder=self.folder,
-            data=self.data,
-            weights=self.fitted.weights,
-            metric=self.metric.name,
-            direction=self.metric.direction,
-            device=self.fitted.device,
-            plan=self.fitted.plan,
-            timings=self.fitted.timings,
-            looped_because=self.fitted.looped_because,
-            native=self.fitted.native,
-            done=self.ledger.done,
-            in_flight=[trial.fidelity for trial in self.ledger.in_flight],
-            workers=self.workers if self.workers > 1 else 0,
-        )
-        how = "done"
+        yield self._opened()
         self.ledger.hope_again(self.study.search.max_failures)
         if self.workers > 1:
             self.crew.employ(self.workers)
         yield from self._noticed()
         yield from self._catch_up(stop)
+        how = yield from self._ticks(timeout_seconds, stop)
+        yield from self._noticed()
+        self.store.flush()
+        if how != "stopped":
+            yield self._progress()
+        self._explain()
+        self.store.flush()
+        self.shelf.clear_away()
+        self.flight.clear_away()
+        if how == "done":
+            self.snapshots.clear()
+        else:
+            yield from map(Noticed, self.flight.keep(STOP_SECONDS))
+        yield Ended(how, self.ledger.progress())
+
+    def _opened(self) -> Opened:
+        fitted = self.fitted
+        return Opened(
+            study=self.study,
+            folder=self.folder,
+            data=self.data,
+            weights=fitted.weights,
+            metric=self.metric.name,
+            direction=self.metric.direction,
+            device=fitted.device,
+            plan=fitted.plan,
+            timings=fitted.timings,
+            looped_because=fitted.looped_because,
+            native=fitted.native,
+            done=self.ledger.done,
+            in_flight=[trial.fidelity for trial in self.ledger.in_flight],
+            workers=self.workers if self.workers > 1 else 0,
+        )
+
+    def _ticks(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Generator[Event, None, str]:
+        """Tick after tick until the search ends; returns how, as `Ended` says it."""
         # What an earlier search had reached already is not paid for twice.
         began = time.monotonic()
-        until = None if timeout_seconds is None else began + timeout_seconds
+        until = math.inf if timeout_seconds is None else began + timeout_seconds
         while not stop():
-            if until is not None and time.monotonic() >= until:
-                how = "timeout"
-                break
+            if time.monotonic() >= until:
+                return "timeout"
             self._fill()
             if self.ledger.is_hopeless(self.study.search.max_failures) and self.ledger.missing > 0:
-                how = "hopeless"
-                break
+                return "hopeless"
             if not self.ledger.in_flight:
                 break
             others_train = self.flight.begin()
@@ -155,22 +173,8 @@ class Loop:
             self._foresee(began)
             yield from self._keep()
             if self._may_employ:
-                self._consider_workers(math.inf if until is None else until - time.monotonic())
-        if how == "done" and stop() and (self.ledger.in_flight or self.ledger.missing > 0):
-            how = "stopped"
-        yield from self._noticed()
-        self.store.flush()
-        if how != "stopped":
-            yield self._progress()
-        self._explain()
-        self.store.flush()
-        self.shelf.clear_away()
-        self.flight.clear_away()
-        if how == "done":
-            self.snapshots.clear()
-        else:
-            yield from map(Noticed, self.flight.keep(STOP_SECONDS))
-        yield Ended(how, self.ledger.progress())
+                self._consider_workers(until - time.monotonic())
+        return "stopped" if stop() and (self.ledger.in_flight or self.ledger.missing > 0) else "done"
 
     def _explain(self) -> None:
         trials = [own for t in self.ledger.trials if t.state.ended and (own := self._shown(t)) is not None]

@@ -42,9 +42,6 @@ class Engine(Protocol):
     def start_all(self, runs: Iterable[Run]) -> dict[int, TunecliError]:
         """Start several; what `start` would have raised for those that cannot be, by trial."""
 
-    def traits(self, run: Run) -> Traits:
-        """What a run's model allows; raises ModelError where it does not fit the task."""
-
     def begin(self) -> bool:
         """Begin a tick where other processes train the runs: whether they do, and `advance` would only wait."""
 

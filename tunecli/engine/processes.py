@@ -21,7 +21,6 @@ from tunecli.engine.pace import Pace
 from tunecli.engine.snapshot import Snapshot
 from tunecli.engine.staff import MOST_DEATHS, Deaths, Staff
 from tunecli.engine.template import Template
-from tunecli.engine.traits import Traits
 from tunecli.engine.work import Make
 from tunecli.engine.worker import Here, Worker
 from tunecli.errors import ModelError, OutOfMemory, StorageError, TunecliError
@@ -40,7 +39,7 @@ POLL_SECONDS = 0.1
 class Processes:
     """An Engine whose slots live in worker processes. See `tunecli.engine.Engine`.
 
-    `here` is an engine of the same task and plan in this process: it says what a model allows. `make` makes one in a
+    `here` is an engine of the same task and plan in this process, for when there is no worker. `make` makes one in a
     worker, of which each has its share of a `window` of runs. `tell` is given a line for each worker that dies.
 
     `moving` are runs that `here` trains already: it goes on with them, and with those started meanwhile, until every
@@ -57,7 +56,7 @@ class Processes:
         moving: Iterable[Run] = (),
         template: Template | None = None,
     ) -> None:
-        self._engine, self._window, self._tell = here, window, tell
+        self._window, self._tell = window, tell
         moving = tuple(moving)
         self._here = Here(here, make, moving)
         self._own = Worker(self._here, moving)
@@ -80,9 +79,6 @@ class Processes:
     def close(self) -> None:
         self._hired.close()
         self._here.close()
-
-    def traits(self, run: Run) -> Traits:
-        return self._engine.traits(run)
 
     def epoch_updates(self, run: Run) -> int:
         found: int = self._ask(run, "epoch_updates")

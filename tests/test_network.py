@@ -26,6 +26,7 @@ from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.plan import NATIVE_WEIGHTS
 from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native
 from tunecli.metrics import LOSSES
+from tunecli.models.bundled import mlp as mlp_of_table
 
 pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
 
@@ -392,11 +393,40 @@ def test_what_has_other_layers_is_computed_otherwise_and_alike(make: Callable[[]
             assert found.train_loss == pytest.approx(likewise.train_loss, rel=1e-3)
 
 
-def test_a_model_whose_loss_is_smoothed_is_left_to_torch() -> None:
-    """And planned for so: by torch a million weights are faster one trial after another."""
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_targets_are_smoothed_as_by_torch(smoothing: float) -> None:
+    """Some rows more than others."""
+    module, inputs = nn.Linear(4, CLASSES).double(), torch.randn(2, 16, 4, dtype=torch.float64)
+    targets, layout = torch.randint(CLASSES, (2, 16)), Layout.of(module)
+    weights = torch.randn(2, layout.width, dtype=torch.float64)
+    gradient = Gradient(layout, torch.zeros_like(weights))
+    recorded = Recorded(module, layout, LOSSES["cross_entropy"], compiled=True, native=True)
+    way = Rowwise(recorded, weights, gradient, {"label_smoothing": torch.tensor([smoothing, 0.3])})
+    samples = Samples(inputs, targets)
+    assert way.is_native(samples)
+    losses, _ = way.add_gradient(samples, torch.ones_like(inputs[..., 0]))
+    for row, own in enumerate((smoothing, 0.3)):
+        values = {name: view[row].clone().requires_grad_() for name, view in layout.views(weights).items()}
+        outputs = functional.linear(inputs[row], values["weight"], values["bias"])
+        expected = functional.cross_entropy(outputs, targets[row], label_smoothing=own, reduction="sum")
+        expected.backward()  # type: ignore[no-untyped-call]  # torch's own
+        torch.testing.assert_close(losses[row], expected.detach())
+        found = layout.views(gradient.row(row)[None])
+        for name, value in values.items():
+            torch.testing.assert_close(found[name][0], value.grad)
+
+
+def test_runs_with_smoothed_targets_are_computed_in_c() -> None:
     engine = LocalEngine(make_task(), BLOCKS_OF_32)
     for smoothing in (0.1, 0.0, 0.2):
-        assert engine.traits(make_run(0, label_smoothing=smoothing)).native is not bool(smoothing)
+        assert engine.traits(make_run(0, label_smoothing=smoothing)).native
+
+
+def test_categories_are_looked_up_as_by_torch() -> None:
+    inputs = torch.cat([torch.randn(32, 3), torch.randint(0, 7, (32, 1)), torch.randint(0, 4, (32, 1))], 1).double()
+    module = mlp_of_table((5,), CLASSES, (7, 4), hidden=[9, 8], dropout=0.2).double()
+    samples = Samples(inputs, torch.randint(CLASSES, (32,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], 2, native=True)
 
 
 def test_all_is_left_to_torch_where_nothing_is_compiled() -> None:

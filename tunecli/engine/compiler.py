@@ -16,7 +16,7 @@ FUNCTIONS = {
     "unfold": (c_void_p, c_ssize_t, c_void_p, c_void_p),
     "fold": (c_void_p, c_ssize_t, c_void_p, c_void_p),
     "largest": (c_void_p, c_ssize_t, c_void_p, c_void_p),
-    "cross_entropy": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "cross_entropy": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "to_largest": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_void_p, c_void_p),
     "learn_step": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
     "evaluate": (c_void_p, c_void_p, c_ssize_t, c_void_p, c_void_p),

@@ -90,7 +90,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     by_row, by_sample, by_class = outputs.stride()
     how = ctypes.byref(_Outputs(rows, classes, samples, by_row, by_class, by_sample))
     pointers = (own.data_ptr() for own in (outputs, targets, counts, found))
-    library(found.dtype).cross_entropy(how, *pointers)
+    library(found.dtype).cross_entropy(how, None, *pointers)
     return found
 
 

@@ -6,8 +6,8 @@
 
 /* In the order of network.py. */
 enum kind {
-    LINEAR, CONVOLUTION, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX, SUM, DROPOUT,
-    SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU
+    LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX, SUM,
+    DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU
 };
 
 /* Layers from SCALE on, of n numbers: y = x * scale + shift, or what they are called; LeakyReLU's slope and ELU's alpha are
@@ -58,7 +58,8 @@ struct outputs {
 };
 
 /* Losses and their gradient of each row, (C + 1, m): the losses are last. */
-void cross_entropy(const struct outputs *o, const REAL *outputs, const int64_t *targets, const REAL *counts, REAL *found);
+void cross_entropy(const struct outputs *o, const REAL *smoothing, const REAL *outputs, const int64_t *targets,
+                   const REAL *counts, REAL *found);
 void binary_cross_entropy(const struct outputs *o, const REAL *outputs, const int64_t *targets, const REAL *counts,
                           REAL *found);
 void squared_error(const struct outputs *o, const REAL *outputs, const REAL *targets, const REAL *counts, REAL *found);

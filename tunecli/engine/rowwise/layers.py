@@ -16,6 +16,7 @@ from tunecli.engine.rowwise.images import Windows
 KINDS = (
     "linear",
     "convolution",
+    "embedding",
     "product",
     "pooling",
     "gather",
@@ -47,12 +48,12 @@ MOST_LINES = 1 << 19
 class Layer:
     """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
 
-    `sizes`: tokens, inputs and outputs of "linear"; of "product" (H, I, K) times (H, K, J) -> (H, I, J); of
-    "normalize", "softmax" and "sum" how many groups there are, of how many numbers; how many numbers a weight has by
-    which lines are weighed or shifted. `windows` lie over images of a `shape` (m, C, H, W). `scale` and `shift`: what
-    numbers are multiplied by, and what is added; the slope below zero; what is added to a variance. By `elements`
-    dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in `weight`, or
-    are told the `values` themselves.
+    `sizes`: tokens, inputs and outputs of "linear"; of "product" (H, I, K) times (H, K, J) -> (H, I, J); rows of an
+    "embedding", and how many numbers each has; of "normalize", "softmax" and "sum" how many groups there are, of how
+    many numbers; how many numbers a weight has by which lines are weighed or shifted. `windows` lie over images of a
+    `shape` (m, C, H, W). `scale` and `shift`: what numbers are multiplied by, and what is added; the slope below zero;
+    what is added to a variance. By `elements` dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines;
+    others find their numbers in `weight`, or are told the `values` themselves.
     """
 
     kind: str

@@ -25,6 +25,9 @@ _LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
 }
 """The number of each loss in the source, and the kind of its targets where that is not the outputs'."""
 
+SHAPES = frozenset(("label_smoothing",))
+"""What C may be told of a row's loss."""
+
 
 class Network:
     """What computes the losses and the gradients of rows of a model of these layers, which read so many `inputs` of
@@ -111,13 +114,20 @@ def _operations(layer: Layer) -> int:
 
 
 class Rows:
-    """The rows of a block that C computes: their weights and gradients, (B, *shape) each."""
+    """The rows of a block that C computes: their weights and gradients, (B, *shape) each, and by how much the targets
+    of each are smoothed (B,), if they are."""
 
-    def __init__(self, network: Network, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        self.network, self._kept = network, (weights, gradients)
-        places = [(_Place * len(own))(*(_Place(one.data_ptr(), one.stride(0)) for one in own)) for own in self._kept]
+    def __init__(
+        self, network: Network, weights: Sequence[Tensor], gradients: Sequence[Tensor], smoothing: Tensor | None
+    ) -> None:
+        smoothed = None if smoothing is None else smoothing.to(network.dtype)
+        self.network, self._kept = network, (weights, gradients, smoothed)
+        places = [
+            (_Place * len(own))(*(_Place(one.data_ptr(), one.stride(0)) for one in own)) for own in (weights, gradients)
+        ]
         self._places = places
-        self._told = _Block(len(weights[0]), *map(ctypes.addressof, places), network.workspace.data_ptr())
+        pointers = None if smoothed is None else smoothed.data_ptr(), network.workspace.data_ptr()
+        self._told = _Block(len(weights[0]), *map(ctypes.addressof, places), *pointers)
         self.address = ctypes.addressof(self._told)
         self._functions = library(network.dtype)
 
@@ -260,7 +270,7 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("weights", "gradients", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("weights", "gradients", "smoothing", "workspace")),
     )
 
 

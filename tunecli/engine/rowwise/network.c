@@ -56,6 +56,7 @@ struct place {
 struct block {
     ptrdiff_t rows;
     const struct place *weights, *gradients;
+    const REAL *smoothing; /* of cross-entropy's targets (rows,), or none */
     REAL *workspace;
 };
 
@@ -120,6 +121,30 @@ static void forward_convolution(const struct row *r, const struct layer *l, cons
     product(&p, weights_of(r, l->weight), at(r, l->more), bias, y);
 }
 
+/* Rows of a table (rows, width): which one, the number of a sample says. A row that there is not gives NaN. */
+static void forward_embedding(const struct row *r, const struct layer *l, const REAL *x, REAL *y)
+{
+    const ptrdiff_t m = r->n->samples, rows = l->sizes[0], width = l->sizes[1];
+    const REAL *table = weights_of(r, l->weight);
+    for (ptrdiff_t i = 0; i < l->out / width * m; i++) {
+        const int known = x[i] >= 0 && x[i] < (REAL)rows;
+        const REAL *row = table + (known ? (ptrdiff_t)x[i] : 0) * width;
+        for (ptrdiff_t e = 0; e < width; e++)
+            y[(i / m * width + e) * m + i % m] = known ? row[e] : (REAL)NAN;
+    }
+}
+
+static void backward_embedding(const struct row *r, const struct layer *l, const REAL *x, const REAL *d)
+{
+    const ptrdiff_t m = r->n->samples, rows = l->sizes[0], width = l->sizes[1];
+    REAL *found = gradient_of(r, l->weight);
+    if (is_over(r, l, 0))
+        memset(found, 0, sizeof(REAL) * (size_t)(rows * width));
+    for (ptrdiff_t i = 0; i < l->out / width * m; i++)
+        for (ptrdiff_t e = 0; e < width && x[i] >= 0 && x[i] < (REAL)rows; e++)
+            found[(ptrdiff_t)x[i] * width + e] += d[(i / m * width + e) * m + i % m];
+}
+
 /* What each line is weighed or shifted by. */
 static REAL told(const struct layer *l, const REAL *weight, ptrdiff_t line)
 {
@@ -159,6 +184,7 @@ static void forward(const struct row *r)
         switch (l->kind) {
         case LINEAR: forward_linear(r, l, x, bias, y); break;
         case CONVOLUTION: forward_convolution(r, l, x, bias, y); break;
+        case EMBEDDING: forward_embedding(r, l, x, y); break;
         case PRODUCT: {
             const ptrdiff_t M = l->sizes[1], K = l->sizes[2], N = l->sizes[3];
             const struct between p = {M, N, K, K, 1, N, 1};
@@ -324,6 +350,7 @@ static void backward(const struct row *r)
         switch (l->kind) {
         case LINEAR: backward_linear(r, l, x, d, to); break;
         case CONVOLUTION: backward_convolution(r, l, d, to); break;
+        case EMBEDDING: backward_embedding(r, l, x, d); continue;
         case PRODUCT: {
             backward_product(r, l, x, other, d, to, NULL);
             if (l->from[0].add && to)
@@ -359,12 +386,13 @@ static void backward(const struct row *r)
 static const REAL *losses_of(const struct row *r)
 {
     const struct network *n = r->n;
+    const struct block *b = r->block;
     const struct layer *last = n->layers + n->count - 1;
     const struct outputs how = {1, last->out, n->samples, 0, n->samples, 1};
     const REAL *outputs = at(r, last->at);
     REAL *found = at(r, last->gradient);
     if (n->loss == CROSS_ENTROPY)
-        cross_entropy(&how, outputs, r->targets, r->counts, found);
+        cross_entropy(&how, b->smoothing ? b->smoothing + r->row : NULL, outputs, r->targets, r->counts, found);
     else if (n->loss == BINARY_CROSS_ENTROPY)
         binary_cross_entropy(&how, outputs, r->targets, r->counts, found);
     else

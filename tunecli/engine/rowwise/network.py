@@ -14,7 +14,18 @@ from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.images import Windows
 from tunecli.engine.rowwise.layers import OWNER, Layer, Unread, demand, owners
-from tunecli.engine.rowwise.reader import Constant, Drawn, Found, Operation, Reader, Unfolded, Values, Weights, value_of
+from tunecli.engine.rowwise.reader import (
+    Codes,
+    Constant,
+    Drawn,
+    Found,
+    Operation,
+    Reader,
+    Unfolded,
+    Values,
+    Weights,
+    value_of,
+)
 from tunecli.engine.rowwise.record import Recording
 
 aten = torch.ops.aten
@@ -84,12 +95,35 @@ def _largest(reader: Reader, node: fx.Node, given: Any, windows: Any) -> Values:
     return reader.emit(layer, torch.arange(2 * reader.samples).view(2, -1, 1, 1, 1).expand(found.shape))
 
 
+# Tables, by whole numbers among the inputs.
+
+
+def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Codes:
+    demand(dtype == torch.int64)
+    return Codes(reader.index(given))
+
+
+def _embedded(reader: Reader, node: fx.Node, table: Any, given: Any) -> Values:
+    """Rows of the tables (2 * N, E) of both rows, which stand one after the other."""
+    codes, index = reader.found[given], reader.weights_of(table)
+    rows, width = len(index) // 2, index.shape[1]
+    demand(isinstance(codes, Codes) and codes.apart == rows)
+    lines, of = reader.lines.read(codes.index), owners(codes.index)
+    weight = reader.whole_of(index.view(2, rows, width))
+    layer = Layer("embedding", (lines,), len(lines) * width, weight, sizes=(rows, width))
+    return reader.emit(layer, of[..., None].expand(*of.shape, width))
+
+
 # Sums and products of numbers, with others or with weights.
 
 
 def _added(reader: Reader, node: fx.Node, one: Any, other: Any) -> Found:
     if not isinstance(other, fx.Node):
         return _scaled(reader, node, one, 1.0, other)
+    if isinstance(codes := reader.found[one], Codes):
+        rows = reader.found[other].index
+        demand(len(rows) == 2 and bool((rows[0] == 0).all()) and bool((rows[1] == rows[1].flatten()[0]).all()))
+        return replace(codes, apart=int(rows[1].flatten()[0]))
     one, other = _sorted(reader, one, other)
     return _joined(reader, "add", "shift", reader.index(one), reader.found[other])
 
@@ -263,6 +297,8 @@ def _elu(reader: Reader, node: fx.Node, given: Any, alpha: float = 1.0, *scales:
 
 
 _OPERATIONS: dict[Any, Operation] = {
+    aten._to_copy.default: _copied,
+    aten.embedding.default: _embedded,
     aten.baddbmm.default: _biased,
     aten.bmm.default: _multiplied,
     images.unfold: _unfolded,

@@ -55,6 +55,14 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Codes:
+    """Whole numbers of lines; `apart`: so much is added for the second row."""
+
+    index: Tensor
+    apart: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Unfolded:
     """Windows over an image's lines."""
 
@@ -109,16 +117,16 @@ class Reader:
         if node.target in _MOVES:
             return self._moved(node)
         operation = self._operations.get(node.target)
-        if operation is None or node.kwargs:
+        if operation is None:
             raise Unread
-        return operation(self, node, *args)
+        return operation(self, node, *args, **node.kwargs)
 
     def _moved(self, node: fx.Node) -> Found:
         """What torch makes of the values, made of their numbers."""
         given = [self.found[own] for own in node.all_input_nodes]
         first = given[0]
-        demand(isinstance(first, Values | Weights | Constant | Drawn) and len({*map(type, given)}) == 1)
-        demand(len(given) == 1 or not isinstance(first, Drawn))
+        demand(isinstance(first, Values | Weights | Constant | Drawn | Codes) and len({*map(type, given)}) == 1)
+        demand(len(given) == 1 or not isinstance(first, Drawn | Codes))
         target: Any = node.target
         index = target(*fx.node.map_arg(node.args, lambda own: self.found[own].index), **node.kwargs)
         return (

@@ -18,7 +18,7 @@ from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
 from tunecli.engine.rowwise.layers import Layer
 from tunecli.engine.rowwise.loss import loss_gradient
-from tunecli.engine.rowwise.native import WHOLE, Network, Rows, Steps, loss_number
+from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
 from tunecli.engine.rowwise.record import DECIDES, Recording, Unrecordable, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify
@@ -239,12 +239,13 @@ class Rowwise:
 
     def _rows_of(self, samples: Samples) -> Rows | None:
         """What computes these rows in C, where it can, for samples as a step reads them."""
-        return None if self._shape else self._by_network(samples.inputs, samples.targets, self._keys)
+        known = self._shape.keys() <= SHAPES
+        return self._by_network(samples.inputs, samples.targets, self._keys) if known else None
 
     def _by_network(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
         network = self._recorded.network(self._weights, inputs, targets, keys)
         if network is not None and network not in self._rows:
-            self._rows[network] = Rows(network, self._weights, self.gradient.views)
+            self._rows[network] = Rows(network, self._weights, self.gradient.views, self._shape.get("label_smoothing"))
         return None if network is None else self._rows[network]
 
     def steps(
@@ -253,7 +254,7 @@ class Rowwise:
         """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
         inputs = samples.inputs
         whole = isinstance(inputs, Tensor) and inputs.is_contiguous() and samples.targets.is_contiguous()
-        if self._shape or samples.chunked is not None or samples.scaling is not None or not whole:
+        if samples.chunked is not None or samples.scaling is not None or not whole:
             return None
         self.draw_by(None if keys is None else keys[0])
         rows = self._rows_of(samples.take(index[0]))

@@ -429,6 +429,31 @@ def test_categories_are_looked_up_as_by_torch() -> None:
     assert_equal_alone(module, samples, LOSSES["cross_entropy"], 2, native=True)
 
 
+class Words(nn.Module):
+    """A mean of words, each of which knows its place; one output, without a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.place, self.head = nn.Embedding(11, 6), nn.Parameter(torch.randn(7, 6)), nn.Linear(6, 1)
+
+    def forward(self, words: Tensor) -> Tensor:
+        found: Tensor = self.head((self.words(words) + self.place).relu().mean(1))
+        return found.squeeze(1)
+
+
+def test_whole_numbers_are_looked_up_and_outputs_keep_their_shape() -> None:
+    own, others = (Samples(torch.randint(11, (n, 7)), torch.randint(2, (n,))) for n in (70, 32))
+    task = replace(make_task(Words, train=own, validation=others), loss=LOSSES["binary_cross_entropy"], classes=2)
+    runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 23, "full"))]
+    engine = LocalEngine(task, BLOCKS_OF_32)
+    assert engine.traits(runs[0]).native
+    by_torch = train(LocalEngine(task, BY_TORCH), runs, ticks=3)
+    for own, other in zip(train(engine, runs, ticks=3), by_torch, strict=True):
+        for found, likewise in zip(own, other, strict=True):
+            assert found.train_loss == pytest.approx(likewise.train_loss, rel=1e-4)
+            assert found.validation_loss == pytest.approx(likewise.validation_loss, rel=1e-4)
+
+
 def test_all_is_left_to_torch_where_nothing_is_compiled() -> None:
     task = make_task()
     assert not LocalEngine(task, BY_TORCH).traits(make_run(0)).native

@@ -71,6 +71,15 @@ class Layer:
     values: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """All of a model: `inputs` numbers of a sample, and its outputs in their `shape`, of a sample too."""
+
+    layers: list[Layer]
+    inputs: int
+    shape: tuple[int, ...]
+
+
 class Unread(Exception):
     """Something in a model is no layer of these kinds."""
 
@@ -127,12 +136,13 @@ class Lines:
             numbers = torch.empty_like(numbers).index_copy_(0, order, numbers)
         return numbers.view(of.shape)
 
-    def finish(self, index: Tensor) -> None:
-        """See that the last layer gives these values, sample by sample."""
+    def finish(self, index: Tensor) -> Layers:
+        """All layers, of which the last one gives these values (B, m, *shape)."""
         demand(self.order(owners(index)) is None)
         lines = self.read(index)
         if not self._starts or lines != range(self._starts[-1], self._end):
             self._add(Layer("gather", (), len(lines), elements=torch.tensor(lines, dtype=torch.int32)))
+        return Layers(self.layers, self._starts[0], tuple(index.shape[2:]))
 
     def of_samples(self, of: Tensor, numbers: Tensor) -> Tensor:
         """Of numbers in the place of values those of each sample, which are the same for all."""

@@ -14,7 +14,7 @@ from tunecli.data import Samples
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.backward import Source, backward_of
 from tunecli.engine.rowwise.compiled import windows_over
-from tunecli.engine.rowwise.layers import KINDS, Layer
+from tunecli.engine.rowwise.layers import KINDS, Layer, Layers
 from tunecli.metrics import LOSSES, Loss
 
 _LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
@@ -30,18 +30,18 @@ SHAPES = frozenset(("label_smoothing",))
 
 
 class Network:
-    """What computes the losses and the gradients of rows of a model of these layers, which read so many `inputs` of
-    each of so many `samples`."""
+    """What computes the losses and the gradients of rows of a model, which reads so many `samples` at once."""
 
-    def __init__(self, layers: Sequence[Layer], inputs: int, samples: int, loss: int, dtype: torch.dtype) -> None:
-        self.samples, self.inputs, self.outputs, self.dtype = samples, inputs, layers[-1].outputs, dtype
+    def __init__(self, model: Layers, samples: int, loss: int, dtype: torch.dtype) -> None:
+        layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
+        self.samples, self.dtype = samples, dtype
         self.operations = samples * sum(map(_operations, layers))
         self._kept: list[Any] = []
         told, end = self._forward(layers)
         end += self._backward(told, layers, end)
         scratch = max(_scratch(layer, samples) for layer in layers)
         added = max(own.lines for layer in told for own in layer.sources) * samples
-        self._told = _Network(ctypes.addressof(told), len(told), samples, inputs, loss, (end, end + scratch))
+        self._told = _Network(ctypes.addressof(told), len(told), samples, self.inputs, loss, (end, end + scratch))
         self.address = ctypes.addressof(self._told)
         self.workspace = torch.zeros(end + scratch + added, dtype=dtype)
 
@@ -139,6 +139,7 @@ class Rows:
     ) -> Tensor:
         """The loss sums (B,) of a step; the gradients are added to what is there, or written `over` it. Of inputs (B,
         m, *feature) and of targets (B, m) each counts as `present` (B, m), in the gradient by its `counts`."""
+        inputs = inputs.to(self.network.dtype)
         read = [own.contiguous() for own in (inputs, targets, present, counts, *([] if keys is None else [keys]))]
         step = _Step(*(own.data_ptr() for own in read))
         losses = present.new_empty(len(self))
@@ -147,9 +148,9 @@ class Rows:
         return losses
 
     def evaluate(self, inputs: Tensor) -> Tensor:
-        """The outputs (B, N, O) for inputs (N, *feature), N a multiple of what the network reads at once."""
-        inputs = inputs.contiguous()
-        found = inputs.new_empty(len(self), len(inputs), self.network.outputs)
+        """The outputs (B, N, *shape) for inputs (N, *feature), N a multiple of what the network reads at once."""
+        inputs = inputs.to(self.network.dtype).contiguous()
+        found = inputs.new_empty(len(self), len(inputs), *self.network.shape)
         self._functions.evaluate(self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr())
         return found
 
@@ -177,7 +178,7 @@ class Steps:
         aims = samples.targets.new_empty(network.samples)
         given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), keys
         self._kept = [*(None if own is None else own.contiguous() for own in given), *read, aims]
-        self._told = _Stretch()
+        self._told = _Stretch(whole=not samples.inputs.is_floating_point())
         names = "inputs", "targets", "index", "present", "shares", "active", "keys", "read", "counts", "aims"
         for name, own in zip(names, self._kept, strict=True):
             setattr(self._told, name, None if own is None else own.data_ptr())
@@ -283,7 +284,8 @@ class _Step(ctypes.Structure):
 class _Stretch(ctypes.Structure):
     """`struct stretch`."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in ("inputs", "targets", "index", "present", "shares", "active", "keys", "losses", "norms")
-    ) + tuple((name, ctypes.c_void_p) for name in ("read", "counts", "aims"))
+    _fields_ = (
+        ("whole", ctypes.c_ssize_t),
+        *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
+        *((name, ctypes.c_void_p) for name in ("losses", "norms", "read", "counts", "aims")),
+    )

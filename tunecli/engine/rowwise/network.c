@@ -434,9 +434,10 @@ void learn_step(const struct network *n, const struct block *b, const struct ste
 
 /* Steps that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what a batch's
    gradient is divided by, inverted, and whether a row trains, (S, B). All samples: inputs (N, in) and targets (N,). What
-   a row reads is gathered at `read`, and of its targets and counts at `aims` and `counts`. */
+   a row reads is gathered at `read`, and of its targets and counts at `aims` and `counts`. Inputs may be whole numbers. */
 struct stretch {
-    const REAL *inputs;
+    ptrdiff_t whole;
+    const void *inputs;
     const char *targets;
     const int64_t *index;
     const REAL *present, *shares;
@@ -452,7 +453,11 @@ static void gather(const struct network *n, const struct stretch *s, ptrdiff_t f
     const size_t target = n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
     for (ptrdiff_t i = 0; i < n->samples; i++) {
         const int64_t sample = s->index[from + i];
-        memcpy(s->read + i * n->in, s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
+        const int64_t *whole = (const int64_t *)s->inputs + sample * n->in;
+        if (!s->whole)
+            memcpy(s->read + i * n->in, (const REAL *)s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
+        for (ptrdiff_t k = 0; k < n->in && s->whole; k++)
+            s->read[i * n->in + k] = (REAL)whole[k];
         memcpy(s->aims + i * target, s->targets + sample * target, target);
         s->counts[i] = s->present[from + i] * share;
     }

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.images import Windows
-from tunecli.engine.rowwise.layers import OWNER, Layer, Unread, demand, owners
+from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Unread, demand, owners
 from tunecli.engine.rowwise.reader import (
     Codes,
     Constant,
@@ -31,7 +31,7 @@ from tunecli.engine.rowwise.record import Recording
 aten = torch.ops.aten
 
 
-def layers_of(recording: Recording, weights: int, samples: int) -> list[Layer] | None:
+def layers_of(recording: Recording, weights: int, samples: int) -> Layers | None:
     """The layers of a model whose forward pass was recorded for two rows, simplified, from its weights, inputs (2, m,
     *feature) and keys, if any, to outputs (2, m, O); None where there are others than C has."""
     try:
@@ -98,7 +98,15 @@ def _largest(reader: Reader, node: fx.Node, given: Any, windows: Any) -> Values:
 # Tables, by whole numbers among the inputs.
 
 
-def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Codes:
+MOST_ROWS = 1 << 24
+"""Of a table: their numbers are exact in single precision."""
+
+
+def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Found:
+    codes = reader.found[given]
+    if isinstance(codes, Codes):
+        demand(dtype.is_floating_point and not codes.apart)
+        return Values(codes.index)
     demand(dtype == torch.int64)
     return Codes(reader.index(given))
 
@@ -107,7 +115,7 @@ def _embedded(reader: Reader, node: fx.Node, table: Any, given: Any) -> Values:
     """Rows of the tables (2 * N, E) of both rows, which stand one after the other."""
     codes, index = reader.found[given], reader.weights_of(table)
     rows, width = len(index) // 2, index.shape[1]
-    demand(isinstance(codes, Codes) and codes.apart == rows)
+    demand(isinstance(codes, Codes) and codes.apart == rows <= MOST_ROWS)
     lines, of = reader.lines.read(codes.index), owners(codes.index)
     weight = reader.whole_of(index.view(2, rows, width))
     layer = Layer("embedding", (lines,), len(lines) * width, weight, sizes=(rows, width))

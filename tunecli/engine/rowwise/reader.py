@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from tunecli.engine.rowwise.images import Windows
-from tunecli.engine.rowwise.layers import OWNER, Layer, Lines, Unread, demand
+from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Unread, demand
 from tunecli.engine.rowwise.record import Recording
 
 aten = torch.ops.aten
@@ -84,7 +84,7 @@ class Reader:
         self.weights: list[tuple[int, int]] = []  # where each begins, and how many numbers it has
         self.found: dict[fx.Node, Found] = {}
 
-    def layers(self, recording: Recording) -> list[Layer]:
+    def layers(self, recording: Recording) -> Layers:
         for node in recording.graph.nodes:
             if node.op == "placeholder":
                 self.found[node] = self._argument(node)
@@ -92,12 +92,11 @@ class Reader:
                 self.found[node] = Constant(recording.constants.get_buffer(str(node.target)))
             elif node.op == "call_function":
                 self.found[node] = self._call(node)
-            else:
-                outputs: Any = node.args[0]
-                self.lines.finish(self.index(outputs[0]))
-        used = {own for layer in self.lines.layers for own in (layer.weight, layer.bias)} - {-1}
+        (outputs,) = recording.graph.output_node().args
+        found = self.lines.finish(self.index(outputs[0]))  # type: ignore[index]  # a tuple
+        used = {own for layer in found.layers for own in (layer.weight, layer.bias)} - {-1}
         demand(used == set(range(self._arguments)))
-        return self.lines.layers
+        return found
 
     def _argument(self, node: fx.Node) -> Found:
         value, place = value_of(node), len(self.found)
@@ -107,8 +106,9 @@ class Reader:
             return Weights((torch.arange(2)[:, None] * OWNER + begin + torch.arange(count)).view(value.shape))
         if place > self._arguments:
             return None  # the keys
-        demand(value.is_floating_point() and value.shape[:2] == (2, self.samples))
-        return Values(self.lines.inputs(value.shape))
+        demand(value.shape[:2] == (2, self.samples))
+        index = self.lines.inputs(value.shape)
+        return Values(index) if value.is_floating_point() else Codes(index)
 
     def _call(self, node: fx.Node) -> Found:
         args: Any = node.args

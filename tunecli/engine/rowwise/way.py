@@ -16,7 +16,7 @@ from tunecli.data.samples import Inputs
 from tunecli.engine.compiler import has_functions
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
-from tunecli.engine.rowwise.layers import Layer
+from tunecli.engine.rowwise.layers import Layers
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
@@ -95,19 +95,15 @@ class Recorded:
         known = inputs.shape[1], targets is None, keys is None
         if known not in self._networks:
             loss = 0 if targets is None else loss_number(self._loss, first.dtype, targets)
-            alike = {own.dtype for own in (*weights, inputs)} == {first.dtype} and first[0].is_contiguous()
-            fits = loss is not None and alike and known[0] % WHOLE == 0
-            layers = self._layers(weights, inputs, keys, training=targets is not None) if fits else None
-            self._networks[known] = (
-                Network(layers, inputs[0, 0].numel(), known[0], loss, first.dtype)
-                if layers and loss is not None
-                else None
-            )
+            alike = {own.dtype for own in weights} == {first.dtype} and first[0].is_contiguous()
+            fits = alike and inputs.dtype in (first.dtype, torch.int64) and known[0] % WHOLE == 0
+            self._networks[known] = None
+            if fits and loss is not None:
+                layers = self._layers(weights, inputs, keys, training=targets is not None)
+                self._networks[known] = None if layers is None else Network(layers, known[0], loss, first.dtype)
         return self._networks[known]
 
-    def _layers(
-        self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool
-    ) -> list[Layer] | None:
+    def _layers(self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool) -> Layers | None:
         """The layers of the model, recorded for two rows, however many a block has."""
         two, read = [_twice(own) for own in weights], _twice(inputs)
         drawn = None if keys is None else _twice(keys)

@@ -102,6 +102,12 @@ def test_convolutions_have_the_gradient_of_plain_autograd(module: nn.Module, row
 TOKENS, WIDTH = 5, 6
 
 
+def functions(x: Tensor, y: Tensor) -> Tensor:
+    found = functional.gelu(x, approximate="tanh") + functional.hardswish(y) + functional.relu6(4 * x)
+    found = found + functional.softplus(x) + functional.mish(y) + x.clamp(-0.5, 0.4) + (x.clamp(max=1) / 2).exp()
+    return found + (x**2 + 1).log() + y / (x.abs() + 1).sqrt() + (x**3) * 0.1 + (x**2 + 1) ** -0.5
+
+
 class Woven(nn.Module):
     """Steps over tokens (m, T, F), each of which reads the one before and perhaps an earlier one."""
 
@@ -115,6 +121,7 @@ class Woven(nn.Module):
         self.groups, self.dropout = nn.GroupNorm(1, TOKENS), nn.Dropout(0.3)
         self.place, self.scale = (nn.Parameter(torch.randn(shape)) for shape in ((TOKENS, WIDTH), (1, WIDTH)))
         self.register_buffer("mask", torch.randn(TOKENS, 1))
+        self.register_buffer("hidden", torch.ones(TOKENS, TOKENS).triu(1).bool())
         self.memory = nn.GRU(WIDTH, WIDTH, batch_first=True)
         self.head = nn.Linear(TOKENS * WIDTH if head == "all" else WIDTH, CLASSES)
         self.to(torch.float64)
@@ -139,6 +146,10 @@ class Woven(nn.Module):
             "flip": lambda: torch.stack([y[:, TOKENS - 1 - own] for own in range(TOKENS)], 1) + x,
             "elu": lambda: functional.elu(x, 0.7),
             "dropout": lambda: self.dropout(x) * 2,
+            "functions": lambda: functions(x, y),
+            "causal": lambda: functional.scaled_dot_product_attention(linear(x), x, y, is_causal=True),
+            "masked": lambda: (x @ y.transpose(1, 2)).masked_fill(self.hidden, -math.inf).softmax(2) @ y,
+            "root norm": lambda: functional.rms_norm(x, (WIDTH,), self.scale[0]),
             "recur": lambda: self.memory(x)[0] + y,
         }
         found: Tensor = own[name]()
@@ -154,21 +165,22 @@ class Woven(nn.Module):
         for place, name in enumerate(self.steps):
             seen.append(self.step(place, name, seen[-1], seen[place // 2]))
         x = seen[-1]
-        read = {"first": x[:, 0], "mean": x.mean(1), "all": x.flatten(1)}[self.head_of]
+        read = {"first": x[:, 0], "mean": x.mean(1), "all": x.flatten(1), "log": x.sum(1)}[self.head_of]
         found: Tensor = self.head(read)
-        return found
+        return functional.log_softmax(found, 1) if self.head_of == "log" else found
 
 
 STEPS = (
     *("linear", "reads twice", "norm", "group norm", "residual", "gate", "difference", "square", "place", "weigh"),
     *("mean", "attend", "heads", "join", "flip", "elu", "dropout", "recur"),
+    *("functions", "causal", "masked", "root norm"),
 )
 
 
 @examples(25)
 @given(
     steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=5),
-    head=st.sampled_from(["first", "mean", "all"]),
+    head=st.sampled_from(["first", "mean", "all", "log"]),
     rows=st.integers(1, 2),
     samples=st.sampled_from([16, 32]),
 )
@@ -192,8 +204,11 @@ def only_used(module: nn.Module, inputs: Tensor) -> nn.Module:
 
 @pytest.mark.parametrize(
     "function",
-    [torch.relu, torch.tanh, torch.sigmoid, functional.silu, functional.gelu],
-    ids=["relu", "tanh", "sigmoid", "silu", "gelu"],
+    [
+        *(torch.relu, torch.tanh, torch.sigmoid, functional.silu, functional.gelu, functional.elu, functional.softplus),
+        *(functional.mish, functional.hardswish, torch.abs, lambda x: functional.gelu(x, approximate="tanh")),
+    ],
+    ids=["relu", "tanh", "sigmoid", "silu", "gelu", "elu", "softplus", "mish", "hardswish", "abs", "gelu tanh"],
 )
 def test_functions_in_single_precision_are_those_of_torch_to_rounding(function: Callable[[Tensor], Tensor]) -> None:
     """Values and derivatives, by torch in double precision; far out too, and of what is no number."""
@@ -363,8 +378,8 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (Counting, False),
         (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), True),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, CLASSES)), False),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softshrink(), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), True),
         (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), True),
     ],
     ids=[
@@ -377,7 +392,7 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         "counting",
         "frozen",
         "norm",
-        "softplus",
+        "softshrink",
         "approximate",
         "tokens",
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunecli.engine.rowwise.layers import KINDS, Layer
 
-_IN_PLACE = {"add", "weigh", "shift", "normalize", "softmax", *KINDS[KINDS.index("dropout") :]}
+_IN_PLACE = {"add", "weigh", "shift", "normalize", "softmax", "log_softmax", *KINDS[KINDS.index("dropout") :]}
 """Layers that may write the gradient of what they read over that of what they give."""
 
 
@@ -73,7 +73,7 @@ class _Gradients:
                 found.sources = [self._source(place, lines, first=not k) for k, lines in enumerate(layer.reads)]
             given_on = any(own.gradient == found.gradient and not own.add for own in found.sources)
             if found.wanted and not given_on:
-                self._room.free(range(found.gradient, found.gradient + layer.outputs + (place == last)))
+                self._room.free(found.gradient)
         return self._found, self._room.most
 
     def _source(self, place: int, lines: range, *, first: bool) -> Source:
@@ -158,5 +158,5 @@ class _Room:
         self.most = max(self.most, start + count)
         return start
 
-    def free(self, lines: range) -> None:
-        self._taken.remove(lines)
+    def free(self, start: int) -> None:
+        self._taken = [own for own in self._taken if own.start != start]

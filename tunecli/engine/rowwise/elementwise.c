@@ -3,10 +3,15 @@
 #include "functions.h"
 #include "layers.h"
 
+static part clamp(part x, part low, part high)
+{
+    return choose(x < low, low, choose(x > high, high, x));
+}
+
 void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, REAL *y)
 {
     const part zero = {0};
-    const REAL by = (REAL)scale, more = (REAL)shift;
+    const REAL by = (REAL)scale, more = (REAL)shift, one = 1;
 #define EACH(value)                                                                                                    \
     for (ptrdiff_t i = 0; i < n; i += PART) {                                                                          \
         const part own = load(x + i, 1, PART);                                                                         \
@@ -21,15 +26,46 @@ void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *
     case SIGMOID: EACH(logistic(own))
     case SILU: EACH(own * logistic(own))
     case GELU: EACH(own * normal_below(own))
+    case GELU_TANH: EACH(own * logistic(nearly_normal(own)))
+    case MISH: EACH(own * hyperbolic_tangent(softplus(own)))
+    case SOFTPLUS: EACH(softplus(own))
+    case HARDSWISH: EACH(own * clamp(own + (REAL)3, zero, zero + (REAL)6) / (REAL)6)
+    case CLAMP: EACH(clamp(own, zero + by, zero + more))
+    case EXP: EACH(power(own))
+    case LOG: EACH(logarithm(own))
+    case SQRT: EACH(square_root(own))
+    case RSQRT: EACH(one / square_root(own))
+    case RECIPROCAL: EACH(one / own)
+    case ABS: EACH(absolute(own))
     default: EACH(own * by + more)
     }
 #undef EACH
 }
 
-void unapply(enum kind kind, ptrdiff_t n, double scale, const REAL *x, const REAL *y, const REAL *d, REAL *to)
+static part gelu_tanh_slope(part x)
+{
+    const part twice = nearly_normal(x), slope = (x * x * (REAL)(3 * 0.044715) + (REAL)1) * (REAL)(2 * 0.79788456080286536);
+    return logistic(twice) + x * logistic(twice) * logistic(-twice) * slope;
+}
+
+static part mish_slope(part x)
+{
+    const part curve = hyperbolic_tangent(softplus(x));
+    return curve + x * ((REAL)1 - curve * curve) * logistic(x);
+}
+
+/* 0 below -3, 1 above 3, straight between. */
+static part hardswish_slope(part x)
 {
     const part zero = {0};
-    const REAL by = (REAL)scale, one = 1, density = (REAL)0.39894228040143268; /* 1 / sqrt(2 pi) */
+    return choose(x <= (REAL)-3 + zero, zero, choose(x >= (REAL)3 + zero, zero + (REAL)1, x / (REAL)3 + (REAL)0.5));
+}
+
+void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, const REAL *y, const REAL *d,
+             REAL *to)
+{
+    const part zero = {0};
+    const REAL by = (REAL)scale, more = (REAL)shift, one = 1, half = (REAL)0.5, density = (REAL)0.39894228040143268; /* 1 / sqrt(2 pi) */
 #define EACH(read, value)                                                                                              \
     for (ptrdiff_t i = 0; i < n; i += PART) {                                                                          \
         const part own = load(read + i, 1, PART), given = load(d + i, 1, PART);                                        \
@@ -44,6 +80,17 @@ void unapply(enum kind kind, ptrdiff_t n, double scale, const REAL *x, const REA
     case SIGMOID: EACH(y, given * (own * (one - own)))
     case SILU: EACH(x, given * (logistic(own) * (one + own * (one - logistic(own)))))
     case GELU: EACH(x, given * (normal_below(own) + own * (exponential(own * own * (REAL)-0.5) * density)))
+    case GELU_TANH: EACH(x, given * gelu_tanh_slope(own))
+    case MISH: EACH(x, given * mish_slope(own))
+    case SOFTPLUS: EACH(x, given * logistic(own))
+    case HARDSWISH: EACH(x, given * hardswish_slope(own))
+    case CLAMP: EACH(x, choose((own >= zero + by) & (own <= zero + more), given, zero))
+    case EXP: EACH(y, given * own)
+    case LOG: EACH(x, given / own)
+    case SQRT: EACH(y, given * half / own)
+    case RSQRT: EACH(y, given * -half * (own * own * own))
+    case RECIPROCAL: EACH(y, -given * (own * own))
+    case ABS: EACH(x, choose(own > zero, given, choose(own < zero, -given, given * own)))
     default: EACH(x, ((void)own, given * by))
     }
 #undef EACH

@@ -54,6 +54,26 @@ static inline part exponential_less_one(part x)
     return choose(x > (REAL)-0.34 + (part){0}, curve * x * x + x, exponential(x) - (REAL)1);
 }
 
+/* e ** x of any x. */
+static inline part power(part x)
+{
+    const part small = exponential(-absolute(x));
+    return choose(x > (part){0}, (REAL)1 / small, small);
+}
+
+/* By the library, one after the other. */
+#define BY_LIBRARY(name, of_float, of_double)                                                                          \
+    static inline part name(part x)                                                                                    \
+    {                                                                                                                  \
+        for (ptrdiff_t s = 0; s < PART; s++)                                                                           \
+            x[s] = sizeof(REAL) == sizeof(float) ? (REAL)of_float((float)x[s]) : (REAL)of_double((double)x[s]);        \
+        return x;                                                                                                      \
+    }
+
+BY_LIBRARY(logarithm, logf, log)
+BY_LIBRARY(logarithm_of_more, log1pf, log1p)
+BY_LIBRARY(square_root, sqrtf, sqrt)
+
 /* 1 / (1 + e ** -x), of large numbers too. */
 static inline part logistic(part x)
 {
@@ -95,4 +115,17 @@ static inline part normal_below(part x)
     const part beyond = exponential(-size * size) * over * choose(size < (REAL)2 + (part){0}, middle, outer);
     const part tail = choose(x < (part){0}, beyond, (REAL)2 - beyond);
     return (REAL)0.5 * choose(size < (REAL)1 + (part){0}, (REAL)1 + near, tail);
+}
+
+/* log(1 + e ** x). */
+static inline part softplus(part x)
+{
+    return choose(x > (part){0}, x, (part){0}) + logarithm_of_more(exponential(-absolute(x)));
+}
+
+/* Of what the logistic function is nearly how likely a standard normal number is below x: so GELU is approximated, as
+   (1 + tanh(u)) / 2 is the logistic function of 2 u. */
+static inline part nearly_normal(part x)
+{
+    return (x + x * x * x * (REAL)0.044715) * (REAL)(2 * 0.79788456080286536); /* sqrt(2 / pi) */
 }

@@ -13,14 +13,6 @@
     for (ptrdiff_t g = 0; g < groups; g++)                                                                             \
         for (ptrdiff_t s = 0, low = g * n * m; s < m; s += PART, low += PART)
 
-INLINE part inverse_root(part x)
-{
-    part found;
-    for (ptrdiff_t s = 0; s < PART; s++)
-        found[s] = sizeof(REAL) == sizeof(float) ? (REAL)(1 / sqrtf((float)x[s])) : (REAL)(1 / sqrt((double)x[s]));
-    return found;
-}
-
 void normalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double epsilon, const REAL *x, REAL *y, REAL *inverse)
 {
     const REAL share = (REAL)(1.0 / (double)n);
@@ -33,7 +25,7 @@ void normalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double epsilon, const
             const part off = load(x + low + i * m, 1, PART) - mean;
             variance += off * off;
         }
-        const part by = inverse_root(variance * share + (REAL)epsilon);
+        const part by = (REAL)1 / square_root(variance * share + (REAL)epsilon);
         store(inverse + g * m + s, by, PART);
         for (ptrdiff_t i = 0; i < n; i++)
             store(y + low + i * m, (load(x + low + i * m, 1, PART) - mean) * by, PART);
@@ -59,20 +51,53 @@ void unnormalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, cons
     }
 }
 
-void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y)
+/* What is subtracted before e is raised to it: the largest, and nothing from what is -inf alone. */
+INLINE part largest_of(ptrdiff_t n, ptrdiff_t m, const REAL *x)
+{
+    part most = load(x, 1, PART);
+    for (ptrdiff_t i = 1; i < n; i++)
+        most = larger(most, load(x + i * m, 1, PART));
+    return choose(most == (REAL)-INFINITY + (part){0}, (part){0}, most);
+}
+
+void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int safe, const REAL *x, REAL *y)
 {
     GROUPS(low) {
-        part most = load(x + low, 1, PART), sum = {0};
-        for (ptrdiff_t i = 1; i < n; i++)
-            most = larger(most, load(x + low + i * m, 1, PART));
+        const part most = largest_of(n, m, x + low);
+        part sum = {0};
         for (ptrdiff_t i = 0; i < n; i++) {
             const part share = exponential(load(x + low + i * m, 1, PART) - most);
             store(y + low + i * m, share, PART);
             sum += share;
         }
-        const part by = (REAL)1 / sum;
+        const part by = safe ? choose(sum == (part){0}, (part){0}, (REAL)1 / sum) : (REAL)1 / sum;
         for (ptrdiff_t i = 0; i < n; i++)
             store(y + low + i * m, load(y + low + i * m, 1, PART) * by, PART);
+    }
+}
+
+void log_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y)
+{
+    GROUPS(low) {
+        const part most = largest_of(n, m, x + low);
+        part sum = {0};
+        for (ptrdiff_t i = 0; i < n; i++)
+            sum += exponential(load(x + low + i * m, 1, PART) - most);
+        const part less = most + logarithm(sum);
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(y + low + i * m, load(x + low + i * m, 1, PART) - less, PART);
+    }
+}
+
+void unlog_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to)
+{
+    GROUPS(low) {
+        part sum = {0};
+        for (ptrdiff_t i = 0; i < n; i++)
+            sum += load(d + low + i * m, 1, PART);
+        for (ptrdiff_t i = 0; i < n; i++)
+            store(to + low + i * m,
+                  load(d + low + i * m, 1, PART) - sum * exponential(load(y + low + i * m, 1, PART)), PART);
     }
 }
 

@@ -6,14 +6,16 @@
 
 /* In the order of network.py. */
 enum kind {
-    LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX, SUM,
-    DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU
+    LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX,
+    LOG_SOFTMAX, SUM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, MISH, SOFTPLUS, HARDSWISH,
+    CLAMP, EXP, LOG, SQRT, RSQRT, RECIPROCAL, ABS
 };
 
 /* Layers from SCALE on, of n numbers: y = x * scale + shift, or what they are called; LeakyReLU's slope and ELU's alpha are
-   their scale. The gradient with respect to x comes from d, that with respect to y, which it may overwrite. */
+   their scale, the bounds of clamp its scale and shift. The gradient with respect to x comes from d, that with respect to y, which it may overwrite. */
 void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, REAL *y);
-void unapply(enum kind kind, ptrdiff_t n, double scale, const REAL *x, const REAL *y, const REAL *d, REAL *to);
+void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, const REAL *y, const REAL *d,
+             REAL *to);
 
 /* Of 2 ** 32 draws so many are zeros, the others times a scale; what each line is drawn by. Its gradient is had alike. */
 struct dropout {
@@ -24,11 +26,13 @@ struct dropout {
 
 void drop(const struct dropout *how, ptrdiff_t lines, ptrdiff_t m, const int64_t *keys, const REAL *x, REAL *y);
 
-/* Groups of n lines: to mean 0 and variance 1, by the inverse of each group's standard deviation; softmax; and sums, times
-   a scale. Then gradients as above. */
+/* Groups of n lines: to mean 0 and variance 1, by the inverse of each group's standard deviation; softmax, of -inf alone 0 if it
+   is `safe`, and its logarithm; and sums, times a scale. Then gradients as above. */
 void normalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double epsilon, const REAL *x, REAL *y, REAL *inverse);
 void unnormalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *inverse, const REAL *d, REAL *to);
-void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y);
+void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int safe, const REAL *x, REAL *y);
+void log_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y);
+void unlog_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
 void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
 void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y);
 void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to);

@@ -206,7 +206,8 @@ static void forward(const struct row *r)
         case WEIGH:
         case SHIFT: weigh_or_shift(r, l, x, y); break;
         case NORMALIZE: normalize(groups, each, m, l->shift, x, y, at(r, l->more)); break;
-        case SOFTMAX: softmax(groups, each, m, x, y); break;
+        case SOFTMAX: softmax(groups, each, m, l->shift != 0, x, y); break;
+        case LOG_SOFTMAX: log_softmax(groups, each, m, x, y); break;
         case SUM: add_up(groups, each, m, l->scale, x, y); break;
         case DROPOUT: drop(&l->dropout, lines, m, r->keys, x, y); break;
         default: apply((enum kind)l->kind, lines * m, l->scale, l->shift, x, y);
@@ -373,9 +374,10 @@ static void backward(const struct row *r)
         case SHIFT: backward_weigh(r, l, x, d, to); break;
         case NORMALIZE: unnormalize(groups, each, m, y, at(r, l->more), d, to); break;
         case SOFTMAX: unsoftmax(groups, each, m, y, d, to); break;
+        case LOG_SOFTMAX: unlog_softmax(groups, each, m, y, d, to); break;
         case SUM: hand_out(groups, each, m, l->scale, d, to); break;
         case DROPOUT: drop(&l->dropout, l->out, m, r->keys, d, to); break;
-        default: unapply((enum kind)l->kind, l->out * m, l->scale, x, y, d, to);
+        default: unapply((enum kind)l->kind, l->out * m, l->scale, l->shift, x, y, d, to);
         }
         if (l->from[0].add && to)
             add_to(r, &l->from[0], to, 1);

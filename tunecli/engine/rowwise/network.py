@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -155,8 +155,28 @@ def _divided(reader: Reader, node: fx.Node, one: Any, by: Any) -> Found:
     if not isinstance(by, fx.Node):
         return _scaled(reader, node, one, 1 / by)
     found = reader.found[by]
+    if isinstance(found, Constant):
+        return _told(reader, "weigh", reader.index(one), 1 / found.index)
+    return _joined(reader, "multiply", "weigh", _each(reader, "reciprocal", by).index, reader.found[one])
+
+
+def _power(reader: Reader, node: fx.Node, given: Any, exponent: float) -> Found:
+    if exponent in _ROOTS:
+        return _each(reader, _ROOTS[exponent], given)
+    demand(exponent in (2, 3))
+    square = _joined(reader, "multiply", "weigh", reader.index(given), reader.found[given])
+    return square if exponent == 2 else _joined(reader, "multiply", "weigh", square.index, reader.found[given])
+
+
+_ROOTS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
+def _masked(reader: Reader, node: fx.Node, given: Any, mask: Any, value: float) -> Values:
+    """Whatever stands where a constant mask does."""
+    found = reader.found[mask]
     demand(isinstance(found, Constant))
-    return _told(reader, "weigh", reader.index(one), 1 / found.index)
+    kept = _told(reader, "weigh", reader.index(given), torch.where(found.index, 0.0, 1.0))
+    return _told(reader, "shift", kept.index, torch.where(found.index, value, 0.0))
 
 
 def _sorted(reader: Reader, one: Any, other: Any) -> tuple[Any, Any]:
@@ -242,9 +262,12 @@ def _grouped(reader: Reader, kind: str, index: Tensor, dims: int = 1, scale: flo
     return reader.lines.emit(Layer(kind, (lines,), outputs, sizes=sizes, scale=scale, shift=shift), of)
 
 
-def _softmax(reader: Reader, node: fx.Node, given: Any, dim: int, to_float: bool = False) -> Values:
-    demand(not to_float)
-    return Values(_grouped(reader, "softmax", reader.index(given).movedim(dim, -1)).movedim(-1, dim))
+def _softmax(kind: str, *, safe: bool = False) -> Operation:
+    def read(reader: Reader, node: fx.Node, given: Any, dim: int, to_float: bool = False) -> Values:
+        demand(not to_float)
+        return Values(_grouped(reader, kind, reader.index(given).movedim(dim, -1), shift=float(safe)).movedim(-1, dim))
+
+    return read
 
 
 def _layer_norm(
@@ -291,8 +314,21 @@ def _alike(one: Tensor, other: Tensor) -> list[Tensor]:
     return list(torch.broadcast_tensors(one, other))  # type: ignore[no-untyped-call]  # torch's own
 
 
-def _function(kind: str) -> Callable[..., Values]:
+def _function(kind: str) -> Operation:
     return lambda reader, node, given: _each(reader, kind, given)
+
+
+def _gelu(reader: Reader, node: fx.Node, given: Any, *, approximate: str = "none") -> Values:
+    return _each(reader, "gelu" if approximate == "none" else "gelu_tanh", given)
+
+
+def _softplus(reader: Reader, node: fx.Node, given: Any, beta: float = 1.0, threshold: float = 20.0) -> Values:
+    demand(beta == 1 and threshold >= 20)  # above which torch's is x itself, and ours is to rounding
+    return _each(reader, "softplus", given)
+
+
+def _clamp(reader: Reader, node: fx.Node, given: Any, low: float | None = None, high: float | None = None) -> Values:
+    return _each(reader, "clamp", given, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 def _leaky_relu(reader: Reader, node: fx.Node, given: Any, slope: float = 0.01) -> Values:
@@ -304,6 +340,10 @@ def _elu(reader: Reader, node: fx.Node, given: Any, alpha: float = 1.0, *scales:
     return _each(reader, "elu", given, float(alpha))
 
 
+_FUNCTIONS = (
+    *("relu", "tanh", "sigmoid", "silu", "mish", "hardswish"),
+    *("exp", "log", "sqrt", "rsqrt", "reciprocal", "abs"),
+)
 _OPERATIONS: dict[Any, Operation] = {
     aten._to_copy.default: _copied,
     aten.embedding.default: _embedded,
@@ -322,8 +362,9 @@ _OPERATIONS: dict[Any, Operation] = {
     aten.div.Scalar: _divided,
     aten.neg.default: lambda reader, node, given: _scaled(reader, node, given, -1.0),
     aten.rsub.Scalar: lambda reader, node, given, of: _scaled(reader, node, given, -1.0, of),
-    aten._softmax.default: _softmax,
-    aten._safe_softmax.default: _softmax,
+    aten._softmax.default: _softmax("softmax"),
+    aten._safe_softmax.default: _softmax("softmax", safe=True),
+    aten._log_softmax.default: _softmax("log_softmax"),
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten.sum.dim_IntList: _summed,
@@ -332,5 +373,12 @@ _OPERATIONS: dict[Any, Operation] = {
     aten._adaptive_avg_pool2d.default: _adaptive_pool,
     aten.leaky_relu.default: _leaky_relu,
     aten.elu.default: _elu,
-    **{getattr(aten, kind).default: _function(kind) for kind in ("relu", "tanh", "sigmoid", "silu", "gelu")},
+    aten.gelu.default: _gelu,
+    aten.softplus.default: _softplus,
+    aten.hardtanh.default: lambda reader, node, given, low=-1.0, high=1.0: _clamp(reader, node, given, low, high),
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.pow.Tensor_Scalar: _power,
+    aten.masked_fill.Scalar: _masked,
+    **{getattr(aten, kind).default: _function(kind) for kind in _FUNCTIONS},
 }

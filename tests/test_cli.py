@@ -235,6 +235,24 @@ def test_fresh_sets_the_old_study_aside(tunecli: Command, home: Path) -> None:
     assert len(read(home / "tiny" / "study.db").trials) == 3
 
 
+def test_a_database_that_cannot_be_read_is_told_with_what_to_do(tunecli: Command, home: Path) -> None:
+    (home / "tiny" / "study.db").write_bytes(b"no database")
+    for command in (("report", "tiny"), ("search", "tiny")):
+        done = tunecli(*command)
+        assert done.code == 3
+        assert done.complaint == (
+            "cannot read studies/tiny/study.db: file is not a database",
+            "it is damaged, or another program's: put a copy back, or begin anew with --fresh, which sets it aside",
+        )
+    done = tunecli("search", "tiny", "--fresh", "--trials", "2")
+    assert done.code == 0
+    (aside,) = (path for path in home.iterdir() if path.name != "tiny")
+    assert (aside / "study.db").read_bytes() == b"no database"
+    (home / "tiny" / "study.db").unlink()
+    (home / "tiny" / "study.db").mkdir()
+    assert tunecli("report", "tiny").complaint[1] == "it has to be a file that you may read"
+
+
 def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: Path) -> None:
     shutil.copytree(home / "tiny", home / "older")
     os.utime(home / "older" / "study.db", (1, 1))
@@ -494,7 +512,7 @@ def test_no_usable_trial(tunecli: Command, tmp_path: Path) -> None:
     assert " x diverged" in done.out
     done = tunecli("finetune", "flowers", "--best", "--home", "h")
     assert done.code == 4
-    assert "no complete trial" in done.complaint[0]
+    assert done.complaint[0] == "none of the 2 trials of flowers is complete"
 
 
 def test_debug_shows_the_traceback(tunecli: Command, home: Path) -> None:
@@ -581,7 +599,7 @@ def test_ctrl_c_in_any_command_is_said(tunecli: Command, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "glob", lambda *ignored: signal.raise_signal(signal.SIGINT))
     done = tunecli(command)
     assert (done.code, done.out) == (130, "")
-    assert done.err == "interrupted; nothing acknowledged is lost, the same command goes on\n"
+    assert done.err == "interrupted: what was recorded is kept, and the same command goes on\n"
 
 
 @pytest.mark.parametrize("command", ["ls", "report"])
@@ -673,7 +691,7 @@ def test_a_signal_stops_fine_tuning_before_anything_is_written(
     monkeypatch.setattr(live, "show_finetune", first_epoch_then_signal)
     done = tunecli("finetune", "--best", "--epochs", "5")
     assert (done.code, done.out) == (75, "")
-    assert "no checkpoint was written, the test split was not read" in done.err
+    assert "what was trained is kept; the model is written" in done.err
     assert "tunecli finetune --best --epochs 5" in done.err
     assert (home / "tiny" / "study.db").read_bytes() == before
     assert not (home / "tiny" / "finetuned").exists()

@@ -565,7 +565,17 @@ def test_without_a_study_or_a_complete_trial_there_is_nothing_to_predict_with(
     create_study(folder / "study.db", name="tiny", direction="maximize", **row)  # type: ignore[arg-type]
     with pytest.raises(NoUsableTrial, match="no complete trial yet"):
         predict(folder, "new.csv", base=tmp_path)
-    assert tunecli("predict", "tiny", "new.csv").code == 4
+    done = tunecli("predict", "tiny", "new.csv")
+    assert done.code == 4
+    assert done.complaint[1] == "tunecli search tiny"
+
+    doomed = ("--set", "space.optimizer=sgd", "--set", "space.learning_rate=1e30")
+    assert tunecli("search", "diabetes", "--trials", "2", *doomed).code == 4
+    for command in (("predict", "diabetes", "new.csv"), ("finetune", "diabetes", "--best")):
+        done = tunecli(*command)
+        assert done.code == 4
+        # A search would have nothing left to do.
+        assert done.complaint == ("none of the 2 trials of diabetes is complete", "tunecli report diabetes tells why")
 
 
 def test_a_function_gives_the_columns_of_a_table_of_numbers_in_order(tunecli: Command, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def main() -> None:
     except _Usage as error:
         code = _complain(_usage(error), debug)
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; nothing acknowledged is lost, the same command goes on", file=sys.stderr)
+        print("interrupted: what was recorded is kept, and the same command goes on", file=sys.stderr)
         code = INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader of our output has gone (`| head`), of which rich and typer make a SystemExit: nothing is wrong,

@@ -55,7 +55,10 @@ def show_finetune(events: Iterable[Event], console: VisibleConsole) -> Finetuned
 
 
 def say_interrupted(again: str, console: VisibleConsole) -> None:
-    console.say(f"stopped: no checkpoint was written, the test split was not read\nto go on:\n  {again}")
+    console.say(
+        "stopped: what was trained is kept; the model is written, and the test split read, once training from scratch "
+        f"is done too\nto go on:\n  {again}"
+    )
 
 
 def say_done_already(anew: str, console: VisibleConsole) -> None:

@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 CLOSED = 0
 
-INTERRUPTED = "interrupted; nothing acknowledged is lost"
+INTERRUPTED = "interrupted: what was recorded is kept"
 
 
 class Interrupt:
@@ -77,7 +77,7 @@ class Interrupt:
             second = _next_signal(heard, LEAVE_SECONDS)
             if second is None:
                 _leave(
-                    "stopped in the middle of its work: what is not recorded is done again",
+                    "stopped in the middle of its work: what was recorded is kept, and the rest is done again",
                     self._again,
                     _exit_code(first),
                 )

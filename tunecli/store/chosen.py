@@ -42,7 +42,7 @@ def load_kept(folder: Path, record: Record, number: int | None = None) -> Kept:
     candidates = [trial for trial in record.trials if trial.state is State.COMPLETE and trial.number in record.kept]
     best = best_trial(list(record.trials), record.direction)
     if best is None:
-        raise NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
+        raise _none_complete(record)
     damaged: dict[int, CheckpointError] = {}
     own: Trial | None = best
     while own is not None:
@@ -61,6 +61,16 @@ def load_kept(folder: Path, record: Record, number: int | None = None) -> Kept:
     raise CheckpointError(
         f"all {len(damaged)} checkpoints of {record.name} are damaged:\n{lines}",
         hint="run the search again with --fresh",
+    )
+
+
+def _none_complete(record: Record) -> NoUsableTrial:
+    """A search goes on only where trials are missing: why all of them came to nothing, the report tells."""
+    ended, asked = sum(trial.state.ended for trial in record.trials), int(record.document["search"]["trials"])
+    if ended < asked:
+        return NoUsableTrial(f"{record.name} has no complete trial yet", hint=f"tunecli search {record.name}")
+    return NoUsableTrial(
+        f"none of the {ended} trials of {record.name} is complete", hint=f"tunecli report {record.name} tells why"
     )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from tunecli.errors import InputError
 from tunecli.storage import Database
-from tunecli.store.database import unreadable
+from tunecli.store.database import damaged_hint, unreadable
 from tunecli.store.record import Record
 
 _NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, SQLAlchemyError)
@@ -26,7 +26,7 @@ def understanding(database: Database) -> Iterator[None]:
     except _NOT_UNDERSTOOD as error:
         raise InputError(
             f"cannot read {database}: it holds what tunecli never writes ({type(error).__name__}: {error})",
-            hint="is it a study's database, and whole?",
+            hint=damaged_hint(database),
         ) from error
 
 

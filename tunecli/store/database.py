@@ -238,7 +238,18 @@ def unwritable(database: Database, error: Exception) -> TunecliError:
 def unreadable(database: Database, error: Exception) -> TunecliError:
     if file_of(database) is None and _is_of_connection(error):
         return _unreachable(database, error)
-    return InputError(f"cannot read {database}: {_words(error)}", hint="is it a study's database?")
+    if isinstance(database, Path) and (database.is_dir() or not os.access(database, os.R_OK)):
+        hint = "it has to be a file that you may read"
+    else:
+        hint = damaged_hint(database)
+    return InputError(f"cannot read {database}: {_words(error)}", hint=hint)
+
+
+def damaged_hint(database: Database) -> str:
+    """What to do about a database that is there and does not hold what a study's should."""
+    if isinstance(database, Path):
+        return "it is damaged, or another program's: put a copy back, or begin anew with --fresh, which sets it aside"
+    return "is it one that tunecli wrote?"
 
 
 def _is_of_connection(error: Exception) -> bool:

@@ -196,6 +196,25 @@ def test_every_unknown_key_is_reported_at_once_with_the_nearest_known_one() -> N
     )
 
 
+def test_a_key_of_a_section_that_stands_at_the_top_is_told_whose_it_is() -> None:
+    text = """
+    epochs = 5
+    trials = 10
+    learning_rate = 0.1
+    schedule = "cosine"
+    colour = "red"
+    [data]
+    source = "iris"
+    """
+    told = [fault for fault in faults(text) if "colour" not in fault]
+    assert sorted(told) == [
+        "unknown key 'epochs' at the top; did you mean train.epochs or finetune.epochs?",
+        "unknown key 'learning_rate' at the top; did you mean space.learning_rate?",
+        "unknown key 'schedule' at the top; did you mean space.schedule?",
+        "unknown key 'trials' at the top; did you mean search.trials?",
+    ]
+
+
 def test_faults_of_every_kind_are_reported_together(tmp_path: Path) -> None:
     text = """
     name = "../mine"

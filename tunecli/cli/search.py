@@ -42,7 +42,10 @@ def search(
         int | None, typer.Option(min=1, metavar="N", help="The study's total; what is missing is done.")
     ] = None,
     timeout: Annotated[
-        str | None, typer.Option(metavar="10m", help="Stop at the first epoch's end after this time, counted from the start of training.")
+        str | None,
+        typer.Option(
+            metavar="10m", help="Stop at the first epoch's end after this time, counted from the start of training."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="All randomness of the study comes from it.")

@@ -20,9 +20,9 @@ class VisibleConsole(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """Print a message: in a terminal broken between words, elsewhere with its lines whole."""
-        self.print(broken(text, self.width) if self.is_terminal else text, soft_wrap=True)
+        self.print(broken(text, self.width) if self.is_terminal else text, style=style, soft_wrap=True)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         shown = (Segment(t if c else visible(t), style, c) for t, style, c in super().render(renderable, options))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tunecli.data import Data, held
+from tunecli.report.console import VisibleConsole
 
 NAMED = 6
 """How many levels or classes are named before they are only counted."""
@@ -17,19 +17,19 @@ NAMED = 6
 _PREPARED = {"array": "standardized", "bytes": "bytes made 0 to 1", "pictures": "bytes made 0 to 1"}
 
 
-def draw_found(data: Data, console: Console) -> None:
+def draw_found(data: Data, console: VisibleConsole) -> None:
     parts = (data.train, data.validation, data.test)
     split = ", ".join(f"{len(p):,} {n}" for p, n in zip(parts, ("train", "validation", "test"), strict=True))
-    console.print(f"{data.name}: {sum(map(len, parts)):,} samples ({split})", soft_wrap=True)
-    console.print(Text.assemble((data.task, "bold"), f": {_target(data)}"), soft_wrap=True)
+    console.say(f"{data.name}: {sum(map(len, parts)):,} samples ({split})")
+    console.say(f"{data.task}: {_target(data)}")
     columns = data.preprocessing.get("columns")
     if columns:
         console.print(_columns(columns))
     else:
         how = _PREPARED.get(str(data.preprocessing.get("kind")), "taken as they are")
-        console.print(f"each of shape {data.features}, {how}", soft_wrap=True)
+        console.say(f"each of shape {data.features}, {how}")
     for notice in data.notices:
-        console.print(Text(notice, style="yellow"), soft_wrap=True)
+        console.say(notice, style="yellow")
 
 
 def _target(data: Data) -> str:

@@ -57,7 +57,8 @@ def key_fault(detail: Any, file: type[BaseModel] = StudyFile) -> str:
     key, section = path[-1], ".".join(path[:-1])
     place = f"in [{section}]" if section else "at the top"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r} {place}\n{did_you_mean(key, _fields(file, section))}"
+        of_section = None if section else _of_section(file, key)
+        return f"unknown key {key!r} {place}\n{of_section or did_you_mean(key, _fields(file, section))}"
     if detail["type"] == "missing":
         example = '[data] with source = "digits", say'
         return f"{key!r} is missing {place}\n{example}" if section else f"[{key}] is missing\na study needs {example}"
@@ -86,6 +87,15 @@ def _fields(file: type[BaseModel], section: str) -> Mapping[str, Any]:
     """The keys of a section, or of the top where it is empty."""
     fields = file.model_fields
     return fields[section].annotation.model_fields if section else fields  # type: ignore[union-attr]
+
+
+def _of_section(file: type[BaseModel], key: str) -> str | None:
+    """A hint at the section whose key this is, for one that stands at the top; None where it is no section's."""
+    tables = {name: own.annotation for name, own in file.model_fields.items()}
+    of = [name for name, own in tables.items() if isinstance(own, type) and key in getattr(own, "model_fields", {})]
+    if not of and key in HPARAMS and "space" in tables:
+        of = ["space"]
+    return f"did you mean {' or '.join(f'{section}.{key}' for section in of)}?" if of else None
 
 
 def _example(file: type[BaseModel], path: list[str]) -> str | None:

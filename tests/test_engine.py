@@ -1020,8 +1020,8 @@ def dropout() -> nn.Module:
 
 
 def convolution() -> nn.Module:
-    layers = nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(2 * FEATURES - 4, CLASSES)
-    return nn.Sequential(*layers)
+    convolving = nn.Unflatten(1, (2, FEATURES // 2)), nn.Conv1d(2, 2, 3, groups=2), nn.Flatten()
+    return nn.Sequential(*convolving, nn.Linear(FEATURES - 4, CLASSES))
 
 
 def normed_convolution() -> nn.Module:

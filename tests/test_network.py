@@ -202,6 +202,20 @@ def only_used(module: nn.Module, inputs: Tensor) -> nn.Module:
     return module
 
 
+@examples(10)
+@given(data=st.data(), rows=st.integers(1, 2))
+def test_convolutions_of_sequences_have_the_gradient_of_plain_autograd(data: st.DataObject, rows: int) -> None:
+    torch.manual_seed(0)
+    how = {"stride": data.draw(st.integers(1, 2)), "dilation": data.draw(st.integers(1, 2))}
+    around = data.draw(st.sampled_from([0, 1, "valid"]))
+    pool = data.draw(st.sampled_from([nn.MaxPool1d, nn.AvgPool1d]))(2, stride=data.draw(st.integers(1, 2)))
+    layers = nn.Conv1d(3, 4, 3, padding=around, bias=data.draw(st.booleans()), **how), nn.ReLU(), pool
+    module = nn.Sequential(*layers, nn.Conv1d(4, 5, 3, padding="same"), nn.Flatten(), nn.LazyLinear(CLASSES)).double()
+    inputs, targets = torch.randn(rows * 16, 3, 17, dtype=torch.float64), torch.randint(CLASSES, (rows * 16,))
+    module(inputs)
+    assert_equal_alone(module, Samples(inputs, targets), LOSSES["cross_entropy"], rows, native=True)
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -232,6 +232,42 @@ def conv2d(
     return found
 
 
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As `conv2d`, of samples (m, C, L): of images that are one pixel high."""
+    if input.dim() != 3:
+        return torch.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    around = padding if isinstance(padding, str) else _beside(0, padding)
+    images, filters = input.unsqueeze(2), weight.unsqueeze(2)
+    return conv2d(images, filters, bias, _beside(1, stride), around, _beside(1, dilation), groups).squeeze(2)
+
+
+def _beside(first: int, second: Any) -> Pair:
+    return first, second if isinstance(second, int) else second[0]
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """As `conv1d`."""
+    how = _beside(1, kernel_size), _beside(1, stride or kernel_size), _beside(0, padding), _beside(1, dilation)
+    found = max_pool2d(input.unsqueeze(-2), *how, ceil_mode, return_indices)
+    return tuple(own.squeeze(-2) for own in found) if return_indices else found.squeeze(-2)
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: Any,
@@ -255,11 +291,11 @@ def unfolded_numbers(module: nn.Module, forward: Callable[[], object]) -> float:
     """
     found = [0.0]
 
-    def see(part: nn.Conv2d, inputs: object, outputs: Tensor) -> None:
+    def see(part: nn.Conv1d | nn.Conv2d, inputs: object, outputs: Tensor) -> None:
         found.append(part.in_channels * math.prod(part.kernel_size) * math.prod(outputs.shape[2:]))
 
     convolving = [part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)]
-    if not all(isinstance(part, nn.Conv2d) and part.groups == 1 for part in convolving):
+    if not all(isinstance(part, nn.Conv1d | nn.Conv2d) and part.groups == 1 for part in convolving):
         return math.inf
     hooks = [part.register_forward_hook(see) for part in convolving]
     try:

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.dropout import noise, which_draw
-from tunecli.engine.rowwise.images import conv2d, max_pool2d
 from tunecli.engine.rowwise.recurrent import in_steps
 
 aten = torch.ops.aten
@@ -181,6 +181,14 @@ def _storage(tensor: Tensor) -> int:
     return found
 
 
+_WINDOWS: dict[str, Any] = {
+    "conv1d": images.conv1d,
+    "conv2d": images.conv2d,
+    "max_pool1d": images.max_pool1d,
+    "max_pool2d": images.max_pool2d,
+}
+
+
 @contextmanager
 def _in_plain_operations() -> Iterator[None]:
     """Layers as products and sums, for which vmap has rules: attention unfused, one product for each Linear."""
@@ -190,7 +198,7 @@ def _in_plain_operations() -> Iterator[None]:
         with (
             sdpa_kernel(SDPBackend.MATH),
             in_steps(),
-            patch.multiple(functional, linear=_linear, embedding=_embedding, conv2d=conv2d, max_pool2d=max_pool2d),
+            patch.multiple(functional, linear=_linear, embedding=_embedding, **_WINDOWS),
         ):
             yield
     finally:

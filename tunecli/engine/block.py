@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,19 +16,20 @@ from tunecli.data import Samples
 from tunecli.data.randomness import seeded
 from tunecli.engine.batches import ROUND, Batches, batch_length, epoch_batches
 from tunecli.engine.compiler import is_compiled
-from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
+from tunecli.engine.device import is_out_of_memory, out_of_memory
 from tunecli.engine.gradients import Gradient, Looped, Shape
 from tunecli.engine.plan import EVALUATION_SAMPLES
 from tunecli.engine.rowwise import Rowwise, Steps, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
+from tunecli.engine.shortage import GRADIENTS, STATE, Shortage, fits_alone
 from tunecli.engine.snapshot import Partial
 from tunecli.engine.stretch import lay_out, neighbours, order_of, stretch_of
 from tunecli.engine.update import Coming, Trained, Updates
 from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.metrics import Loss
 from tunecli.source import describe
-from tunecli.trial import Measurement, better
+from tunecli.trial import Measurement
 
 if TYPE_CHECKING:
     from tunecli.engine.lane import Lane, Slot
@@ -55,9 +55,7 @@ class Block:
         self._updates: Updates | None = None
         self._step = self._low = self._high = 0
         self._joining: dict[int, Partial] = {}
-        # What a step is about to write: gradients, or what an update changes.
-        self._adding = self._updating = False
-        self._short: OutOfMemory | None = None
+        self._shortage = Shortage()
 
     @property
     def trials(self) -> tuple[int, ...]:
@@ -208,8 +206,8 @@ class Block:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
         began = time.monotonic()
         now = began
-        if self._short is not None:
-            raise self._short
+        if self._shortage.error is not None:
+            raise self._shortage.error
         short = None
         try:
             with limited(self._seconds_left()):
@@ -227,7 +225,7 @@ class Block:
             short = out_of_memory(error) if is_out_of_memory(error) else None
         self._seconds += now - began
         # What the step had computed so far is gone by now.
-        if short is not None and len(self._gradient) > 1 and self._fits_alone(self._step - self._low):
+        if short is not None and len(self._gradient) > 1 and self._fit_alone():
             self._run_short("block_rows", len(self._gradient), short)
         return self._step >= self._steps or self._failure is not None
 
@@ -274,10 +272,10 @@ class Block:
         assert self._updates is not None
         looped = self._way if isinstance(self._way, Looped) else None
         leave = {"leave": self._updates.reads_elsewhere(place)} if looped is not None else {}
-        self._adding = True
+        self._shortage.writing = GRADIENTS
         with self._randomness(step):
             losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **leave)
-        self._adding, self._updating = False, True
+        self._shortage.writing = STATE
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)
         if counts is not None:
@@ -285,39 +283,28 @@ class Block:
             self._counted += counts
         left = looped.take_left() if looped is not None else None
         self._used_up = self._updates.apply(place, self._norm, self._count if counts is not None else None, left)
-        self._updating = False
+        self._shortage.writing = None
 
-    def _fits_alone(self, place: int) -> bool:
-        """Whether one of these rows, which are all alike, could be computed without the others."""
-        release_memory()
-        if self._updating or place >= len(self._index):
-            return True  # what it reads and computes was there
-        lane, one = self._lane, slice(0, 1)
-        assert lane.recorded is not None
+    def _fit_alone(self) -> bool:
+        """Whether the rows could be computed one by one."""
+        place, one = self._step - self._low, slice(0, 1)
+        if self._shortage.writing == STATE or place >= len(self._index):
+            return True  # what they read and compute was there
         shape = {name: column[one] for name, column in self._loss_shape().items()}
-        try:
-            gradient = Gradient(lane.layout, torch.zeros_like(self._gradient.memory[one]))
-            alone = Rowwise(lane.recorded, self._state.weights[one], gradient, shape)
-            if lane.stochastic:
-                alone.draw_by(sample_keys(self._seeds[one], self._index[place, one]))
-            alone.add_gradient(lane.train.take(self._index[place, one]), self._present[place, one])
-        except Exception as error:
-            return not is_out_of_memory(error)
-        return True
+        index = self._index[place, one]
+        keys = sample_keys(self._seeds[one], index) if self._lane.stochastic else None
+        return fits_alone(self._lane, self._state.weights[one], shape, index, self._present[place, one], keys)
 
-    def _run_short(self, of: str, at: int, message: str) -> None:
+    def _run_short(self, of: str, at: int, message: str) -> NoReturn:
         """Give up for want of memory, so that less is computed at once. Raises OutOfMemory, again when asked again."""
         self._failure = None
-        for row in range(len(self.slots)):
-            if self._adding and not self._is_amid(row):
-                self._gradient.zero_row(row)
-        self._short = OutOfMemory(message, of=of, at=at)
-        raise self._short
+        amid = [self._is_amid(row) for row in range(len(self.slots))]
+        self._shortage.give_up(OutOfMemory(message, of=of, at=at), self._gradient, amid)
 
     def is_torn(self, slot: Slot) -> bool:
         """Whether memory ran out while a step wrote into what the run has: its gradient so far, or its weights."""
         row = self.slots.index(slot)
-        return self._updating or (self._adding and row not in self._joining and self._is_amid(row))
+        return self._shortage.tears(amid=row not in self._joining and self._is_amid(row))
 
     def _is_amid(self, row: int) -> bool:
         """Whether a row has read a part of a batch."""
@@ -369,7 +356,7 @@ class Block:
         self._step = 0
         seconds = (self._seconds + time.monotonic() - began) / len(self.slots)
         return [
-            self._measurement(slot, found[row], seconds + self._seconds_before[row], self._failure or failures.get(row))
+            lane.see(slot, found[row], seconds + self._seconds_before[row], self._failure or failures.get(row))
             for row, slot in enumerate(self.slots)
         ]
 
@@ -386,35 +373,6 @@ class Block:
             yield
         finally:
             self._state.weights[rows] = trained
-
-    def _measurement(self, slot: Slot, values: list[float], seconds: float, failure: str | None) -> Measurement:
-        train_loss, loss, metric, norm = values
-        lane = self._lane
-        slot.seconds += seconds
-        if failure is None and lane.task.trial_seconds is not None and slot.seconds > lane.task.trial_seconds:
-            failure = overdue(lane.task.trial_seconds)
-        seen = {"training loss": train_loss}
-        if lane.validation is not None:
-            seen |= {"validation loss": loss, "validation metric": metric}
-        diverged = next((name for name, value in seen.items() if not math.isfinite(value)), None)
-        if failure is None and diverged is not None:
-            epochs = "1 epoch" if slot.ticks == 1 else f"{slot.ticks} epochs"
-            failure = f"diverged: {diverged} is {seen[diverged]} after {epochs}"
-        direction = lane.task.metric.direction
-        if failure is None and (
-            lane.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)
-        ):
-            slot.best_metric = metric
-            trained = lane.state.average if slot.averages else lane.state.weights
-            assert trained is not None
-            lane.best[slot.row] = trained[slot.row]
-            if lane.micro is None:
-                kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
-                buffers = slot.module.named_buffers()
-                slot.best_state = {name: buffer.clone() for name, buffer in buffers if name in kept}
-        if failure is None and lane.validation is not None:
-            slot.see(metric, direction)
-        return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
 
 def _lone(index: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:

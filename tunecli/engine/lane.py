@@ -6,11 +6,14 @@ batches end together lie side by side: an update works on slices and never on a 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from tunecli.alarm import overdue
 from tunecli.data import Split
 from tunecli.engine.block import Block
 from tunecli.engine.compiler import is_compiled
@@ -25,7 +28,7 @@ from tunecli.engine.task import Task
 from tunecli.engine.update import State
 from tunecli.metrics import Loss
 from tunecli.space import settings_of
-from tunecli.trial import Hparams, Run
+from tunecli.trial import Hparams, Measurement, Run, better
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +149,38 @@ class Lane:
     def free(self, slot: Slot) -> None:
         self._slots.remove(slot)
         self._changed = True
+
+    def see(self, slot: Slot, values: Sequence[float], seconds: float, failure: str | None) -> Measurement:
+        """What a run showed in a tick that took it so long, or why it failed; its best weights are kept.
+
+        `values` are the loss in training, loss and metric on validation and the norm of the last gradient.
+        """
+        train_loss, loss, metric, norm = values
+        slot.seconds += seconds
+        if failure is None and self.task.trial_seconds is not None and slot.seconds > self.task.trial_seconds:
+            failure = overdue(self.task.trial_seconds)
+        seen = {"training loss": train_loss}
+        if self.validation is not None:
+            seen |= {"validation loss": loss, "validation metric": metric}
+        diverged = next((name for name, value in seen.items() if not math.isfinite(value)), None)
+        if failure is None and diverged is not None:
+            epochs = "1 epoch" if slot.ticks == 1 else f"{slot.ticks} epochs"
+            failure = f"diverged: {diverged} is {seen[diverged]} after {epochs}"
+        direction = self.task.metric.direction
+        if failure is None and (
+            self.validation is None or slot.best_metric is None or better(metric, slot.best_metric, direction)
+        ):
+            slot.best_metric = metric
+            trained = self.state.average if slot.averages else self.state.weights
+            assert trained is not None
+            self.best[slot.row] = trained[slot.row]
+            if self.micro is None:
+                kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
+                buffers = slot.module.named_buffers()
+                slot.best_state = {name: buffer.clone() for name, buffer in buffers if name in kept}
+        if failure is None and self.validation is not None:
+            slot.see(metric, direction)
+        return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
     def rows(self, slot: Slot) -> dict[str, Tensor]:
         """What the lane's matrices hold of a run, (P,) each: its weights, both moments, its best and its average."""

@@ -19,7 +19,7 @@ from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
-from tunecli.engine.rowwise.recurrent import MOST_STEPS, steps
+from tunecli.engine.rowwise.recurrent import MOST_STEPS, MOST_WEIGHTS, steps
 from tunecli.errors import SourceError
 from tunecli.metrics import Loss
 
@@ -80,7 +80,8 @@ def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str |
     """Which layers take less time one trial after another, None where none does: long sequences, and convolutions of
     which a sample's windows have many numbers; fewer of them where no C of our own may do it."""
     forward = lambda: call(module, samples.inputs)  # noqa: E731
-    if steps(module, forward) > (MOST_STEPS if native else 0):
+    longest, weights = steps(module, forward), sum(own.numel() for own in module.parameters())
+    if longest and not (native and longest <= MOST_STEPS and weights <= MOST_WEIGHTS):
         return "recurrent layers are faster one by one"
     if unfolded_numbers(module, forward) > (SMALL_IN_C if native else SMALL):
         return "such convolutions are faster one by one"

@@ -20,8 +20,8 @@ MOST_STEPS = 64
 """Of a sequence that is computed step by step: each of them is recorded, a millisecond and more."""
 
 MOST_WEIGHTS = 1 << 19
-"""Of a model whose weights are gone through in every step: an LSTM of 0.3 million takes 0.93 of torch's time in C, one of
-0.7 million 1.0 to 1.03."""
+"""Of a model whose weights are gone through in every step: an LSTM of 0.3 million takes 0.93 of torch's time in C, one
+of 0.7 million 1.0 to 1.03."""
 
 State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, State, Sequence[Tensor]], State]

@@ -253,6 +253,24 @@ def test_a_database_that_cannot_be_read_is_told_with_what_to_do(tunecli: Command
     assert tunecli("report", "tiny").complaint[1] == "it has to be a file that you may read"
 
 
+def test_a_study_that_cannot_be_written_goes_on_as_a_copy(
+    tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: Any, *more: Any, **options: Any) -> int:
+        if str(path).endswith("lock"):
+            raise OSError(30, "Read-only file system")
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    done = tunecli("search", "tiny", "--trials", "20")
+    assert done.code == 5
+    copied = "mend that, or copy studies/tiny to a folder of studies that is yours, and name that with --home"
+    assert done.complaint == ("cannot write studies/tiny/lock: Read-only file system", copied)
+    assert tunecli("search", "iris", "--trials", "1").complaint[1] == "choose another folder with --home"
+
+
 def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: Path) -> None:
     shutil.copytree(home / "tiny", home / "older")
     os.utime(home / "older" / "study.db", (1, 1))

@@ -578,6 +578,23 @@ def test_without_a_study_or_a_complete_trial_there_is_nothing_to_predict_with(
         assert done.complaint == ("none of the 2 trials of diabetes is complete", "tunecli report diabetes tells why")
 
 
+def test_where_nothing_may_be_written_the_output_is_named(
+    tunecli: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a medium that is read only nothing can be removed either."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    (tmp_path / "own.py").write_text("import sklearn.datasets as own\ndef load(): return own.load_iris().data[:2]\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        done = tunecli("predict", "tiny", "own.py:load", "--output", "/proc/new.csv")
+    assert done.code == 5
+    assert done.complaint[0].startswith("cannot write /proc/new.csv: ")
+    assert done.complaint[1] == "choose another --output"
+
+
 def test_a_function_gives_the_columns_of_a_table_of_numbers_in_order(tunecli: Command, tmp_path: Path) -> None:
     assert tunecli("search", "wine", "--trials", "1", "--set", "train.epochs=1").code == 0
     wine = load_wine(as_frame=True)

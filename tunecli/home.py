@@ -288,7 +288,10 @@ def write_question(folder: Path, study: Question) -> None:
 
 def unwritable(path: Path, error: OSError) -> StorageError:
     """What to raise where a file in a study's folder cannot be written."""
-    return StorageError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --home")
+    hint = "choose another folder with --home"
+    if is_begun(path.parent):
+        hint = f"mend that, or copy {path.parent} to a folder of studies that is yours, and name that with --home"
+    return StorageError(f"cannot write {path}: {error.strerror}", hint=hint)
 
 
 def remove_unknown_checkpoints(folder: Path, kept: Iterable[int]) -> None:

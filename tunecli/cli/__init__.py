@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import re
@@ -111,7 +112,8 @@ def main() -> None:
         named = f"no access to {error.filename or 'the output'}: {error.strerror}"
         code = _complain(StorageError(named, hint="mend its permissions, or name another folder with --home"), debug)
     except OSError as error:
-        code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint="free some space"), debug)
+        hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "write it elsewhere"
+        code = _complain(StorageError(f"cannot write the output: {error.strerror}", hint=hint), debug)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 

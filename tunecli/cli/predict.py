@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -76,4 +77,5 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", hint="choose another --output") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing may be written, nothing may be removed
+            unfinished.unlink()

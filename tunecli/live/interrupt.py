@@ -77,7 +77,7 @@ class Interrupt:
             second = _next_signal(heard, LEAVE_SECONDS)
             if second is None:
                 _leave(
-                    "stopped in the middle of its work: what was recorded is kept, and the rest is done again",
+                    "stopped in the middle of its work: what was recorded is kept",
                     self._again,
                     _exit_code(first),
                 )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, Question
-from tunecli.report.studies import age
+from tunecli.report.console import VisibleConsole
+from tunecli.report.studies import Listed, age, draw_studies
 from tunecli.search import search
 from tunecli.store import hold, overview, read
 from tunecli.trial import State, best_trial
@@ -31,10 +32,10 @@ def test_studies_are_listed_with_trials_best_and_age_the_latest_first(tunecli: C
     assert (done.code, done.err) == (0, "")
     best = tunecli("report", "tiny", "--format", "json").document["best"]
     head, *lines = (line.rstrip() for line in done.out.splitlines())
-    assert head.split() == ["study", "trials", "state", "best", "age"]
+    assert head.split() == ["study", "trials", "state", "best", "on", "validation", "age"]
     assert [line.split()[0] for line in lines] == ["newest", "tiny", "older"]
     for line, own_age in zip(lines, ("5 s", "2 min", "3 d"), strict=True):
-        assert f"10 of 10  done   accuracy {best['value']:.4f} on validation (trial {best['number']})" in line
+        assert f"10 of 10  done   accuracy {best['value']:.4f} (trial {best['number']})" in line
         assert line.endswith(own_age)
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
@@ -45,8 +46,26 @@ def test_the_value_of_a_trial_is_not_parted_from_its_number(tunecli: Command, ho
     shutil.copytree(home / "a-long-name-of-a-study-of-three-kinds-of-flowers-by-four-lengths", broken)
     (broken / "study.db").write_bytes(b"not a database" * 99)
     done = tunecli("ls")
-    assert re.search(r"accuracy 0\.\d{4} on validation \(trial \d\)  \d+ (s|min)$", done.out, re.MULTILINE)
+    assert re.search(r"accuracy 0\.\d{4} \(trial \d\) +\d+ (s|min)$", done.out, re.MULTILINE)
     assert all(len(line) <= 80 for line in done.out.splitlines())
+
+
+def test_the_split_is_said_of_each_value_where_it_is_not_the_same_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a program measures on, it alone knows."""
+    monkeypatch.setenv("COLUMNS", "80")
+    now = datetime.now(UTC)
+    model = Listed("digits-20261123-030", "done", now, 9, 9, "accuracy", "validation", "maximize", 4, 0.5)
+    program = Listed("script", "done", now, 9, 9, "value", None, "minimize", 2, 0.25)
+    draw_studies([model, Listed("begun", "unfinished", now, 0, 9)], now, VisibleConsole())
+    assert "best on validation" in (out := capsys.readouterr().out)
+    assert "\ndigits-20261123-030  9 of 9  done        accuracy 0.5000 (trial 4)  0 s\n" in out
+    draw_studies([model, program], now, VisibleConsole())
+    out = capsys.readouterr().out
+    assert "best on validation" not in out
+    assert "accuracy 0.5000 on validation (trial 4)" in out
+    assert "value 0.2500 (trial 2)" in out
 
 
 def test_the_list_as_json_tells_what_report_tells(tunecli: Command, home: Path) -> None:

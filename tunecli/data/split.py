@@ -43,7 +43,7 @@ def split_indices(
     reason = f"class {labels[classes[rare]]!r} has {counts[rare]} of {samples} samples"
     smallest = min(sizes)
     if smallest < len(classes):
-        reason = f"a part of {smallest} samples cannot hold {len(classes)} classes"
+        reason = f"a part of {smallest} sample{'s' * (smallest != 1)} cannot hold {len(classes)} classes"
     elif counts[rare] >= len(sizes) and (stratified := _split(samples, held_out, seed, codes)) is not None:
         return stratified, ()
     return plain, (f"the split is not stratified: {reason}",)

@@ -44,16 +44,19 @@ def as_document(studies: Sequence[Listed]) -> dict[str, Any]:
 
 
 def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> None:
+    splits = {own.split for own in studies if own.value is not None}
+    # Said once where it is the same of all: names have more room then.
+    split = splits.pop() if len(splits) == 1 else None
     rows = [
         (
             "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}",
             own.state,
-            "" if own.value is None else _best(own),
+            "" if own.value is None else _best(own, own.split if split is None else None),
             age((now - own.written).total_seconds()),
         )
         for own in studies
     ]
-    heads = ("trials", "state", "best", "age")
+    heads = ("trials", "state", "best" if split is None else f"best on {split}", "age")
     trials, state, best, old = (max(map(len, column)) for column in zip(heads, *rows, strict=True))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     # A long name is folded, and a reason; the value of a trial is not parted from its number.
@@ -62,7 +65,7 @@ def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> 
     table.add_column("study", overflow="fold", max_width=max(left - best, LEAST_NAME))
     table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("best", overflow="fold", min_width=best)
+    table.add_column(heads[2], overflow="fold", min_width=best)
     table.add_column("age", justify="right", no_wrap=True)
     for own, (done, word, value, length) in zip(studies, rows, strict=True):
         told = Text(value or own.reason or "")
@@ -70,9 +73,9 @@ def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> 
     console.print(table)
 
 
-def _best(own: Listed) -> str:
-    split = f" on {own.split}" if own.split is not None else ""
-    return f"{own.metric} {own.value:.4f}{split} (trial {own.best})"
+def _best(own: Listed, split: str | None) -> str:
+    on = "" if split is None else f" on {split}"
+    return f"{own.metric} {own.value:.4f}{on} (trial {own.best})"
 
 
 def age(seconds: float) -> str:

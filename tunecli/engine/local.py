@@ -20,7 +20,7 @@ from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.misfit import misfit
-from tunecli.engine.plan import Plan
+from tunecli.engine.plan import NATIVE_WEIGHTS, Plan
 from tunecli.engine.rowwise.native import SHAPES, WHOLE
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
@@ -246,7 +246,8 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
         if found is None:
             assert isinstance(task.loss, Loss)
             may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
-            may = may and _told(task, run).keys() <= SHAPES
+            weights = sum(own.numel() for own in module.parameters() if own.requires_grad)
+            may = may and _told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
             more = task.train.take(slice(0, WHOLE)).to(device) if may else None
             found = traits(module, twin, samples, task.loss, plan.way, more)
         if not isinstance(task.train, Samples) and found.looped_because is None:

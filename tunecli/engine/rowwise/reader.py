@@ -168,7 +168,8 @@ class Reader:
 
     def numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
         """Which weight all of these are numbers of, and where in it."""
-        place = next(p for p, (begin, count) in enumerate(self.weights) if begin <= numbers[0] < begin + count)
+        first = int(numbers[0])
+        place = next(p for p, (begin, count) in enumerate(self.weights) if begin <= first < begin + count)
         found = numbers - self.weights[place][0]
         demand(bool(((found >= 0) & (found < self.weights[place][1])).all()))
         return place, found.to(torch.int32)

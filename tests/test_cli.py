@@ -271,6 +271,21 @@ def test_a_study_that_cannot_be_written_goes_on_as_a_copy(
     assert tunecli("search", "iris", "--trials", "1").complaint[1] == "choose another folder with --home"
 
 
+@pytest.mark.parametrize("study", ["iris", "digits"])
+def test_a_file_set_for_a_bundled_study_lies_where_it_was_typed(
+    tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str
+) -> None:
+    features = {"iris": 4, "digits": 64}[study]
+    (tmp_path / "own.py").write_text(f"import torch\ndef make(channels=None): return torch.nn.Linear({features}, 10)\n")
+    own = ("--set", "model.source=own.py:make", "--set", "train.epochs=1")
+    done = tunecli("search", study, *own, "--trials", "1")
+    assert done.code == 0
+    assert "model  own.py:make" in done.err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "2 of 2 done" in tunecli("search", study, "--trials", "2", "--home", "../studies").err
+
+
 def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: Path) -> None:
     shutil.copytree(home / "tiny", home / "older")
     os.utime(home / "older" / "study.db", (1, 1))

@@ -68,10 +68,11 @@ def find_study(
         ships_anew = anew and (ships is not None or argument in data.BUNDLED)
         if (home / argument / "study.toml").is_file() and not ships_anew:
             return _begun(home / argument, overrides, replaced)
+        here = Path.cwd()  # what ships names no file: whose `--set` names one means one of theirs
         if ships is not None:
-            return read_question(ships, overrides, replaced)
+            return read_question(ships, overrides, {**replaced, "base": str(here)})
         if argument in data.BUNDLED:
-            return make_study({"data": {"source": argument}}, home, argument, overrides, replaced, where=argument)
+            return make_study({"data": {"source": argument}}, here, argument, overrides, replaced, where=argument)
     if argument and (path.is_dir() or path.suffix.lower() == ".npy"):
         return _of_data(path, home, overrides, replaced, anew)
     names = {

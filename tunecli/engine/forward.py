@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, update_wrapper
 from typing import Any
@@ -111,3 +111,15 @@ def forward_in_bfloat16(module: nn.Module, device: torch.device) -> None:
 
 def _widened(outputs: Any) -> Any:
     return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype == torch.bfloat16 else outputs
+
+
+def watch(parts: Sequence[nn.Module], see: Callable[..., None], forward: Callable[[], object]) -> None:
+    """Have `see` called as a forward hook of some parts of a module while `forward` calls it, without gradients."""
+    hooks = [part.register_forward_hook(see) for part in parts]
+    try:
+        if hooks:
+            with torch.no_grad():
+                forward()
+    finally:
+        for hook in hooks:
+            hook.remove()

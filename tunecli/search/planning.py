@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples
 from tunecli.engine import Plan, Task, Traits, choose_plan
 from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
 from tunecli.engine.compiler import can_compile
-from tunecli.engine.forward import call
+from tunecli.engine.forward import call, watch
 from tunecli.engine.gradients import filters
 from tunecli.engine.plan import rivals
 from tunecli.machine import cores
@@ -88,11 +87,7 @@ def _operations(module: nn.Module, samples: Samples) -> float:
             found += sum(2 * p.numel() * outputs.numel() / p.shape[0] for p in weights) / len(samples)
 
     layers = [part for part in module.modules() if not isinstance(part, nn.Embedding)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad():
-        call(module.eval(), samples.inputs)
-    for hook in hooks:
-        hook.remove()
+    watch(layers, count, lambda: call(module.eval(), samples.inputs))
     return found
 
 

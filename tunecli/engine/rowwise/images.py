@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tunecli.engine.forward import watch
 from tunecli.engine.rowwise.called import called
 
 SMALL = 4096
@@ -297,12 +298,5 @@ def unfolded_numbers(module: nn.Module, forward: Callable[[], object]) -> float:
     convolving = [part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)]
     if not all(isinstance(part, nn.Conv1d | nn.Conv2d) and part.groups == 1 for part in convolving):
         return math.inf
-    hooks = [part.register_forward_hook(see) for part in convolving]
-    try:
-        if hooks:
-            with torch.no_grad():
-                forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(convolving, see, forward)
     return max(found)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tunecli.engine.forward import watch
+
 MOST_STEPS = 64
 """Of a sequence that is computed step by step: each of them is recorded, a millisecond and more."""
 
@@ -150,12 +152,5 @@ def steps(module: nn.Module, forward: Callable[[], object]) -> int:
         else:
             found.append(read.shape[1 if part.batch_first and read.dim() == 3 else 0])
 
-    hooks = [part.register_forward_hook(see) for part in module.modules() if isinstance(part, nn.RNNBase)]
-    try:
-        if hooks:
-            with torch.no_grad():
-                forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch([part for part in module.modules() if isinstance(part, nn.RNNBase)], see, forward)
     return max(found)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pdb
 import re
 import sys
 import threading
@@ -146,6 +147,16 @@ def test_lines_are_passed_on_once_and_not_without_end(capfd: pytest.CaptureFixtu
     assert said[MOST_LINES:] == [said[-1]]
     assert "left out from here on" in said[-1]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_breakpoint_in_a_model_can_be_talked_to(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    with printed_once(said.append):
+        print("before")
+        pdb.Pdb(stdin=io.StringIO("p 6 * 7\np 6 * 7\nc\n"), stdout=sys.stdout).set_trace()
+        print("after")
+    assert said == ["before", "after"]
+    assert "(Pdb) 42\n(Pdb) 42\n(Pdb) " in capfd.readouterr().err
 
 
 def test_what_another_process_or_thread_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,10 @@ class Prints(io.RawIOBase):
         return 2
 
     def write(self, text: Any) -> int:
+        if _is_debugged():  # by breakpoint(): what it says is asked for, its prompt has no end of a line
+            os.write(2, self._line + bytes(text))
+            self._line = b""
+            return len(text)
         *lines, self._line = (self._line + bytes(text)).split(b"\n")
         for line in lines:
             self._take(line.rstrip().rpartition(b"\r")[2].decode(errors="replace"))
@@ -48,6 +52,12 @@ class Prints(io.RawIOBase):
             self._say(shown)
         else:
             os.write(2, f"{shown}\n".encode())
+
+
+def _is_debugged() -> bool:
+    """Whether pdb, or another debugger made of bdb, goes through the user's code now."""
+    bdb = sys.modules.get("bdb")
+    return bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb)
 
 
 @contextmanager

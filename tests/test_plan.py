@@ -22,6 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of a user's own, in which every study is long enough to be measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(planning, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(planning, "NATIVE_WEIGHTS", 0)
     return tmp_path / "cache"
 
 
@@ -99,6 +100,19 @@ def test_what_was_measured_serves_the_next_study_of_its_shape(
     assert file.read_bytes() == written, "nothing is measured anew"
     opened(question(name="wider", window=8, model={"source": "mlp", "hidden": [9]}), tmp_path / "wider")
     assert len(list(cache.rglob("*.json"))) == 2, "another shape has measurements of its own"
+
+
+@pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
+def test_a_model_that_c_trains_is_planned_by_rule(
+    question: Callable[..., Study], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row after the other, by whichever plan: two of eighteen seconds went into that."""
+    monkeypatch.setattr(planning, "NATIVE_WEIGHTS", 1000)
+    narrow = opened(question(name="narrow", window=8), tmp_path / "narrow", trials=0)
+    assert narrow.native
+    assert not narrow.timings
+    wide = question(name="wide", window=8, model={"source": "mlp", "hidden": [200]})
+    assert opened(wide, tmp_path / "wide", trials=0).timings
 
 
 @pytest.mark.parametrize("spoiled", [b"", b"{", b"[]", b'{"timings": 3}', b'{"timings": [{"plan": {}}]}'])

@@ -186,7 +186,7 @@ def measure(trials: int, sampler: str, folder: Path, engine: type[Instant]) -> d
     clock = Clock()
     Instant.clock = clock
     fit.LocalEngine = engine  # type: ignore[assignment, misc]
-    fit.repays_measuring = lambda study, task, run: False
+    fit.repays_measuring = lambda *given: False
     made: Callable[..., Any] = loop.make_proposer
 
     def make_proposer(*arguments: Any) -> Any:

@@ -286,6 +286,17 @@ def test_a_file_set_for_a_bundled_study_lies_where_it_was_typed(
     assert "2 of 2 done" in tunecli("search", study, "--trials", "2", "--home", "../studies").err
 
 
+def test_a_study_goes_on_with_another_pruner(tunecli: Command, home: Path) -> None:
+    """Its own keys stand in study.toml; the other pruner does not read them."""
+    for trials, pruner in enumerate(("median", "patient", "hyperband", "none"), start=11):
+        done = tunecli("search", "tiny", "--pruner", pruner, "--trials", f"{trials}")
+        assert done.code == 0
+        assert read(home / "tiny" / "study.db").document["search"]["pruner"] == pruner
+    assert tunecli("search", "tiny", "--set", "search.pruner=[1]").code == 2
+    done = tunecli("search", "tiny", "--pruner", "median", "--set", "search.reduction_factor=2")
+    assert "'reduction_factor' in [search] is no key of the pruner 'median'" in done.complaint[0]
+
+
 def test_the_latest_study_is_meant_where_none_is_named(tunecli: Command, home: Path) -> None:
     shutil.copytree(home / "tiny", home / "older")
     os.utime(home / "older" / "study.db", (1, 1))

@@ -32,6 +32,7 @@ from tunecli.study.overrides import changed, option, parse_override
 from tunecli.study.program import ProgramStudy as ProgramStudy
 from tunecli.study.program import checked_program, no_weights
 from tunecli.study.sections import (
+    PRUNER_KEYS,
     DataSection,
     FinetuneSection,
     ModelSection,
@@ -217,6 +218,7 @@ def _made(
         option(key, value): (key, value) for key, value in replaced.items() if value is not None and key != "name"
     }
     changes |= {f"--set {override}": parse_override(override) for override in overrides}
+    document = _with_keys_of(dict(changes.values()).get("search.pruner"), document)
     study, faults = check(changed(document, changes.values()), base, name)
     if study is not None:
         return study
@@ -224,6 +226,17 @@ def _made(
         alone = [option for option in changes if check(changed(document, [changes[option]]), base, name)[1]]
         raise faulty(" ".join(alone or changes), faults, UsageError)
     raise faulty(where, faults)
+
+
+def _with_keys_of(pruner: Any, document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what it says to its own pruner alone, where another one was typed; unchanged for None."""
+    search = document.get("search")
+    if not isinstance(search, dict) or not isinstance(pruner, str) or pruner not in PRUNER_KEYS:
+        return document
+    if pruner == search.get("pruner", "asha"):
+        return document
+    others = {key for keys in PRUNER_KEYS.values() for key in keys} - PRUNER_KEYS[pruner].keys()
+    return {**document, "search": {key: value for key, value in search.items() if key not in others}}
 
 
 def _checked(document: dict[str, Any], base: Path, name: str) -> tuple[Study | None, list[str]]:

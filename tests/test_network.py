@@ -371,6 +371,55 @@ class HeadAlone(nn.Module):
         return found
 
 
+class Straight(torch.autograd.Function):
+    """A clamp whose gradient is that of what it reads."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(-5, 5)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def without_gradient(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        beyond = x.clamp(-5, 5) - x
+    return x + beyond
+
+
+class Clamped(nn.Module):
+    def __init__(self, clamp: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.clamp, self.first, self.head = clamp, nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.clamp(self.first(x)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("clamp", "expected"),
+    [
+        (lambda x: x.clamp(-5, 5), True),
+        (lambda x: x + (x.clamp(-5, 5) - x).detach(), False),
+        (without_gradient, False),
+        (Straight.apply, False),
+    ],
+    ids=["plain", "detach", "no_grad", "function"],
+)
+def test_gradients_of_a_models_own_are_left_to_torch(clamp: Callable[[Tensor], Tensor], expected: bool) -> None:
+    """No sample that the model is tried on is large enough to tell."""
+    task = make_task(lambda: Clamped(clamp), features=(4,))
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native is expected
+
+
 def mlp(**keys: Any) -> nn.Module:
     from tunecli.models.bundled import mlp
 

@@ -48,7 +48,8 @@ class Recording(NamedTuple):
 
 def record(function: Callable[[], Sequence[Tensor]], arguments: Sequence[Tensor], keys: Tensor | None) -> Recording:
     """What `function` does with `arguments`: a graph without writing in place, from them to a tuple of tensors. What
-    depends on none of them is a constant of the graph. `meta["value"]` of a node is what was computed.
+    depends on none of them is a constant of the graph. `meta["value"]` of a node is what was computed, and
+    `meta["followed"]` whether autograd would have followed.
 
     Whoever decides by values decides for good: vmap, which forbids it, should be inside. Dropout is drawn by `keys`
     (B, m), one of the arguments; anything else that draws raises Unrecordable.
@@ -107,6 +108,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         node = self.graph.call_function(func, *tree_map(self.node, (args, kwargs)))
+        node.meta["followed"] = torch.is_grad_enabled()
         found = func(*args, **kwargs)
         if isinstance(found, Tensor):
             self.bind(found, node)

@@ -48,6 +48,19 @@ def simplify(graph: fx.Graph) -> None:
     _simplified(graph, _drop_idle, _add_bias_in_product, _drop_idle)
 
 
+def stops_gradients(graph: fx.Graph) -> bool:
+    """Whether a forward pass has a gradient of its own somewhere: by `detach`, `no_grad` or an autograd.Function.
+
+    Few samples need not show it: past a clamp of what is never that large, say. What is no more than a product or a
+    view, which our own convolutions hide from autograd too, would show.
+    """
+    return any(
+        node.target is aten.detach.default
+        or (not node.meta.get("followed", True) and node.target not in (*_VIEWS, *_ALWAYS_SEEN))
+        for node in graph.nodes
+    )
+
+
 def _simplified(graph: fx.Graph, *steps: Callable[[fx.Graph, fx.Node], None]) -> None:
     for step in steps:
         for node in list(graph.nodes):
@@ -76,6 +89,13 @@ def _insert(graph: fx.Graph, before: fx.Node, target: Any, *args: Any) -> fx.Nod
 
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+_ALWAYS_SEEN = (
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.clone.default,
+)
 _SAME = (aten.detach.default, aten.alias.default, aten.clone.default)
 
 

@@ -21,7 +21,7 @@ from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
 from tunecli.engine.rowwise.record import DECIDES, Recording, Unrecordable, record
-from tunecli.engine.rowwise.rewrite import rewrite, simplify
+from tunecli.engine.rowwise.rewrite import rewrite, simplify, stops_gradients
 from tunecli.metrics import Loss
 
 Computed = Callable[..., tuple[Tensor]]
@@ -112,12 +112,15 @@ class Recorded:
             found = self._call(dict(zip(self.layout.names, values, strict=True)), inputs, read.shape[1])
             return as_matrix(found) if training else found
 
-        with torch.no_grad(), nullcontext() if training else evaluating(self._module):
+        # Nothing here has a gradient: with autograd on, it is seen where the model turns it off.
+        with torch.set_grad_enabled(training), nullcontext() if training else evaluating(self._module):
             recording = self._record(
                 lambda: [vmap(outputs, randomness="different")(two, read)],
                 [*two, read, *([] if drawn is None else [drawn])],
                 drawn,
             )
+        if training and stops_gradients(recording.graph):
+            return None
         simplify(recording.graph)
         return layers_of(recording, len(weights), read.shape[1])
 

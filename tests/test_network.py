@@ -420,6 +420,41 @@ def test_gradients_of_a_models_own_are_left_to_torch(clamp: Callable[[Tensor], T
     assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native is expected
 
 
+class InHalf(nn.Module):
+    """Two layers, of which the second one's outputs are cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 9), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        found: Tensor = self.head(torch.cat([x, self.second(x)], 1)[:, :4].relu())
+        return found
+
+
+def test_a_layer_that_nothing_reads_has_no_gradient() -> None:
+    samples = Samples(torch.randn(32, 4).double(), torch.randint(CLASSES, (32,)))
+    assert_equal_alone(InHalf().double(), samples, LOSSES["cross_entropy"], 2, native=True)
+
+
+class Rounded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(x.long().to(x.dtype))
+        return found
+
+
+def test_what_is_cut_to_whole_numbers_is_no_longer_what_it_was() -> None:
+    """The samples that a model is tried on may all be whole numbers."""
+    inputs = torch.cat([torch.randint(5, (16, 4)).float(), torch.randn(32, 4)])
+    task = make_task(Rounded, train=Samples(inputs, torch.randint(CLASSES, (48,))), features=(4,))
+    assert not LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native
+
+
 def mlp(**keys: Any) -> nn.Module:
     from tunecli.models.bundled import mlp
 

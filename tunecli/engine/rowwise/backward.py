@@ -66,6 +66,8 @@ class _Gradients:
             found.fresh = layer.weight not in used, layer.bias not in used
             used |= {layer.weight, layer.bias}
             if found.wanted:
+                if place not in self._placed:  # nothing reads it
+                    self._place(place)
                 self._clear(found, self._own(place))
             if layer.kind == "gather":
                 found.gathered = self._gathered(found, layer)
@@ -78,7 +80,7 @@ class _Gradients:
 
     def _source(self, place: int, lines: range, *, first: bool) -> Source:
         owner, layer, found = self._owner(lines.start), self._layers[place], self._found[place]
-        if not found.wanted or owner < 0 or not self._found[owner].wanted:
+        if layer.kind == "embedding" or not found.wanted or owner < 0 or not self._found[owner].wanted:
             return Source(lines)
         own = self._own(owner)
         if owner not in self._placed:

@@ -105,10 +105,10 @@ MOST_ROWS = 1 << 24
 def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Found:
     codes = reader.found[given]
     if isinstance(codes, Codes):
-        demand(dtype.is_floating_point and not codes.apart)
+        demand(dtype.is_floating_point and not codes.apart and not codes.cut)
         return Values(codes.index)
     demand(dtype == torch.int64)
-    return Codes(reader.index(given))
+    return Codes(reader.index(given), cut=True)
 
 
 def _embedded(reader: Reader, node: fx.Node, table: Any, given: Any) -> Values:

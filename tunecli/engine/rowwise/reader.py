@@ -56,10 +56,12 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Whole numbers of lines; `apart`: so much is added for the second row."""
+    """Whole numbers of lines, or what stands before the point of `cut` ones; `apart`: so much is added for the second
+    row."""
 
     index: Tensor
     apart: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

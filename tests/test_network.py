@@ -149,6 +149,7 @@ class Woven(nn.Module):
             "functions": lambda: functions(x, y),
             "causal": lambda: functional.scaled_dot_product_attention(linear(x), x, y, is_causal=True),
             "masked": lambda: (x @ y.transpose(1, 2)).masked_fill(self.hidden, -math.inf).softmax(2) @ y,
+            "token": lambda: torch.cat([self.scale.expand(len(x), 1, WIDTH), x[:, 1:]], 1) + y,
             "root norm": lambda: functional.rms_norm(x, (WIDTH,), self.scale[0]),
             "recur": lambda: self.memory(x)[0] + y,
         }
@@ -173,7 +174,7 @@ class Woven(nn.Module):
 STEPS = (
     *("linear", "reads twice", "norm", "group norm", "residual", "gate", "difference", "square", "place", "weigh"),
     *("mean", "attend", "heads", "join", "flip", "elu", "dropout", "recur"),
-    *("functions", "causal", "masked", "root norm"),
+    *("functions", "causal", "masked", "root norm", "token"),
 )
 
 
@@ -200,6 +201,25 @@ def only_used(module: nn.Module, inputs: Tensor) -> nn.Module:
     for weight, gradient in zip(module.parameters(), found, strict=True):
         weight.requires_grad_(gradient is not None)
     return module
+
+
+@pytest.mark.parametrize(
+    "part", [nn.ReLU6(), nn.Hardtanh(0.0, 1.0), nn.ReLU(), nn.Hardswish(), nn.LeakyReLU(), nn.ELU()]
+)
+def test_where_a_function_has_a_corner_its_gradient_is_that_of_torch(part: nn.Module) -> None:
+    """At the bounds themselves: where no bias was learned yet, black pixels are there."""
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), part, nn.Linear(2, CLASSES)).double()
+    nn.init.eye_(module[0].weight)  # type: ignore[arg-type]  # a tensor
+    inputs = torch.tensor([0.0, 1.0, -3.0, 3.0, 6.0, 5.0, -1.0, 0.5], dtype=torch.float64).repeat(4).view(16, 2)
+    weights = Layout.of(module).row(module)[None]
+    samples = Samples(inputs[None], torch.randint(CLASSES, (1, 16)))
+    gradients = []
+    for native in (True, False):
+        gradient = Gradient(Layout.of(module), torch.zeros_like(weights))
+        recorded = Recorded(module, Layout.of(module), LOSSES["cross_entropy"], compiled=native, native=native)
+        Rowwise(recorded, weights, gradient).add_gradient(samples, torch.ones(1, 16, dtype=torch.float64))
+        gradients.append(gradient.row(0))
+    torch.testing.assert_close(*gradients)
 
 
 @examples(10)

@@ -30,7 +30,8 @@ void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *
     case MISH: EACH(own * hyperbolic_tangent(softplus(own)))
     case SOFTPLUS: EACH(softplus(own))
     case HARDSWISH: EACH(own * clamp(own + (REAL)3, zero, zero + (REAL)6) / (REAL)6)
-    case CLAMP: EACH(clamp(own, zero + by, zero + more))
+    case CLAMP:
+    case HARDTANH: EACH(clamp(own, zero + by, zero + more))
     case EXP: EACH(power(own))
     case LOG: EACH(logarithm(own))
     case SQRT: EACH(square_root(own))
@@ -85,6 +86,7 @@ void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL
     case SOFTPLUS: EACH(x, given * logistic(own))
     case HARDSWISH: EACH(x, given * hardswish_slope(own))
     case CLAMP: EACH(x, choose((own >= zero + by) & (own <= zero + more), given, zero))
+    case HARDTANH: EACH(x, choose((own > zero + by) & (own < zero + more), given, zero))
     case EXP: EACH(y, given * own)
     case LOG: EACH(x, given / own)
     case SQRT: EACH(y, given * half / own)

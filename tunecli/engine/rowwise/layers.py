@@ -43,6 +43,7 @@ KINDS = (
     "softplus",
     "hardswish",
     "clamp",
+    "hardtanh",
     "exp",
     "log",
     "sqrt",
@@ -64,9 +65,9 @@ class Layer:
     "embedding", and how many numbers each has; of "normalize", "sum" and both kinds of softmax how many groups there
     are, of how many numbers; how many numbers a weight has by which lines are weighed or shifted. `windows` lie over
     images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are multiplied by, and what is added; the slope
-    below zero; what is added to a variance; the bounds of "clamp"; a softmax of -inf alone is 0 where it is shifted. By
-    `elements` dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in
-    `weight`, or are told the `values` themselves.
+    below zero; what is added to a variance; the bounds of "clamp" and "hardtanh", of which the first alone has a
+    gradient at them; a softmax of -inf alone is 0 where it is shifted. By `elements` dropout draws, `dropped` of 2**32
+    times a zero; a gather finds its lines; others find their numbers in `weight`, or are told the `values` themselves.
     """
 
     kind: str

@@ -327,6 +327,10 @@ def _softplus(reader: Reader, node: fx.Node, given: Any, beta: float = 1.0, thre
     return _each(reader, "softplus", given)
 
 
+def _hardtanh(reader: Reader, node: fx.Node, given: Any, low: float = -1.0, high: float = 1.0) -> Values:
+    return _each(reader, "hardtanh", given, low, high)
+
+
 def _clamp(reader: Reader, node: fx.Node, given: Any, low: float | None = None, high: float | None = None) -> Values:
     return _each(reader, "clamp", given, -math.inf if low is None else low, math.inf if high is None else high)
 
@@ -375,7 +379,7 @@ _OPERATIONS: dict[Any, Operation] = {
     aten.elu.default: _elu,
     aten.gelu.default: _gelu,
     aten.softplus.default: _softplus,
-    aten.hardtanh.default: lambda reader, node, given, low=-1.0, high=1.0: _clamp(reader, node, given, low, high),
+    aten.hardtanh.default: _hardtanh,
     aten.clamp.default: _clamp,
     aten.clamp_min.default: _clamp,
     aten.pow.Tensor_Scalar: _power,

@@ -126,27 +126,39 @@ class Reader:
     def _moved(self, node: fx.Node) -> Found:
         """What torch makes of the values, made of their numbers."""
         given = [self.found[own] for own in node.all_input_nodes]
-        first = given[0]
-        demand(isinstance(first, Values | Weights | Constant | Drawn | Codes) and len({*map(type, given)}) == 1)
-        demand(len(given) == 1 or not isinstance(first, Drawn | Codes))
+        demand(all(isinstance(own, Values | Weights | Constant | Drawn | Codes) for own in given))
+        if len({*map(type, given)}) > 1:  # a learned token before those of the inputs
+            given = [Values(self.index(own)) for own in node.all_input_nodes]
+        demand(len(given) == 1 or not isinstance(given[0], Drawn | Codes))
         target: Any = node.target
         index = target(*fx.node.map_arg(node.args, lambda own: self.found[own].index), **node.kwargs)
-        return (
-            replace(first, index=index) if isinstance(index, Tensor) else [replace(first, index=own) for own in index]
-        )
+        own = given[0]
+        return replace(own, index=index) if isinstance(index, Tensor) else [replace(own, index=one) for one in index]
 
     def index(self, node: Any) -> Tensor:
         """That of lines; of what is the same for all samples too, which is a layer of its own then."""
         found = self.found.get(node)
-        if isinstance(found, Constant):
-            values = found.index
-            demand(values.shape[:2] == (2, self.samples) and values.is_floating_point())
-            of = torch.arange(2 * self.samples).view(2, self.samples, *[1] * (values.dim() - 2)).expand(values.shape)
-            own = self.lines.of_samples(of, values).clone()
-            self.found[node] = found = self.emit(Layer("constant", (), len(own), values=own), of)
+        if isinstance(found, Constant | Weights):
+            demand(found.index.shape[:2] == (2, self.samples))
+            of = torch.arange(2 * self.samples).view(2, self.samples, *[1] * (found.index.dim() - 2))
+            self.found[node] = found = self._repeated(found, of.expand(found.index.shape))
         if not isinstance(found, Values):
             raise Unread
         return found.index
+
+    def _repeated(self, found: Constant | Weights, of: Tensor) -> Values:
+        """Values that all samples have, as lines."""
+        if isinstance(found, Constant):
+            demand(found.index.is_floating_point())
+            values = self.lines.of_samples(of, found.index).clone()
+            return self.emit(Layer("constant", (), len(values), values=values), of)
+        demand(torch.equal(of // self.samples, found.index // OWNER))
+        place, numbers = self.numbers(self.lines.of_samples(of, found.index % OWNER))
+        none = self.lines.read(
+            self.emit(Layer("constant", (), len(numbers), values=torch.zeros(len(numbers))), of).index
+        )
+        sizes = self.weights[place][1:]
+        return self.emit(Layer("shift", (none,), len(none), place, sizes=sizes, elements=numbers), of)
 
     def emit(self, layer: Layer, of: Tensor) -> Values:
         return Values(self.lines.emit(layer, of))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -214,9 +215,9 @@ def test_where_a_function_has_a_corner_its_gradient_is_that_of_torch(part: nn.Mo
     weights = Layout.of(module).row(module)[None]
     samples = Samples(inputs[None], torch.randint(CLASSES, (1, 16)))
     gradients = []
-    for native in (True, False):
+    for in_c in (True, False):
         gradient = Gradient(Layout.of(module), torch.zeros_like(weights))
-        recorded = Recorded(module, Layout.of(module), LOSSES["cross_entropy"], compiled=native, native=native)
+        recorded = Recorded(module, Layout.of(module), LOSSES["cross_entropy"], compiled=in_c, native=in_c)
         Rowwise(recorded, weights, gradient).add_gradient(samples, torch.ones(1, 16, dtype=torch.float64))
         gradients.append(gradient.row(0))
     torch.testing.assert_close(*gradients)
@@ -610,6 +611,45 @@ def test_steps_that_are_taken_at_once_have_the_bits_of_one_after_the_other(
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             assert outcomes(LocalEngine(task, PLANS[plan]), runs) == at_once
+
+
+ATTENDING = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.2, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(deepcopy(ATTENDING), nn.Flatten(), nn.LazyLinear(CLASSES)), (TOKENS, WIDTH)),
+        (lambda: Remembering(nn.LSTM, num_layers=2, dropout=0.3), (8,)),
+        (lambda: mlp_of_table((5,), CLASSES, (7, 4), dropout=0.2), (5,)),
+    ],
+    ids=["attention", "recurrence", "table"],
+)
+def test_a_run_in_c_depends_on_nothing_but_itself(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: not on its neighbours, its place among them, or how many steps one call takes."""
+
+    def made() -> nn.Module:
+        module = make()
+        module(inputs[:2])
+        return module
+
+    inputs = torch.randint(0, 4, (61, *shape)) * 1.0
+    own, others = (Samples(inputs[:n], torch.randint(CLASSES, (n,))) for n in (61, 37))
+    task = make_task(made, train=own, validation=others)
+    optimizers = ("sgd", "adam", "lion", "adadelta", "adamw")
+    runs = [
+        make_run(trial, optimizer=optimizer, batch_size=size, l1=1e-4)
+        for trial, (optimizer, size) in enumerate(zip(optimizers, (16, 23, "full", 1, 40), strict=True))
+    ]
+    engine = LocalEngine(task, BLOCKS_OF_32)
+    assert engine.traits(runs[0]).native
+    crowd = outcomes(engine, runs)
+    for run in (runs[1], runs[4]):
+        assert outcomes(LocalEngine(task, BLOCKS_OF_32), [run])[run.trial] == crowd[run.trial]
+    monkeypatch.setattr(native, "AT_ONCE", 1)
+    assert outcomes(LocalEngine(task, BLOCKS_OF_32), runs[::-1]) == crowd
 
 
 def test_a_whole_epoch_of_a_narrow_model_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ class Woven(nn.Module):
         )
         self.groups, self.dropout = nn.GroupNorm(1, TOKENS), nn.Dropout(0.3)
         self.place, self.scale = (nn.Parameter(torch.randn(shape)) for shape in ((TOKENS, WIDTH), (1, WIDTH)))
+        self.matrix, self.narrow = (nn.Parameter(torch.randn(WIDTH, width) / 2) for width in (WIDTH, 2))
         self.register_buffer("mask", torch.randn(TOKENS, 1))
         self.register_buffer("hidden", torch.ones(TOKENS, TOKENS).triu(1).bool())
         self.memory = nn.GRU(WIDTH, WIDTH, batch_first=True)
@@ -150,6 +151,8 @@ class Woven(nn.Module):
             "functions": lambda: functions(x, y),
             "causal": lambda: functional.scaled_dot_product_attention(linear(x), x, y, is_causal=True),
             "masked": lambda: (x @ y.transpose(1, 2)).masked_fill(self.hidden, -math.inf).softmax(2) @ y,
+            "matrix": lambda: x @ self.matrix + y @ self.matrix.t(),
+            "narrow matrix": lambda: torch.cat([x @ self.narrow, y[..., 2:]], 2),
             "token": lambda: torch.cat([self.scale.expand(len(x), 1, WIDTH), x[:, 1:]], 1) + y,
             "root norm": lambda: functional.rms_norm(x, (WIDTH,), self.scale[0]),
             "recur": lambda: self.memory(x)[0] + y,
@@ -175,7 +178,7 @@ class Woven(nn.Module):
 STEPS = (
     *("linear", "reads twice", "norm", "group norm", "residual", "gate", "difference", "square", "place", "weigh"),
     *("mean", "attend", "heads", "join", "flip", "elu", "dropout", "recur"),
-    *("functions", "causal", "masked", "root norm", "token"),
+    *("functions", "causal", "masked", "root norm", "token", "matrix", "narrow matrix"),
 )
 
 

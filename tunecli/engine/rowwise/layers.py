@@ -61,13 +61,14 @@ MOST_LINES = 1 << 19
 class Layer:
     """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
 
-    `sizes`: tokens, inputs and outputs of "linear"; of "product" (H, I, K) times (H, K, J) -> (H, I, J); rows of an
-    "embedding", and how many numbers each has; of "normalize", "sum" and both kinds of softmax how many groups there
-    are, of how many numbers; how many numbers a weight has by which lines are weighed or shifted. `windows` lie over
-    images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are multiplied by, and what is added; the slope
-    below zero; what is added to a variance; the bounds of "clamp" and "hardtanh", of which the first alone has a
-    gradient at them; a softmax of -inf alone is 0 where it is shifted. By `elements` dropout draws, `dropped` of 2**32
-    times a zero; a gather finds its lines; others find their numbers in `weight`, or are told the `values` themselves.
+    `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); of "product" (H, I, K)
+    times (H, K, J) -> (H, I, J); rows of an "embedding", and how many numbers each has; of "normalize", "sum" and both
+    kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which lines are
+    weighed or shifted. `windows` lie over images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are
+    multiplied by, and what is added; the slope below zero; what is added to a variance; the bounds of "clamp" and
+    "hardtanh", of which the first alone has a gradient at them; a softmax of -inf alone is 0 where it is shifted. By
+    `elements` dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in
+    `weight`, or are told the `values` themselves.
     """
 
     kind: str

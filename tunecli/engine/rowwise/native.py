@@ -99,15 +99,16 @@ def _scratch(layer: Layer, samples: int) -> int:
         assert layer.windows is not None
         return samples * windows_over(layer.shape, layer.windows).unfolded
     if layer.kind == "linear":
-        _, inputs, outputs = layer.sizes
-        return -(-inputs // WHOLE) * WHOLE * (samples + outputs)
+        _, inputs, outputs, turned = layer.sizes
+        rows, columns = (inputs, outputs) if turned else (outputs, inputs)
+        return -(-columns // WHOLE) * WHOLE * (samples + rows)
     return 0
 
 
 def _operations(layer: Layer) -> int:
     """Products and sums of a sample, forward and backward, or how many take as long."""
     if layer.kind in ("linear", "product"):
-        return 6 * math.prod(layer.sizes)
+        return 6 * math.prod(own for own in layer.sizes if own)
     if layer.windows is None:
         return FUNCTION * layer.outputs
     return layer.outputs * math.prod(layer.windows.kernel) * (6 * layer.shape[1] if layer.kind == "convolution" else 1)

@@ -105,10 +105,16 @@ static ptrdiff_t read_of(const struct layer *l)
     return l->over->channels * l->over->kernel[0] * l->over->kernel[1];
 }
 
+/* The matrix of a linear layer: (out, in), or (in, out) where it is `turned`. */
+static int is_turned(const struct layer *l)
+{
+    return l->sizes[3] != 0;
+}
+
 static void forward_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
 {
     const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
-    const struct product p = {out, m, in, in, 1, m, m, 0};
+    const struct product p = {out, m, in, is_turned(l) ? 1 : in, is_turned(l) ? out : 1, m, m, 0};
     for (ptrdiff_t t = 0; t < tokens; t++)
         product(&p, weights_of(r, l->weight), x + t * in * m, bias, y + t * out * m);
 }
@@ -232,36 +238,40 @@ static void add_to(const struct row *r, const struct source *from, const REAL *f
     add(from->lines * r->n->samples, scale, found, at(r, from->gradient));
 }
 
-/* Of a layer's weight (out, in): what d (tokens, out, m) and its inputs x (tokens, in, m) give. The inputs are read sample
-   by sample; where a sample does not fill whole parts, zeros are put behind it for a moment. */
-static void of_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, int over)
+/* What two matrices of each token give, (tokens, rows, m) and (tokens, columns, m) -> (rows, columns). The second is read
+   sample by sample; where a sample does not fill whole parts, zeros are put behind it for a moment. `inputs`: it is what
+   the network read, which is sample by sample. */
+static void of_matrices(const struct row *r, ptrdiff_t tokens, ptrdiff_t rows, ptrdiff_t columns, const REAL *one,
+                        const REAL *other, int inputs, REAL *found, int over)
 {
-    const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
-    const ptrdiff_t wide = (in + PART - 1) / PART * PART;
-    const int first = l->from[0].at == 0 && wide == in; /* sample by sample are the inputs themselves */
-    REAL *found = gradient_of(r, l->weight), *lines = at(r, r->n->scratch[0]), *to = found;
-    struct product p = {out, wide, m, m, 1, first ? r->n->in : wide, wide, !over};
-    if (wide > in) {
+    const ptrdiff_t m = r->n->samples, wide = (columns + PART - 1) / PART * PART;
+    const int as_it_is = inputs && wide == columns;
+    REAL *lines = at(r, r->n->scratch[0]), *to = found;
+    struct product p = {rows, wide, m, m, 1, as_it_is ? r->n->in : wide, wide, !over};
+    if (wide > columns) {
         to = lines + m * wide;
         p.add = 0;
         for (ptrdiff_t s = 0; s < m; s++)
-            memset(lines + s * wide + in, 0, sizeof(REAL) * (size_t)(wide - in));
+            memset(lines + s * wide + columns, 0, sizeof(REAL) * (size_t)(wide - columns));
     }
     for (ptrdiff_t t = 0; t < tokens; t++, p.add = 1) {
-        if (!first)
-            transpose(in, m, x + t * in * m, m, lines, wide);
-        product(&p, d + t * out * m, first ? r->inputs + t * in : lines, NULL, to);
+        if (!as_it_is)
+            transpose(columns, m, other + t * columns * m, m, lines, wide);
+        product(&p, one + t * rows * m, as_it_is ? r->inputs + t * columns : lines, NULL, to);
     }
-    for (ptrdiff_t o = 0; o < out && wide > in; o++)
-        for (ptrdiff_t i = 0; i < in; i++)
-            found[o * in + i] = over ? to[o * wide + i] : found[o * in + i] + to[o * wide + i];
+    for (ptrdiff_t o = 0; o < rows && wide > columns; o++)
+        for (ptrdiff_t i = 0; i < columns; i++)
+            found[o * columns + i] = over ? to[o * wide + i] : found[o * columns + i] + to[o * wide + i];
 }
 
 static void backward_linear(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
 {
     const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
-    const struct product p = {in, m, out, 1, in, m, m, 0};
-    of_linear(r, l, x, d, is_over(r, l, 0));
+    const struct product p = {in, m, out, is_turned(l) ? out : 1, is_turned(l) ? 1 : in, m, m, 0};
+    if (is_turned(l))
+        of_matrices(r, tokens, in, out, x, d, 0, gradient_of(r, l->weight), is_over(r, l, 0));
+    else
+        of_matrices(r, tokens, out, in, d, x, l->from[0].at == 0, gradient_of(r, l->weight), is_over(r, l, 0));
     for (ptrdiff_t t = 0; t < tokens && l->bias >= 0; t++)
         sums(out, m, d + t * out * m, gradient_of(r, l->bias), t || !is_over(r, l, 1));
     for (ptrdiff_t t = 0; t < tokens && to; t++)

@@ -55,10 +55,16 @@ def _multiplied(reader: Reader, node: fx.Node, one: Any, other: Any, bias: Any =
         demand(bias is None)
         return _product(reader, reader.index(one), by.index)
     index = reader.index(one)
-    of, weight = owners(index), reader.whole_of(reader.weights_of(other).transpose(1, 2))
+    of, table = owners(index), reader.weights_of(other)
     demand(torch.equal(of, of[:, :, :1].expand_as(of)))
     lines, (inputs, outputs) = reader.lines.read(index), value_of(other).shape[1:]
-    sizes, biases = (len(lines) // inputs, inputs, outputs), -1 if bias is None else reader.whole(bias)
+    # Whether the numbers of an input follow one another, as in `x @ weight`.
+    turned = min(inputs, outputs) > 1 and int(table[0, 0, 1] - table[0, 0, 0]) == 1
+    weight, biases = (
+        reader.whole_of(table if turned else table.transpose(1, 2)),
+        -1 if bias is None else reader.whole(bias),
+    )
+    sizes = len(lines) // inputs, inputs, outputs, int(turned)
     layer = Layer("linear", (lines,), sizes[0] * outputs, weight, biases, sizes=sizes)
     return reader.emit(layer, of[:, :, :1].expand(-1, -1, outputs))
 

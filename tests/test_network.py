@@ -26,6 +26,8 @@ from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.plan import NATIVE_WEIGHTS
 from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native
+from tunecli.engine.task import evaluate
+from tunecli.errors import ModelError
 from tunecli.metrics import LOSSES
 from tunecli.models.bundled import mlp as mlp_of_table
 
@@ -589,6 +591,27 @@ def test_whole_numbers_are_looked_up_and_outputs_keep_their_shape() -> None:
         for found, likewise in zip(own, other, strict=True):
             assert found.train_loss == pytest.approx(likewise.train_loss, rel=1e-4)
             assert found.validation_loss == pytest.approx(likewise.validation_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("place", "token"), [(0, 11), (40, 11), (40, -1)])
+def test_a_number_that_a_table_has_no_row_for_is_told(place: int, token: int) -> None:
+    """Wherever it stands: C knows no error, and torch would look up the next trial's first row."""
+    train = Samples(torch.randint(11, (70, 7)), torch.randint(2, (70,)))
+    assert isinstance(train.inputs, Tensor)
+    train.inputs[place, 3] = token
+    task = replace(make_task(Words, train=train, validation=train), loss=LOSSES["binary_cross_entropy"], classes=2)
+    with pytest.raises(ModelError) as raised:
+        LocalEngine(task, BLOCKS_OF_32).traits(make_run(0))
+    assert raised.value.hint is not None
+    assert "rows 0 to 10" in raised.value.hint or "rows are 0 to 10" in raised.value.hint
+
+
+def test_an_evaluation_in_which_forward_raises_says_so() -> None:
+    """Of the test split, say, which no training has seen."""
+    unknown = Samples(torch.full((4, 7), 11), torch.zeros(4, dtype=torch.int64))
+    task = replace(make_task(Words, train=unknown, validation=unknown), loss=LOSSES["binary_cross_entropy"], classes=2)
+    with pytest.raises(ModelError, match="index out of range"):
+        evaluate(task, Words(), unknown)
 
 
 def test_all_is_left_to_torch_where_nothing_is_compiled() -> None:

@@ -29,6 +29,10 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     place = f" ({line})" if line else ""
     if any(part.dtype == torch.float64 for _, part in tensors(samples.inputs)):
         hint = "tensors are taken as they are: return inputs.float(), or make the model double"
+    elif "'indices'" in str(error):
+        hint = "numbers of a file are read as float32: look up inputs.long()"
+    elif name and isinstance(table := module.get_submodule(name), nn.Embedding) and isinstance(error, IndexError):
+        hint = f"it has rows 0 to {table.num_embeddings - 1}: give it more, or the data other numbers"
     elif name and _comes_after(module, name):
         hint = f"check what layer {name} takes against what comes before it"
     else:
@@ -40,7 +44,7 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     )
 
 
-_ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels")
+_ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels", "out of range")
 """Words of torch where a model and its inputs do not fit together."""
 
 

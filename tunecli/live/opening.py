@@ -65,7 +65,7 @@ def explain(event: Opened) -> Text:
     elif event.done or event.in_flight:
         lines = ["kept from when the study began"]
     else:
-        lines = [f"chosen by rule and not measured, as {_unmeasured_because(event)}:", _rule(event)]
+        lines = [f"by rule, as {_unmeasured_because(event)}:", _rule(event)]
     if event.device == "cpu":
         shared = "" if event.plan.lacks_compiler(event.device) else ", in several threads"
         lines.append("compiled C updates the weights" if event.plan.compiled else f"torch updates the weights{shared}")
@@ -80,7 +80,7 @@ def _unmeasured_because(event: Opened) -> str:
         return "its plans take about the same time"
     if event.study.train.step is not None or not isinstance(event.data.train, Samples):
         return "a step or a Dataset of your own is not measured"
-    return "so short a study would not repay two seconds of it"
+    return "so short a study would not repay two seconds of measuring"
 
 
 def _rule(event: Opened) -> str:

@@ -169,7 +169,7 @@ class Recorded:
             raise
         changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
         if changed is not None:
-            raise Unrecordable(f"its forward pass sets {changed}: keep nothing between its calls")
+            raise Unrecordable(f"its forward pass sets {changed}, which a stop loses: register a buffer")
         return recording
 
 

@@ -54,19 +54,24 @@ def _multiplied(reader: Reader, node: fx.Node, one: Any, other: Any, bias: Any =
     if isinstance(by, Values):
         demand(bias is None)
         return _product(reader, reader.index(one), by.index)
-    index = reader.index(one)
-    of, table = owners(index), reader.weights_of(other)
+    return _linear(reader, reader.index(one), reader.weights_of(other), -1 if bias is None else reader.whole(bias))
+
+
+def _linear(reader: Reader, index: Tensor, table: Tensor, bias: int) -> Values:
+    """(2, K, I) times (2, I, O), or as many times each as the weights are repeated."""
+    shape, copies = index.shape, table.reshape(2, -1, *table.shape[1:])
+    demand(torch.equal(copies, copies[:, :1].expand_as(copies)) and (bias < 0 or copies.shape[1] == 1))
+    index, table = index.reshape(2, -1, shape[2]), copies[:, 0]
+    of = owners(index)
     demand(torch.equal(of, of[:, :, :1].expand_as(of)))
-    lines, (inputs, outputs) = reader.lines.read(index), value_of(other).shape[1:]
+    lines, (inputs, outputs) = reader.lines.read(index), table.shape[1:]
     # Whether the numbers of an input follow one another, as in `x @ weight`.
     turned = min(inputs, outputs) > 1 and int(table[0, 0, 1] - table[0, 0, 0]) == 1
-    weight, biases = (
-        reader.whole_of(table if turned else table.transpose(1, 2)),
-        -1 if bias is None else reader.whole(bias),
-    )
+    weight = reader.whole_of(table if turned else table.transpose(1, 2))
     sizes = len(lines) // inputs, inputs, outputs, int(turned)
-    layer = Layer("linear", (lines,), sizes[0] * outputs, weight, biases, sizes=sizes)
-    return reader.emit(layer, of[:, :, :1].expand(-1, -1, outputs))
+    layer = Layer("linear", (lines,), sizes[0] * outputs, weight, bias, sizes=sizes)
+    found = reader.lines.emit(layer, of[:, :, :1].expand(-1, -1, outputs))
+    return Values(found.view(*shape[:2], outputs))
 
 
 def _product(reader: Reader, one: Tensor, other: Tensor) -> Values:

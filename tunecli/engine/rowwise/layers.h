@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* In the order of network.py. */
+/* In the order of layers.py. */
 enum kind {
     LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX,
     LOG_SOFTMAX, SUM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, MISH, SOFTPLUS, HARDSWISH,

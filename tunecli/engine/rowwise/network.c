@@ -1,7 +1,7 @@
 /* The losses and the gradient of a model, a row after the other: what a row computes stays near the core from its first
    layer to its last, where torch computes each layer for all rows and is called some forty times.
 
-   What network.py calls lines are here (lines, m), the samples innermost, and m is whole parts. REAL is float or double. */
+   What layers.py calls lines are here (lines, m), the samples innermost, and m is whole parts. REAL is float or double. */
 
 #include "../update.h"
 #include "functions.h"
@@ -31,8 +31,8 @@ struct layer {
     const int64_t *gathered;         /* where a gather adds the gradient of each line, (out,); below 0: nowhere */
     const struct some *cleared;      /* gradients that nothing was written to yet and something is added to */
     ptrdiff_t clearings;
-    ptrdiff_t sizes[4];              /* of network.py, */
-    const struct windows *over;      /* its windows */
+    ptrdiff_t sizes[4];              /* of layers.py, */
+    const struct windows *over;      /* as the windows are */
     struct dropout dropout;
     const int32_t *elements;         /* what each line gathers, or which number of its weight it is told; */
     const REAL *values;              /* or these */

@@ -1,7 +1,7 @@
 """C of our own: built by the machine's own compiler, once, and kept in the user's cache.
 
-torch.compile would need the same compiler, eight seconds for each shape, and a second to import; this takes half a
-second for all of them.
+torch.compile would need the same compiler, eight seconds for each shape, and a second to import; this takes two
+seconds of a core for all of them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _build(command: list[str], name: str) -> ctypes.CDLL:
         built = Path(scratch, "library.so")
         objects = [str(Path(scratch, f"{own.stem}.o")) for own in SOURCES]
         told = [[*command, "-c", "-o", name, str(own)] for name, own in zip(objects, SOURCES, strict=True)]
-        with ThreadPoolExecutor() as pool:  # a second and a half, by one after the other
+        with ThreadPoolExecutor() as pool:  # two seconds, by one after the other
             list(pool.map(_run, told))
         _run([*command, "-shared", "-o", str(built), *objects, "-lm"])
         with suppress(OSError):

@@ -63,7 +63,8 @@ def _is_debugged() -> bool:
 @contextmanager
 def printed_once(say: Callable[[str], object]) -> Iterator[None]:
     """Have `say` take what is printed within this block, each line once; results are to be printed after it."""
-    before, own = sys.stdout, io.TextIOWrapper(Prints(say), "utf-8", errors="replace", write_through=True)  # type: ignore[type-var]
+    raw = Prints(say)
+    before, own = sys.stdout, io.TextIOWrapper(raw, "utf-8", errors="replace", write_through=True)  # type: ignore[type-var]  # raw is enough
     sys.stdout = own
     try:
         yield

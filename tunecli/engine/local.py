@@ -15,11 +15,11 @@ from tunecli.data import Samples
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
-from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16, watch
+from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
-from tunecli.engine.misfit import misfit
+from tunecli.engine.misfit import check_tables, misfit
 from tunecli.engine.plan import NATIVE_WEIGHTS, Plan
 from tunecli.engine.rowwise.native import SHAPES, WHOLE
 from tunecli.engine.rules import RULES
@@ -250,7 +250,7 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
             may = may and _told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
             more = task.train.take(slice(0, WHOLE)).to(device) if may else None
             found = traits(module, twin, samples, task.loss, plan.way, more)
-        _check_tables(task, module, samples)
+        check_tables(module, samples, (task.train, task.validation))
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":
@@ -261,30 +261,6 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
         raise
     except (Exception, SystemExit) as error:
         raise misfit(module, samples, error) from error
-
-
-def _check_tables(task: Task, module: nn.Module, samples: Samples) -> None:
-    """Raises ModelError where the data hold a number for which a table that reads them has no row; these are a few
-    samples of them."""
-    tokens = samples.inputs
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
-        return
-    reading: list[nn.Embedding] = []
-
-    def see(part: nn.Embedding, given: tuple[Tensor, ...], _: object) -> None:
-        if torch.equal(given[0], tokens):
-            reading.append(part)
-
-    watch([p for p in module.modules() if isinstance(p, nn.Embedding)], see, lambda: call(module, tokens))
-    for split in (task.train, task.validation):
-        if reading and isinstance(split, Samples) and isinstance(split.inputs, Tensor):
-            low, high = (int(own) for own in split.inputs.aminmax())
-            rows = min(part.num_embeddings for part in reading)
-            if low < 0 or high >= rows:
-                raise ModelError(
-                    f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
-                    hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",
-                )
 
 
 def _losses(task: Task, module: nn.Module, samples: Samples) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tunecli.data import Samples
+from tunecli.data import Samples, Split
 from tunecli.data.samples import tensors
+from tunecli.engine.forward import call, watch
 from tunecli.errors import ModelError
 from tunecli.models.head import parametrized
 from tunecli.source import describe, loaded_line
@@ -42,6 +44,30 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
         f"the model cannot read samples of shape {samples.features}: {type(error).__name__}: {text}{layer}{place}",
         hint=hint,
     )
+
+
+def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | None]) -> None:
+    """Raises ModelError where the data hold a number for which a table that reads them has no row; `samples` are a few
+    of them."""
+    tokens = samples.inputs
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        return
+    reading: list[nn.Embedding] = []
+
+    def see(part: nn.Embedding, given: tuple[Tensor, ...], _: object) -> None:
+        if torch.equal(given[0], tokens):
+            reading.append(part)
+
+    watch([p for p in module.modules() if isinstance(p, nn.Embedding)], see, lambda: call(module, tokens))
+    for split in splits:
+        if reading and isinstance(split, Samples) and isinstance(split.inputs, Tensor):
+            low, high = (int(own) for own in split.inputs.aminmax())
+            rows = min(part.num_embeddings for part in reading)
+            if low < 0 or high >= rows:
+                raise ModelError(
+                    f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
+                    hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",
+                )
 
 
 _ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels", "out of range")

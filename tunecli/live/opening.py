@@ -74,9 +74,8 @@ def explain(event: Opened) -> Text:
 
 def _unmeasured_because(event: Opened) -> str:
     from tunecli.data import Samples
-    from tunecli.engine.plan import NATIVE_WEIGHTS
 
-    if event.native and event.weights <= NATIVE_WEIGHTS:
+    if event.native:
         return "its plans take about the same time"
     if event.study.train.step is not None or not isinstance(event.data.train, Samples):
         return "a step or a Dataset of your own is not measured"

@@ -75,7 +75,7 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
     timings: Sequence[Timing] = ()
     if stored is None:
         plan = written_plan(study, task, module, traits, device)
-        if repays_measuring(study, task, run, traits, weights):
+        if repays_measuring(study, task, run, traits):
             timings = measure_plans(study, task, run, traits, device)
             plan = best(timings)
         engine.plan_by(plan)

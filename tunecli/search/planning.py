@@ -13,7 +13,7 @@ from tunecli.engine.calibration import Timing, measure, recall, remember, shape_
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.forward import call, watch
 from tunecli.engine.gradients import filters
-from tunecli.engine.plan import NATIVE_WEIGHTS, rivals
+from tunecli.engine.plan import rivals
 from tunecli.machine import cores
 from tunecli.points import at
 from tunecli.space import Choice, Int, Range, Space
@@ -37,15 +37,13 @@ def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, de
     return plan.with_compiled(can_compile(device))
 
 
-def repays_measuring(study: Study, task: Task, example: Run, found: Traits, weights: int) -> bool:
-    """Whether a study is so long that it is worth measuring plans for; `example` is a run whose model, of so many
-    `weights`, works.
+def repays_measuring(study: Study, task: Task, example: Run, found: Traits) -> bool:
+    """Whether a study is so long that it is worth measuring plans for; `example` is a run whose model works.
 
     What C of our own computes goes a row after the other, by whichever plan: of the nine that train a narrow mlp many
     trials at a time the three best differed by a fortieth, the written rule's among them.
     """
-    settled = found.native and weights <= NATIVE_WEIGHTS
-    return not settled and _seconds(study, task, example) >= LONG_SECONDS
+    return not found.native and _seconds(study, task, example) >= LONG_SECONDS
 
 
 def measure_plans(study: Study, task: Task, example: Run, found: Traits, device: str) -> Sequence[Timing]:
@@ -59,8 +57,7 @@ def measure_plans(study: Study, task: Task, example: Run, found: Traits, device:
     written = written_plan(study, task, module, found, device, blocks)
     looped, compiled = found.looped_because is not None, can_compile(device)
     plans = rivals(written, study.window, batches[-1], blocks, looped=looped, compiled=compiled)
-    model = {"way": found.way, "native": found.native, "layout": layout}
-    shape = shape_of(task, device, **model, batches=batches, window=study.window)
+    shape = shape_of(task, device, way=found.way, layout=layout, batches=batches, window=study.window)
     timings = recall(shape, plans)
     if timings is None:
         timings = measure(task, plans, _runs(study), device)

@@ -129,7 +129,7 @@ class Lines:
     def inputs(self, shape: torch.Size) -> Tensor:
         """The index of the inputs, sample by sample."""
         self._end = shape.numel() // self._samples
-        return self._numbered(range(self._end)).view(shape)
+        return self.numbered(range(self._end)).view(shape)
 
     def read(self, index: Tensor) -> range:
         """The lines that a sample has in the place of some values, one after the other; gathered, where they lie
@@ -146,7 +146,7 @@ class Lines:
 
     def emit(self, layer: Layer, of: Tensor) -> Tensor:
         """The index of a new layer's outputs, in the place of which stand the samples that they are `of`."""
-        numbers, order = self._numbered(self._add(layer)), self.order(of)
+        numbers, order = self.numbered(self._add(layer)), self.order(of)
         if order is not None:
             numbers = torch.empty_like(numbers).index_copy_(0, order, numbers)
         return numbers.view(of.shape)
@@ -175,7 +175,7 @@ class Lines:
         demand(torch.equal(flat[order], expected))
         return order
 
-    def _numbered(self, lines: range) -> Tensor:
+    def numbered(self, lines: range) -> Tensor:
         """These lines of each sample, one sample after the other."""
         return (torch.arange(self._samples)[:, None] * OWNER + torch.tensor(lines)).flatten()
 

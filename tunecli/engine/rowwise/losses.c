@@ -22,7 +22,7 @@ static inline void of_part(const struct outputs *o, ptrdiff_t n, REAL smoothing,
         store(found + c * m, share, n);
         sum += share;
     }
-    const part counted = load(counts, 1, n) / sum, spread = load(counts, 1, n) * each;
+    const part rest = logarithm(sum), counted = load(counts, 1, n) / sum, spread = load(counts, 1, n) * each;
     for (ptrdiff_t c = 0; c < o->classes; c++)
         store(found + c * m, load(found + c * m, 1, n) * counted - spread, n);
     for (ptrdiff_t c = 0; c < o->classes && smoothing != 0; c++)
@@ -30,8 +30,7 @@ static inline void of_part(const struct outputs *o, ptrdiff_t n, REAL smoothing,
     for (ptrdiff_t s = 0; s < n; s++) {
         const int known = targets[s] >= 0 && targets[s] < o->classes;
         const REAL own = known ? outputs[targets[s] * o->class + s * o->sample] : (REAL)NAN;
-        const REAL rest = sizeof(REAL) == sizeof(float) ? (REAL)logf((float)sum[s]) : (REAL)log((double)sum[s]);
-        loss[s] = rest + (most[s] - (1 - smoothing) * own - mean[s]);
+        loss[s] = rest[s] + (most[s] - (1 - smoothing) * own - mean[s]);
         if (known)
             found[targets[s] * m + s] -= (1 - smoothing) * counts[s];
     }

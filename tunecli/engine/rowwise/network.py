@@ -103,7 +103,7 @@ def _convolved(reader: Reader, node: fx.Node, filters: Any, read: Unfolded, bias
 def _largest(reader: Reader, node: fx.Node, given: Any, windows: Any) -> Values:
     read, found = _unfolded(reader, node, given, windows), value_of(node)
     layer = Layer("pooling", (read.lines,), found[0, 0].numel(), windows=read.windows, shape=read.shape)
-    return reader.emit(layer, torch.arange(2 * reader.samples).view(2, -1, 1, 1, 1).expand(found.shape))
+    return reader.emit(layer, reader.samples_of(found.shape))
 
 
 # Tables, by whole numbers among the inputs.
@@ -204,14 +204,11 @@ def _joined(reader: Reader, kind: str, by_weights: str, index: Tensor, by: Found
         return _dropped(reader, index, by)
     demand(isinstance(by, Values | Weights))
     index, beside = _alike(index, by.index)
+    if isinstance(by, Weights):
+        return reader.weighed(by_weights, index, beside, scale)
     of, lines = owners(index), reader.lines.read(index)
-    if isinstance(by, Values):
-        demand(torch.equal(of, owners(beside)))
-        return reader.emit(Layer(kind, (lines, reader.lines.read(beside)), len(lines), scale=scale), of)
-    demand(torch.equal(of // reader.samples, beside // OWNER))
-    place, numbers = reader.numbers(reader.lines.of_samples(of, beside % OWNER))
-    sizes = reader.weights[place][1:]
-    return reader.emit(Layer(by_weights, (lines,), len(lines), place, sizes=sizes, scale=scale, elements=numbers), of)
+    demand(torch.equal(of, owners(beside)))
+    return reader.emit(Layer(kind, (lines, reader.lines.read(beside)), len(lines), scale=scale), of)
 
 
 def _told(reader: Reader, kind: str, index: Tensor, values: Tensor) -> Values:
@@ -245,7 +242,7 @@ def _noise(
 ) -> Drawn:
     drawn = reader.found[elements]
     demand(isinstance(drawn, Constant))
-    numbers = torch.arange(2 * reader.samples)[:, None] * OWNER + torch.arange(drawn.index.numel())
+    numbers = reader.lines.numbered(range(drawn.index.numel()))
     if axis != 1:
         others = [size for place, size in enumerate(shape) if place not in (0, axis)]
         return Drawn(numbers.view(2, reader.samples, *others).movedim(1, axis), drawn.index, odds)

@@ -7,7 +7,7 @@ found there says which lines the next layer reads.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from tunecli.engine.rowwise.images import Windows
-from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Unread, demand
+from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Unread, demand, owners
 from tunecli.engine.rowwise.record import Recording
 
 aten = torch.ops.aten
@@ -140,25 +140,33 @@ class Reader:
         found = self.found.get(node)
         if isinstance(found, Constant | Weights):
             demand(found.index.shape[:2] == (2, self.samples))
-            of = torch.arange(2 * self.samples).view(2, self.samples, *[1] * (found.index.dim() - 2))
-            self.found[node] = found = self._repeated(found, of.expand(found.index.shape))
+            self.found[node] = found = self._repeated(found)
         if not isinstance(found, Values):
             raise Unread
         return found.index
 
-    def _repeated(self, found: Constant | Weights, of: Tensor) -> Values:
-        """Values that all samples have, as lines."""
+    def _repeated(self, found: Constant | Weights) -> Values:
+        """Values (2, m, ...) that all samples have, as lines."""
+        of = self.samples_of(found.index.shape)
         if isinstance(found, Constant):
             demand(found.index.is_floating_point())
             values = self.lines.of_samples(of, found.index).clone()
             return self.emit(Layer("constant", (), len(values), values=values), of)
-        demand(torch.equal(of // self.samples, found.index // OWNER))
-        place, numbers = self.numbers(self.lines.of_samples(of, found.index % OWNER))
-        none = self.lines.read(
-            self.emit(Layer("constant", (), len(numbers), values=torch.zeros(len(numbers))), of).index
-        )
-        sizes = self.weights[place][1:]
-        return self.emit(Layer("shift", (none,), len(none), place, sizes=sizes, elements=numbers), of)
+        nothing = Layer("constant", (), each := of[0, 0].numel(), values=torch.zeros(each))
+        return self.weighed("shift", self.lines.emit(nothing, of), found.index)
+
+    def samples_of(self, shape: Sequence[int]) -> Tensor:
+        """The sample of each value of such a shape (2, m, ...)."""
+        samples = torch.arange(2 * self.samples).view(2, self.samples, *[1] * (len(shape) - 2))
+        return samples.expand(*shape)
+
+    def weighed(self, kind: str, index: Tensor, weights: Tensor, scale: float = 1.0) -> Values:
+        """Lines that are weighed or shifted by numbers of one weight, times a scale, in the places of their values."""
+        of, lines = owners(index), self.lines.read(index)
+        demand(torch.equal(of // self.samples, weights // OWNER))
+        place, numbers = self._numbers(self.lines.of_samples(of, weights % OWNER))
+        how = Layer(kind, (lines,), len(lines), place, sizes=self.weights[place][1:], scale=scale, elements=numbers)
+        return self.emit(how, of)
 
     def emit(self, layer: Layer, of: Tensor) -> Values:
         return Values(self.lines.emit(layer, of))
@@ -180,7 +188,7 @@ class Reader:
             raise Unread
         return found.index
 
-    def numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
+    def _numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
         """Which weight all of these are numbers of, and where in it."""
         first = int(numbers[0])
         place = next(p for p, (begin, count) in enumerate(self.weights) if begin <= first < begin + count)

@@ -84,8 +84,6 @@ def _layers(
     """All layers: the last one's hidden states (T, m, D * H), and the last states of all, (L * D, m, H) each."""
     layers, last = len(states[0]) // directions, []
     each = len(weights) // len(states[0])
-    if each % 2:
-        raise NotImplementedError("proj_size")
     for layer in range(layers):
         found = []
         for direction in range(directions):
@@ -104,10 +102,11 @@ def _layers(
 
 def _recurrent(name: str, torchs: Callable[..., Any]) -> Callable[..., Any]:
     def call(inputs: Tensor, states: Any, weights: Any, *how: Any) -> Any:
-        if len(how) < 6:  # of packed sequences, whose lengths stand before the states
+        given = states if isinstance(states, tuple) else (states,)
+        # Of packed sequences the lengths stand before the states; proj_size is a weight more of each layer.
+        if len(how) < 6 or len(weights) // len(given[0]) % 2:
             return torchs(inputs, states, weights, *how)
         _, _, dropout, training, bidirectional, batch_first = how
-        given = states if isinstance(states, tuple) else (states,)
         found, last = _layers(
             _CELLS[name],
             inputs.transpose(0, 1) if batch_first else inputs,

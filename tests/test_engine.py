@@ -868,7 +868,7 @@ def test_an_interrupted_tick_goes_on_where_it_stopped(make_local: MakeEngine, mo
 @pytest.mark.usefixtures("_clock")
 def test_a_deadline_is_kept_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step at most is trained beyond a deadline, so that signals and the live view never wait for an epoch."""
-    for plan, owner, name in ((BY_TORCH, Rowwise, "add_gradient"), (BLOCKS_OF_32, Steps, "train")):
+    for plan, owner, name in ((BY_TORCH, Rowwise, "add_gradient"), (BLOCKS_OF_32, Steps, "begin")):
         engine = start(LocalEngine(make_task(), plan), [make_run(0, batch_size=1)])
         steps = count_calls(monkeypatch, owner, name)
         assert engine.advance(time.monotonic() + 10) == []

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import examples
-from tests.test_engine import BLOCKS_OF_32, BY_TORCH, PLANS, make_run, make_task, outcomes, train
+from tests.test_engine import BLOCKS_OF_32, BY_TORCH, PLANS, make_run, make_task, outcome, outcomes, start, tick, train
 from tests.test_rowwise import assert_equal_alone
 from tunecli import models
 from tunecli.data import Samples
-from tunecli.engine import LOOPED, LocalEngine, choose_plan
+from tunecli.engine import LOOPED, LocalEngine, choose_plan, plan
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.plan import NATIVE_WEIGHTS
@@ -654,7 +654,8 @@ ATTENDING = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.2, batch_first=Tru
 def test_a_run_in_c_depends_on_nothing_but_itself(
     make: Callable[[], nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: not on its neighbours, its place among them, or how many steps one call takes."""
+    """Bit for bit: not on its neighbours, its place among them, how many steps one call takes or how many threads share
+    the rows."""
 
     def made() -> nn.Module:
         module = make()
@@ -674,31 +675,60 @@ def test_a_run_in_c_depends_on_nothing_but_itself(
     crowd = outcomes(engine, runs)
     for run in (runs[1], runs[4]):
         assert outcomes(LocalEngine(task, BLOCKS_OF_32), [run])[run.trial] == crowd[run.trial]
+    assert outcomes(LocalEngine(task, BLOCKS_OF_32, threads=3), runs) == crowd
     monkeypatch.setattr(native, "AT_ONCE", 1)
     assert outcomes(LocalEngine(task, BLOCKS_OF_32), runs[::-1]) == crowd
 
 
+def test_other_threads_train_what_an_engine_has_begun() -> None:
+    """Until they are through it can be left, asked for snapshots and closed; what comes of it is the same."""
+    task, runs = make_task(), [make_run(trial, batch_size=1) for trial in range(7)]
+    expected = outcomes(LocalEngine(task, BLOCKS_OF_32), runs, ticks=1)
+
+    def outcomes_of(engine: LocalEngine) -> dict[int, tuple[Any, ...]]:
+        return {run.trial: outcome(engine, run, [own]) for run, own in zip(runs, tick(engine, runs), strict=True)}
+
+    engine, again = (LocalEngine(task, BLOCKS_OF_32, threads=2) for _ in range(2))
+    assert start(engine, runs).begin()
+    for run in runs:
+        snapshot = engine.snapshot(run)
+        assert snapshot is not None
+        again.restore(run, snapshot)
+    assert again.begin()
+    assert outcomes_of(again) == outcomes_of(engine) == expected
+    assert again.begin()
+    again.close()
+
+
+def test_one_thread_trains_in_advance_alone() -> None:
+    """So does what computes with torch, which has threads of its own."""
+    for engine in (LocalEngine(make_task(), BLOCKS_OF_32), LocalEngine(make_task(), BY_TORCH, threads=2)):
+        assert not start(engine, [make_run(0)]).begin()
+
+
 def test_a_whole_epoch_of_a_narrow_model_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = Steps.train
+    real = Steps.begin
 
     def counted(self: Steps, low: int, high: int, *more: Any, **keys: Any) -> None:
         calls.append(high - low)
         real(self, low, high, *more, **keys)
 
-    monkeypatch.setattr(Steps, "train", counted)
+    monkeypatch.setattr(Steps, "begin", counted)
     train(LocalEngine(make_task(), BLOCKS_OF_32), [make_run(trial, batch_size=16) for trial in range(5)], ticks=1)
     assert calls == [4]
 
 
-def test_what_c_computes_is_planned_for_up_to_a_million_weights() -> None:
+def test_what_c_computes_is_planned_for_up_to_a_million_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one lane, alone too; with whole batches as large as pay, but where it convolves."""
+    monkeypatch.setattr(plan, "cores", lambda: 2)
     assert choose_plan(NATIVE_WEIGHTS, 4, native=True).way == "rules"
     assert choose_plan(NATIVE_WEIGHTS + 1, 4, native=True).way == "looped"
     assert [choose_plan(1000, 1, size, native=True).cap for size in (8, 32, 500)] == [16, 32, 64]
     assert choose_plan(1000, 1, 500, native=True, convolves=True).cap == 16
     assert choose_plan(1000, 1, native=True).block_rows == 1
-    assert [choose_plan(n, 64, native=True).block_rows for n in (1000, 800_000, NATIVE_WEIGHTS)] == [32, 4, 4]
+    assert [choose_plan(n, 64, native=True).block_rows for n in (1000, 400_000, NATIVE_WEIGHTS)] == [64, 16, 8]
+    assert [choose_plan(1000, window, native=True).block_rows for window in (2, 5, 8, 33)] == [2, 8, 8, 64]
 
 
 def test_an_activation_may_write_over_what_a_convolution_or_a_pool_gave() -> None:

@@ -23,7 +23,7 @@ from tunecli.engine.template import forked as forked_template
 from tunecli.engine.worker import Worker
 from tunecli.errors import ModelError
 from tunecli.sampler.ahead import Ahead
-from tunecli.search import Ended, Event, Noticed, Opened, crew, search
+from tunecli.search import Ended, Event, Noticed, Opened, crew, fit, planning, search
 from tunecli.search.crew import Crew, spared
 from tunecli.search.forecast import Forecast
 from tunecli.store import read
@@ -161,7 +161,30 @@ def test_a_search_goes_on_with_another_number_of_workers(question: Question, tmp
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
+@pytest.fixture
+def _by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no C compiler: what our own C trains gets no workers by itself."""
+    monkeypatch.setattr(fit, "can_compile", lambda device: False)
+    monkeypatch.setattr(planning, "can_compile", lambda device: False)
+
+
 @pytest.mark.usefixtures("forked")
+def test_a_long_search_whose_rows_all_cores_share_goes_on_in_this_process(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "SPAWNED_REPAYS_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(fit, "cores", lambda: 2)
+    study = question(trials=12, train={"epochs": 6})
+    events = run(study, tmp_path / "here", workers=None)
+    assert [event.native for event in events if isinstance(event, Opened)] == [True]
+    assert not any(isinstance(event, Noticed) for event in events)
+    monkeypatch.setattr(fit, "cores", lambda: 1)
+    run(study, tmp_path / "one")
+    assert timeless(tmp_path / "here") == timeless(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("forked", "_by_torch")
 def test_a_long_search_starts_workers_by_itself_and_hands_its_trials_over(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +240,7 @@ def test_a_trial_that_no_worker_can_take_over_goes_on_where_it_is(
     assert timeless(tmp_path / "s") == timeless(tmp_path / "alone")
 
 
-@pytest.mark.usefixtures("forked_here")
+@pytest.mark.usefixtures("forked_here", "_by_torch")
 def test_a_search_goes_on_alone_where_no_worker_can_make_its_engine(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,8 +410,9 @@ def test_workers_that_are_forked_repay_their_start_far_sooner(
         assert [forked.repaid(seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 2, 2]
         assert [spawned.repaid(seconds) for seconds in (1.0, 4.0, 20.0)] == [0, 0, 2]
         few = study.with_window(3)
-        in_c = (Crew(few, anything, fitted(native=own), template, [].append) for own in (False, True))
-        assert [own.repaid(20.0) for own in in_c] == [0, 2], "two rows take as long as three, or two thirds"
+        assert Crew(few, anything, fitted(), template, [].append).repaid(20.0) == 0, "two rows take as long as three"
+        in_c = Crew(study, anything, fitted(native=True), template, [].append)
+        assert in_c.repaid(1000.0) == 0, "every core shares the rows as it is"
         on_a_gpu = Crew(study, anything, fitted("cuda"), template, [].append)
         assert on_a_gpu.repaid(1e6) == 0
 

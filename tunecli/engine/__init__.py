@@ -43,7 +43,8 @@ class Engine(Protocol):
         """Start several; what `start` would have raised for those that cannot be, by trial."""
 
     def begin(self) -> bool:
-        """Begin a tick where other processes train the runs: whether they do, and `advance` would only wait."""
+        """Begin a tick where others than this thread train the runs: whether they do, so that it can do something else
+        before it waits for them in `advance`."""
 
     def advance(self, deadline: float) -> list[Measurement]:
         """Train until runs have finished their tick or `time.monotonic()` has passed the deadline.

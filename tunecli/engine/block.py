@@ -202,10 +202,27 @@ class Block:
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
         return Coming(numbers, rates)
 
+    def begin_steps(self) -> bool:
+        """Have other threads begin with the coming steps, where C trains them; `train` and `settle` end them."""
+        able = self._native is not None and not self._joining and self._lane.task.trial_seconds is None
+        if not able or self._lane.threads == 1 or self._shortage.error is not None:
+            return False
+        self._begin_steps(late=False)
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether others train, and this thread has nothing better to do than to help."""
+        return self._native is not None and not self._native.taken
+
+    def settle(self) -> None:
+        """Wait for the steps that have begun."""
+        if self._native is not None:
+            self._step += self._native.end()
+
     def train(self, deadline: float) -> bool:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
-        began = time.monotonic()
-        now = began
+        began = now = self._began if self._native is not None and self._native.busy else time.monotonic()
         if self._shortage.error is not None:
             raise self._shortage.error
         short = None
@@ -252,14 +269,18 @@ class Block:
             self._micro_step(self._step)
             self._step += 1
             return
+        if not self._native.busy:
+            self._begin_steps(late=late)
+        self._step += self._native.end()
+
+    def _begin_steps(self, *, late: bool) -> None:
+        assert self._native is not None
         assert self._updates is not None
         assert self._updates.compiled is not None
         low = self._step - self._low
         high = min(low + (1 if late else self._native.at_once), len(self._index))
-        updates = self._updates.compiled.address()
-        self._native.train(low, high, updates, self._loss, self._norm, over=self._used_up)
-        self._used_up = False
-        self._step += high - low
+        self._native.begin(low, high, self._updates.compiled, self._loss, self._norm, over=self._used_up)
+        self._used_up, self._began = False, time.monotonic()
 
     def _micro_step(self, step: int) -> None:
         place = step - self._low

@@ -20,9 +20,14 @@ FUNCTIONS = {
     "to_largest": (c_void_p, c_ssize_t, c_void_p, c_void_p, c_void_p, c_void_p),
     "learn_step": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
     "evaluate": (c_void_p, c_void_p, c_ssize_t, c_void_p, c_void_p),
-    "train": (c_void_p, c_void_p, c_void_p, c_void_p, c_ssize_t, c_ssize_t, c_int),
+    "begin_training": (c_void_p,),
+    "is_taken": (c_void_p,),
+    "end_sharing": (c_void_p,),
 }
-"""What the sources define, and what it is given; it returns nothing."""
+"""What the sources define, and what it is given."""
+
+RETURNED = {"begin_training": c_void_p, "is_taken": c_int}
+"""What it returns, where it is anything."""
 
 _KINDS = {torch.float32: "float", torch.float64: "double"}
 
@@ -51,6 +56,6 @@ def library(dtype: torch.dtype) -> Any:
     with suppress(AttributeError):
         for name, arguments in FUNCTIONS.items():
             function = getattr(found, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, RETURNED.get(name)
         return found
     return None

@@ -108,10 +108,11 @@ class Lane:
         evaluated: int,
         compiled: bool,
         native: bool,
+        threads: int,
         device: torch.device,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
-        self.evaluated, self.compiled, self.native = evaluated, compiled, native
+        self.evaluated, self.compiled, self.native, self.threads = evaluated, compiled, native, threads
         self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
@@ -136,8 +137,14 @@ class Lane:
             if self.recorded is None:
                 assert isinstance(self.task.loss, Loss)  # a step is looped
                 compiled = self.compiled and is_compiled(initial.dtype, initial.device)
-                how = {"compiled": compiled, "native": compiled and self.native}
-                self.recorded = Recorded(module, self.layout, self.task.loss, **how)
+                self.recorded = Recorded(
+                    module,
+                    self.layout,
+                    self.task.loss,
+                    compiled=compiled,
+                    native=compiled and self.native,
+                    threads=self.threads,
+                )
         self._slots.append(slot)
         self._changed = True
         return slot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -37,7 +38,8 @@ Shape = tuple[tuple[str, Value], ...]
 class LocalEngine:
     """An Engine whose slots live in this process, on one device. See `tunecli.engine.Engine`.
 
-    It announces the trials that it computes, each time before it does: what ends the process can be told by it.
+    It announces the trials that it computes, each time before it does: what ends the process can be told by it. Rows
+    that C trains are shared by so many `threads`, which changes no bit: it is not of the plan.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class LocalEngine:
         plan: Plan,
         device: str = "cpu",
         announce: Callable[[tuple[int, ...]], None] = lambda trials: None,
+        threads: int = 1,
     ) -> None:
         self._task = task
         self._plan = plan
         self._device = torch.device(device)
         self._announce = announce
+        self._threads = threads
         self._traits: dict[Shape, Traits] = {}
         self._lanes: dict[tuple[int, Shape], Lane] = {}
         self._slots: dict[int, Slot] = {}
@@ -121,17 +125,26 @@ class LocalEngine:
                 evaluated=self._plan.evaluated,
                 compiled=self._plan.compiled,
                 native=found.native,
+                threads=self._threads,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
 
     def begin(self) -> bool:
+        with suppress(OutOfMemory, MemoryError):  # `advance` meets it again, and tells
+            if not self._work:
+                self._work.extend(self._begin_tick())
+            if self._work:
+                self._announce(self._work[0].trials)
+                return self._work[0].begin_steps()
         return False
 
     def advance(self, deadline: float) -> list[Measurement]:
         if not self._work:
             self._work.extend(self._begin_tick())
         measured: list[Measurement] = []
+        if self._work and self._work[0].waits and time.monotonic() >= deadline:
+            return measured
         while self._work:
             self._announce(self._work[0].trials)
             try:
@@ -163,6 +176,7 @@ class LocalEngine:
         )
 
     def close(self) -> None:
+        self._settle()
         self._work.clear()
         self._lanes.clear()
         self._slots.clear()
@@ -176,6 +190,7 @@ class LocalEngine:
         return self._slots[run.trial].best_weights()
 
     def snapshot(self, run: Run) -> Snapshot | None:
+        self._settle()
         try:
             return take_snapshot(self._slots[run.trial])
         except (RuntimeError, MemoryError) as error:
@@ -192,6 +207,10 @@ class LocalEngine:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(f"{out_of_memory(error)}: a smaller model needs less") from error
+
+    def _settle(self) -> None:
+        if self._work:
+            self._work[0].settle()
 
     def epoch_updates(self, run: Run) -> int:
         return epoch_updates(run.hparams["batch_size"], len(self._train), join_lone=self.traits(run).mixes_samples)

@@ -86,9 +86,10 @@ NATIVE_WEIGHTS = 1 << 20
 million weights in 0.6 to 0.9 of its time, at 5.8 million in 0.9 to 1.1, each by the plan that is best for it."""
 
 
-BLOCK_WEIGHTS = 1 << 22
-"""So many weights the rows of a block have that C computes: then one call trains each row through a dozen steps, while
-its weights are near the core. A wide mlp takes 0.6 of the time with 4 rows that it takes with 32, and 0.7 with 8."""
+BLOCK_WEIGHTS, BLOCK_ROWS = 1 << 22, 64
+"""So many weights a core the rows of a block have that C computes: then one call trains each row through a dozen steps,
+while its weights are near the core. A wide mlp takes 0.6 of the time with 4 rows that it takes with 32, and 0.7 with 8.
+And so many rows at most: a narrow mlp takes a tenth less with 64 than with 32, by what each block costs."""
 
 
 def choose_plan(
@@ -120,7 +121,8 @@ def choose_plan(
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])
     rows = _most_rows(window, blocks)[-1]
     if native and weights <= NATIVE_WEIGHTS:
-        few = max(2, min(rows, 1 << (BLOCK_WEIGHTS // max(weights, 1)).bit_length() - 1))
+        most = min(BLOCK_ROWS, 1 << (window - 1).bit_length(), BLOCK_WEIGHTS * cores() // max(weights, 1))
+        few = max(2, 1 << most.bit_length() - 1)
         return Plan("rules", cap=CAPS[0] if convolves else cap, block_rows=1 if window == 1 else few, threads=1)
     if weights > NARROW_WEIGHTS:
         return Plan("looped", cap=None, block_rows=1, threads=cores())

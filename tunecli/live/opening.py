@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.text import Text
 
@@ -150,7 +151,8 @@ def _count(number: int, thing: str) -> str:
 
 
 def _computed(event: Opened) -> list[str]:
-    how = "trials one after another" if event.looped_because else str(event.plan)
+    plan = event.plan if event.workers else replace(event.plan, threads=event.threads)
+    how = "trials one after another" if event.looped_because else str(plan)
     return [f"{event.workers} worker processes", f"in each {how}"] if event.workers else [how]
 
 

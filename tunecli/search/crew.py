@@ -59,6 +59,11 @@ class Crew:
     def close(self) -> None:
         self.engine.close()
 
+    @property
+    def threads(self) -> int:
+        """How many compute in this process where there are no workers."""
+        return cores() if self._fitted.native and self._fitted.device == "cpu" else self.plan.threads
+
     def useful(self, workers: int, left: int) -> int:
         """So many workers, but no more than there will ever be trials in flight for, where so many are `left`."""
         most = min(self._study.window, max(1, left))
@@ -72,12 +77,13 @@ class Crew:
         """How many workers repay their start where one process would still train for so long; 0 for none.
 
         One a core, or for as many cores as a process has threads; and none without trials of its own to train, two of
-        which are computed at once in little more than the time of one.
+        which are computed at once in little more than the time of one. None where C trains the rows, which every core
+        shares without: what workers hear and tell costs them more than they gain by deciding nothing.
         """
         fitted, window = self._fitted, self._study.window
-        rows = 1 if fitted.looped_because or fitted.native else self.plan.block_rows  # that share what a step costs
+        rows = 1 if fitted.looped_because else self.plan.block_rows  # that share what a step costs
         workers = min(cores() // self.plan.threads, -(-window // min(rows, 2)))
-        if workers < 2 or fitted.device != "cpu":
+        if workers < 2 or fitted.device != "cpu" or fitted.native:
             return 0
         repays = FORKED_REPAYS_SECONDS if self._template is not None else SPAWNED_REPAYS_SECONDS
         return workers if spared(seconds, rows=window, block_rows=rows, workers=workers) >= repays else 0
@@ -113,7 +119,8 @@ class Crew:
         self._before_shortage = self._before_shortage or self.plan
         self.engine.close()
         release_memory()
-        self.engine, self.plan = LocalEngine(self._fitted.task, plan, self._fitted.device), plan
+        self.engine = LocalEngine(self._fitted.task, plan, self._fitted.device, threads=cores())
+        self.plan = plan
         if self._workers:
             self.employ(self._workers)
 

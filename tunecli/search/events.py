@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none.
+    """The search begins or goes on: what is being searched, and in how many worker processes, 0 for none, or by how
+    many threads of this one.
 
     `in_flight` is how many ticks are recorded of each trial that an interruption left in flight; `timings` are those
     that the plan was chosen by, if any. `looped_because` and `native` are as `Traits` has them.
@@ -39,6 +40,7 @@ class Opened:
     done: int
     in_flight: Sequence[int] = ()
     workers: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from tunecli.engine.own import load_optimizer
 from tunecli.engine.plan import TRIED
 from tunecli.engine.task import Task, make_task
 from tunecli.errors import InputError, TunecliError
+from tunecli.machine import cores
 from tunecli.search.planning import measure_plans, repays_measuring, written_plan
 from tunecli.source import is_function
 from tunecli.space import Choice, Range
@@ -70,7 +71,7 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
     plan = stored or TRIED.with_compiled(can_compile(device))
     if plan.compiled and device == "cpu" and not can_compile(device):
         plan = replace(plan, compiled=False)
-    engine = LocalEngine(task, plan, device)
+    engine = LocalEngine(task, plan, device, threads=cores())
     traits = engine.traits(run)
     timings: Sequence[Timing] = ()
     if stored is None:

@@ -146,6 +146,7 @@ class Loop:
             done=self.ledger.done,
             in_flight=[trial.fidelity for trial in self.ledger.in_flight],
             workers=self.workers if self.workers > 1 else 0,
+            threads=self.crew.threads,
         )
 
     def _ticks(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Generator[Event, None, str]:

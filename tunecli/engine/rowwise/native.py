@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunecli.data import Samples
+from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.backward import Source, backward_of
 from tunecli.engine.rowwise.compiled import windows_over
@@ -30,20 +31,35 @@ SHAPES = frozenset(("label_smoothing",))
 
 
 class Network:
-    """What computes the losses and the gradients of rows of a model, which reads so many `samples` at once."""
+    """What computes the losses and the gradients of rows of a model, which reads so many `samples` at once; so many
+    `threads` share the rows, which changes no bit."""
 
-    def __init__(self, model: Layers, samples: int, loss: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: Layers, samples: int, loss: int, dtype: torch.dtype, threads: int = 1) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
-        self.samples, self.dtype = samples, dtype
+        self.samples, self.dtype, self.threads = samples, dtype, threads
         self.operations = samples * sum(map(_operations, layers))
         self._kept: list[Any] = []
         told, end = self._forward(layers)
         end += self._backward(told, layers, end)
-        scratch = max(_scratch(layer, samples) for layer in layers)
-        added = max(own.lines for layer in told for own in layer.sources) * samples
-        self._told = _Network(ctypes.addressof(told), len(told), samples, self.inputs, loss, (end, end + scratch))
+        scratch = end, end + max(_scratch(layer, samples) for layer in layers)
+        read = scratch[1] + max(own.lines for layer in told for own in layer.sources) * samples
+        counts = read + self.inputs * samples
+        size = counts + -(-samples // APART) * APART
+        workspaces = self._keep(torch.zeros(threads, size, dtype=dtype))
+        self._told = _Network(
+            ctypes.addressof(told),
+            len(told),
+            samples,
+            self.inputs,
+            loss,
+            scratch,
+            read,
+            counts,
+            workspaces.data_ptr(),
+            size,
+            threads,
+        )
         self.address = ctypes.addressof(self._told)
-        self.workspace = torch.zeros(end + scratch + added, dtype=dtype)
 
     def _forward(self, layers: Sequence[Layer]) -> tuple[Any, int]:
         """What C is told of the layers, and where their values end."""
@@ -127,10 +143,11 @@ class Rows:
             (_Place * len(own))(*(_Place(one.data_ptr(), one.stride(0)) for one in own)) for own in (weights, gradients)
         ]
         self._places = places
-        pointers = None if smoothed is None else smoothed.data_ptr(), network.workspace.data_ptr()
-        self._told = _Block(len(weights[0]), *map(ctypes.addressof, places), *pointers)
+        self._told = _Block(
+            len(weights[0]), *map(ctypes.addressof, places), None if smoothed is None else smoothed.data_ptr()
+        )
         self.address = ctypes.addressof(self._told)
-        self._functions = library(network.dtype)
+        self.functions = library(network.dtype)
 
     def __len__(self) -> int:
         return self._told.rows  # type: ignore[no-any-return]  # a field
@@ -145,14 +162,14 @@ class Rows:
         step = _Step(*(own.data_ptr() for own in read))
         losses = present.new_empty(len(self))
         told = self.network.address, self.address, ctypes.addressof(step)
-        self._functions.learn_step(*told, losses.data_ptr(), over)
+        self.functions.learn_step(*told, losses.data_ptr(), over)
         return losses
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """The outputs (B, N, *shape) for inputs (N, *feature), N a multiple of what the network reads at once."""
         inputs = inputs.to(self.network.dtype).contiguous()
         found = inputs.new_empty(len(self), len(inputs), *self.network.shape)
-        self._functions.evaluate(self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr())
+        self.functions.evaluate(self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr())
         return found
 
 
@@ -173,26 +190,54 @@ class Steps:
         active: Tensor,
         keys: Tensor | None,
     ) -> None:
-        self._rows, network = rows, rows.network
+        self._functions, network = rows.functions, rows.network
         assert isinstance(samples.inputs, Tensor)
-        read = torch.empty(network.samples, network.inputs, dtype=network.dtype), present.new_empty(network.samples)
-        aims = samples.targets.new_empty(network.samples)
-        given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), keys
-        self._kept = [*(None if own is None else own.contiguous() for own in given), *read, aims]
-        self._told = _Stretch(whole=not samples.inputs.is_floating_point())
-        names = "inputs", "targets", "index", "present", "shares", "active", "keys", "read", "counts", "aims"
+        aims = samples.targets.new_empty(network.threads, network.samples)
+        given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), keys, aims
+        self._rows, self._kept = rows, [None if own is None else own.contiguous() for own in given]
+        self._told = _Stretch(network.address, rows.address, not samples.inputs.is_floating_point())
+        names = "inputs", "targets", "index", "present", "shares", "active", "keys", "aims"
         for name, own in zip(names, self._kept, strict=True):
             setattr(self._told, name, None if own is None else own.data_ptr())
-        self.at_once = max(1, AT_ONCE // (len(rows) * network.operations))
+        self.at_once = max(1, AT_ONCE * network.threads // (len(rows) * network.operations))
         """So many steps take a tenth of a second."""
 
-    def train(self, low: int, high: int, updates: int, losses: Tensor, norms: Tensor, *, over: bool) -> None:
-        """The steps from one to another of the stretch. `updates` is the address of a `struct rows`; the loss sums are
-        added to `losses` (B,), `norms` (B,) are those of the last updates. What each row has of a gradient is zero
-        where it was used up, whatever it was before if the first is written `over` it."""
-        self._told.losses, self._told.norms = losses.data_ptr(), norms.data_ptr()
-        told = self._rows.network.address, self._rows.address, ctypes.addressof(self._told), updates
-        self._rows._functions.train(*told, low, high, over)
+    _begun: Any = None
+
+    def begin(self, low: int, high: int, updates: Compiled, losses: Tensor, norms: Tensor, *, over: bool) -> None:
+        """Begin with the steps from one to another of the stretch, on other threads than this one. Until they `end`
+        nobody else may touch the block's weights.
+
+        The loss sums are added to `losses` (B,), `norms` (B,) are those of the last updates. What each row has of a
+        gradient is zero where it was used up, whatever it was before if the first is written `over` it.
+        """
+        told, self._written = self._told, (updates, losses, norms)
+        told.low, told.high, told.over, told.updates = low, high, over, updates.address()
+        told.losses, told.norms = losses.data_ptr(), norms.data_ptr()
+        self._begun = self._functions.begin_training(ctypes.addressof(told))
+        if self._begun is None:
+            raise MemoryError("no memory to begin threads with")
+
+    @property
+    def busy(self) -> bool:
+        """Whether steps have begun that have not been ended."""
+        return self._begun is not None
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is nothing left of them that this thread could do."""
+        return self._begun is None or bool(self._functions.is_taken(self._begun))
+
+    def end(self) -> int:
+        """Help with the steps that have begun until they are over; how many they were."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return 0
+        self._functions.end_sharing(begun)
+        return int(self._told.high - self._told.low)
+
+    def __del__(self) -> None:
+        self.end()  # where it was left in the middle of its work: what it reads and writes must outlast it
 
 
 AT_ONCE = 1 << 32
@@ -201,6 +246,9 @@ AT_ONCE = 1 << 32
 FUNCTION = 256
 """So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
 small, a call that counted these alone took seconds."""
+
+APART = 32
+"""So many numbers between two threads' workspaces, at least: none writes into a line of the cache that is another's."""
 
 WHOLE = 16
 """So many numbers fill whole vectors, of either kind."""
@@ -264,6 +312,9 @@ class _Network(ctypes.Structure):
         ("layers", ctypes.c_void_p),
         *((name, ctypes.c_ssize_t) for name in ("count", "samples", "inputs", "loss")),
         ("scratch", ctypes.c_ssize_t * 2),
+        *((name, ctypes.c_ssize_t) for name in ("read", "counts")),
+        ("workspaces", ctypes.c_void_p),
+        *((name, ctypes.c_ssize_t) for name in ("size", "threads")),
     )
 
 
@@ -272,7 +323,7 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("weights", "gradients", "smoothing", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("weights", "gradients", "smoothing")),
     )
 
 
@@ -286,7 +337,11 @@ class _Stretch(ctypes.Structure):
     """`struct stretch`."""
 
     _fields_ = (
+        ("network", ctypes.c_void_p),
+        ("block", ctypes.c_void_p),
         ("whole", ctypes.c_ssize_t),
         *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
-        *((name, ctypes.c_void_p) for name in ("losses", "norms", "read", "counts", "aims")),
+        *((name, ctypes.c_void_p) for name in ("aims", "updates")),
+        *((name, ctypes.c_ssize_t) for name in ("low", "high", "over")),
+        *((name, ctypes.c_void_p) for name in ("losses", "norms")),
     )

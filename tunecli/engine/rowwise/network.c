@@ -7,6 +7,7 @@
 #include "functions.h"
 #include "layers.h"
 #include "products.h"
+#include "threads.h"
 
 enum loss { CROSS_ENTROPY, BINARY_CROSS_ENTROPY, SQUARED_ERROR };
 
@@ -39,11 +40,15 @@ struct layer {
     double scale, shift;
 };
 
-/* The workspace begins with the inputs, at 0; at each of `scratch` there is room for the widest layer. */
+/* A workspace of so many numbers begins with the inputs, at 0; at each of `scratch` there is room for the widest layer,
+   and at `read` and `counts` for the inputs of a step as they lie, and for what each sample counts in it. Each of
+   `threads` that share the rows of a block has a workspace of its own. */
 struct network {
     const struct layer *layers;
     ptrdiff_t count, samples, in, loss;
-    ptrdiff_t scratch[2];
+    ptrdiff_t scratch[2], read, counts;
+    REAL *workspaces;
+    ptrdiff_t size, threads;
 };
 
 /* Of some weights of all rows: where the first row's are, and how far from row to row. */
@@ -57,15 +62,15 @@ struct block {
     ptrdiff_t rows;
     const struct place *weights, *gradients;
     const REAL *smoothing; /* of cross-entropy's targets (rows,), or none */
-    REAL *workspace;
 };
 
-/* What one row reads in a step: inputs (m, in); targets, what each sample's loss and what its gradient count, and what it
-   draws by, (m,). Its gradients are added to what is there, or written `over` it. */
+/* What one row reads in a step, and the workspace that it has: inputs (m, in); targets, what each sample's loss and what
+   its gradient count, and what it draws by, (m,). Its gradients are added to what is there, or written `over` it. */
 struct row {
     const struct network *n;
     const struct block *block;
     ptrdiff_t row;
+    REAL *workspace;
     const REAL *inputs;
     const void *targets;
     const REAL *present, *counts;
@@ -85,7 +90,7 @@ static REAL *gradient_of(const struct row *r, ptrdiff_t which)
 
 static REAL *at(const struct row *r, ptrdiff_t place)
 {
-    return r->block->workspace + place;
+    return r->workspace + place;
 }
 
 /* Whether the gradient of a layer's weight, or of its bias, is written over what is there. */
@@ -181,7 +186,7 @@ static void join(const struct layer *l, ptrdiff_t n, const REAL *one, const REAL
 static void forward(const struct row *r)
 {
     const ptrdiff_t m = r->n->samples;
-    transpose(m, r->n->in, r->inputs, r->n->in, r->block->workspace, m);
+    transpose(m, r->n->in, r->inputs, r->n->in, r->workspace, m);
     for (const struct layer *l = r->n->layers; l < r->n->layers + r->n->count; l++) {
         const REAL *x = at(r, l->from[0].at), *other = at(r, l->from[1].at);
         const REAL *bias = l->bias < 0 ? NULL : weights_of(r, l->bias);
@@ -424,6 +429,16 @@ static REAL learn(const struct row *r)
     return sum;
 }
 
+static size_t size_of_target(const struct network *n)
+{
+    return n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
+}
+
+static REAL *workspace_of(const struct network *n, ptrdiff_t thread)
+{
+    return n->workspaces + thread * n->size;
+}
+
 /* What a step reads of all rows: as `struct row`, (B, ...). */
 struct step {
     const REAL *inputs;
@@ -432,22 +447,42 @@ struct step {
     const int64_t *keys;
 };
 
+struct one_step {
+    const struct network *n;
+    const struct block *b;
+    const struct step *s;
+    REAL *losses;
+    int over;
+};
+
+static void learn_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
+{
+    const struct one_step *o = given;
+    const struct step *s = o->s;
+    const size_t target = size_of_target(o->n);
+    const ptrdiff_t from = row * o->n->samples;
+    const struct row r = {o->n, o->b, row, workspace_of(o->n, thread), s->inputs + from * o->n->in,
+                          (const char *)s->targets + from * target, s->present + from, s->counts + from,
+                          s->keys ? s->keys + from : NULL, o->over};
+    o->losses[row] = learn(&r);
+}
+
 /* A step of all rows, without an update: their loss sums (B,). */
 void learn_step(const struct network *n, const struct block *b, const struct step *s, REAL *losses, int over)
 {
-    const size_t target = n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
-    for (ptrdiff_t row = 0; row < b->rows; row++) {
-        const ptrdiff_t from = row * n->samples;
-        const struct row r = {n, b, row, s->inputs + from * n->in, (const char *)s->targets + from * target,
-                              s->present + from, s->counts + from, s->keys ? s->keys + from : NULL, over};
-        losses[row] = learn(&r);
-    }
+    const struct one_step told = {n, b, s, losses, over};
+    share(b->rows, n->threads, learn_row, &told);
 }
 
-/* Steps that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what a batch's
-   gradient is divided by, inverted, and whether a row trains, (S, B). All samples: inputs (N, in) and targets (N,). What
-   a row reads is gathered at `read`, and of its targets and counts at `aims` and `counts`. Inputs may be whole numbers. */
+/* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what
+   a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples: inputs (N, in) and targets
+   (N,), which are gathered for a step, the targets at `aims` (threads, m). Inputs may be whole numbers.
+
+   Those from `low` to `high` are trained, updates included. What a row has of a gradient at first is added to, or written
+   `over`; a gradient that is used up is zero in the end. */
 struct stretch {
+    const struct network *network;
+    const struct block *block;
     ptrdiff_t whole;
     const void *inputs;
     const char *targets;
@@ -455,59 +490,84 @@ struct stretch {
     const REAL *present, *shares;
     const uint8_t *active;
     const int64_t *keys;
-    double *losses, *norms; /* (B,) */
-    REAL *read, *counts;
     char *aims;
+    const struct rows *updates;
+    ptrdiff_t low, high, over;
+    double *losses, *norms; /* (B,) */
 };
 
-static void gather(const struct network *n, const struct stretch *s, ptrdiff_t from, REAL share)
+static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *workspace, char *aims)
 {
-    const size_t target = n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
+    const struct network *n = s->network;
+    const size_t target = size_of_target(n);
+    REAL *read = workspace + n->read, *counts = workspace + n->counts;
     for (ptrdiff_t i = 0; i < n->samples; i++) {
         const int64_t sample = s->index[from + i];
         const int64_t *whole = (const int64_t *)s->inputs + sample * n->in;
         if (!s->whole)
-            memcpy(s->read + i * n->in, (const REAL *)s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
+            memcpy(read + i * n->in, (const REAL *)s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
         for (ptrdiff_t k = 0; k < n->in && s->whole; k++)
-            s->read[i * n->in + k] = (REAL)whole[k];
-        memcpy(s->aims + i * target, s->targets + sample * target, target);
-        s->counts[i] = s->present[from + i] * share;
+            read[i * n->in + k] = (REAL)whole[k];
+        memcpy(aims + i * target, s->targets + sample * target, target);
+        counts[i] = s->present[from + i] * share;
     }
 }
 
-/* The steps from `low` to `high`, updates included: each row goes through all of them while its weights are near the core.
-   What it has of a gradient at first is added to, or written `over`; a gradient that is used up is zero in the end. */
-void train(const struct network *n, const struct block *b, const struct stretch *s, const struct rows *updates,
-           ptrdiff_t low, ptrdiff_t high, int over)
+/* A row goes through all steps while its weights are near the core. */
+static void train_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
 {
-    for (ptrdiff_t row = 0; row < updates->rows; row++) {
-        int fresh = over;
-        for (ptrdiff_t at = low; at < high; at++) {
-            const ptrdiff_t place = at * b->rows + row, from = place * n->samples;
-            if (!s->active[place])
-                continue;
-            gather(n, s, from, s->shares[place]);
-            const struct row r = {n, b, row, s->read, s->aims, s->present + from, s->counts,
-                                  s->keys ? s->keys + from : NULL, fresh};
-            s->losses[row] += learn(&r);
-            fresh = updates->due[at * updates->rows + row];
-            if (fresh)
-                update_row(updates, at, row, s->norms, NULL);
-        }
+    const struct stretch *s = given;
+    const struct network *n = s->network;
+    REAL *workspace = workspace_of(n, thread);
+    char *aims = s->aims + thread * n->samples * (ptrdiff_t)size_of_target(n);
+    int fresh = (int)s->over;
+    for (ptrdiff_t at = s->low; at < s->high; at++) {
+        const ptrdiff_t place = at * s->block->rows + row, from = place * n->samples;
+        if (!s->active[place])
+            continue;
+        gather(s, from, s->shares[place], workspace, aims);
+        const struct row r = {n, s->block, row, workspace, workspace + n->read, aims, s->present + from,
+                              workspace + n->counts, s->keys ? s->keys + from : NULL, fresh};
+        s->losses[row] += learn(&r);
+        fresh = s->updates->due[at * s->updates->rows + row];
         if (fresh)
-            clear_row(updates, row);
+            update_row(s->updates, at, row, s->norms, NULL);
+    }
+    if (fresh)
+        clear_row(s->updates, row);
+}
+
+/* Begin to train on other threads than this one, which ends it: see threads.h. */
+struct shared *begin_training(const struct stretch *s)
+{
+    return begin_sharing(s->updates->rows, s->network->threads, train_row, s);
+}
+
+struct some_samples {
+    const struct network *n;
+    const struct block *b;
+    ptrdiff_t count;
+    const REAL *inputs;
+    REAL *outputs;
+};
+
+static void evaluate_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
+{
+    const struct some_samples *e = given;
+    const struct network *n = e->n;
+    const struct layer *last = n->layers + n->count - 1;
+    REAL *workspace = workspace_of(n, thread), *outputs = e->outputs + row * e->count * last->out;
+    for (ptrdiff_t s = 0; s < e->count; s += n->samples, outputs += n->samples * last->out) {
+        const struct row r = {.n = n, .block = e->b, .row = row, .workspace = workspace, .inputs = e->inputs + s * n->in};
+        forward(&r);
+        transpose(last->out, n->samples, workspace + last->at, n->samples, outputs, last->out);
     }
 }
 
-/* The outputs (B, count, out) of all rows for as many samples (count, in), a whole number of times what the chain reads
+/* The outputs (B, count, out) of all rows for as many samples (count, in), a whole number of times what the network reads
    at once. */
 void evaluate(const struct network *n, const struct block *b, ptrdiff_t count, const REAL *inputs, REAL *outputs)
 {
-    const struct layer *last = n->layers + n->count - 1;
-    for (ptrdiff_t row = 0; row < b->rows; row++)
-        for (ptrdiff_t s = 0; s < count; s += n->samples, outputs += n->samples * last->out) {
-            const struct row r = {.n = n, .block = b, .row = row, .inputs = inputs + s * n->in};
-            forward(&r);
-            transpose(last->out, n->samples, b->workspace + last->at, n->samples, outputs, last->out);
-        }
+    const struct some_samples told = {n, b, count, inputs, outputs};
+    share(b->rows, n->threads, evaluate_row, &told);
 }

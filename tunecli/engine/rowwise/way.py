@@ -31,14 +31,21 @@ class Recorded:
     """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
 
     What forward does while it is recorded is fixed for good: it must change nothing of the module. `compiled`: what C
-    of our own can do is done by it, and all of the model if it may be `native`.
+    of our own can do is done by it, and all of the model if it may be `native`, the rows shared by so many `threads`.
     """
 
     def __init__(
-        self, module: nn.Module, layout: Layout, loss: Loss, *, compiled: bool = False, native: bool = False
+        self,
+        module: nn.Module,
+        layout: Layout,
+        loss: Loss,
+        *,
+        compiled: bool = False,
+        native: bool = False,
+        threads: int = 1,
     ) -> None:
         self._module, self.layout, self._loss, self._compiled = module, layout, loss, compiled
-        self._native = native
+        self._native, self._threads = native, threads
         self._computed: dict[Any, Computed] = {}
         self._networks: dict[Any, Network | None] = {}
 
@@ -100,7 +107,8 @@ class Recorded:
             self._networks[known] = None
             if fits and loss is not None:
                 layers = self._layers(weights, inputs, keys, training=targets is not None)
-                self._networks[known] = None if layers is None else Network(layers, known[0], loss, first.dtype)
+                if layers is not None:
+                    self._networks[known] = Network(layers, known[0], loss, first.dtype, self._threads)
         return self._networks[known]
 
     def _layers(self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool) -> Layers | None:

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        _, record = our_search(Path(folder), given.trials, EPOCHS, "--workers", "1")
+        _, record = our_search(Path(folder, "ours"), Path(folder), given.trials, EPOCHS, "--workers", "1")
     shapes, ticks = shapes_and_rows(record)
     drain = max(own.start_tick for own in record.trials)
     shares = [sum(own[0] for own in part) / sum(own[1] for own in part) for part in (ticks[:drain], ticks)]

@@ -63,7 +63,7 @@ def search(
     window: Annotated[int | None, typer.Option(min=1, metavar="W", help="How many trials are in flight.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Train in N processes. Default: 1, in long studies one a core."),
+        typer.Option(min=1, metavar="N", help="Train in N processes. Default: all cores, by threads or processes."),
     ] = None,
     target: Annotated[str | None, typer.Option(metavar="COL", help="The column of a table to predict.")] = None,
     command: Annotated[

@@ -675,13 +675,15 @@ def test_a_run_in_c_depends_on_nothing_but_itself(
     crowd = outcomes(engine, runs)
     for run in (runs[1], runs[4]):
         assert outcomes(LocalEngine(task, BLOCKS_OF_32), [run])[run.trial] == crowd[run.trial]
+    monkeypatch.setattr(native, "SHARED", 1)
     assert outcomes(LocalEngine(task, BLOCKS_OF_32, threads=3), runs) == crowd
     monkeypatch.setattr(native, "AT_ONCE", 1)
     assert outcomes(LocalEngine(task, BLOCKS_OF_32), runs[::-1]) == crowd
 
 
-def test_other_threads_train_what_an_engine_has_begun() -> None:
+def test_other_threads_train_what_an_engine_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until they are through it can be left, asked for snapshots and closed; what comes of it is the same."""
+    monkeypatch.setattr(native, "SHARED", 1)
     task, runs = make_task(), [make_run(trial, batch_size=1) for trial in range(7)]
     expected = outcomes(LocalEngine(task, BLOCKS_OF_32), runs, ticks=1)
 
@@ -694,7 +696,7 @@ def test_other_threads_train_what_an_engine_has_begun() -> None:
         snapshot = engine.snapshot(run)
         assert snapshot is not None
         again.restore(run, snapshot)
-    assert again.begin()
+    assert not again.begin(), "their steps are over"
     assert outcomes_of(again) == outcomes_of(engine) == expected
     assert again.begin()
     again.close()

@@ -202,18 +202,21 @@ class Block:
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
         return Coming(numbers, rates)
 
-    def begin_steps(self) -> bool:
+    def begin_steps(self) -> None:
         """Have other threads begin with the coming steps, where C trains them; `train` and `settle` end them."""
-        able = self._native is not None and not self._joining and self._lane.task.trial_seconds is None
-        if not able or self._lane.threads == 1 or self._shortage.error is not None:
-            return False
-        self._begin_steps(late=False)
-        return True
+        able = self._native is not None and not self._native.busy and self._lane.task.trial_seconds is None
+        if able and not self._joining and self._step < self._high and self._shortage.error is None:
+            self._begin_steps(late=False)
 
     @property
-    def waits(self) -> bool:
-        """Whether others train, and this thread has nothing better to do than to help."""
-        return self._native is not None and not self._native.taken
+    def elsewhere(self) -> bool:
+        """Whether other threads train it."""
+        return self._native is not None and self._native.elsewhere
+
+    @property
+    def taken(self) -> bool:
+        """Whether they need no help any more."""
+        return self._native is None or self._native.taken
 
     def settle(self) -> None:
         """Wait for the steps that have begun."""

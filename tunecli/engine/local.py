@@ -134,16 +134,17 @@ class LocalEngine:
         with suppress(OutOfMemory, MemoryError):  # `advance` meets it again, and tells
             if not self._work:
                 self._work.extend(self._begin_tick())
-            if self._work:
+            if self._work and self._threads > 1:
                 self._announce(self._work[0].trials)
-                return self._work[0].begin_steps()
+                self._work[0].begin_steps()
+                return self._work[0].elsewhere
         return False
 
     def advance(self, deadline: float) -> list[Measurement]:
         if not self._work:
             self._work.extend(self._begin_tick())
         measured: list[Measurement] = []
-        if self._work and self._work[0].waits and time.monotonic() >= deadline:
+        if self._work and self._work[0].elsewhere and not self._work[0].taken and time.monotonic() >= deadline:
             return measured
         while self._work:
             self._announce(self._work[0].trials)

@@ -57,9 +57,12 @@ class Network:
             counts,
             workspaces.data_ptr(),
             size,
-            threads,
         )
         self.address = ctypes.addressof(self._told)
+
+    def shared(self, steps: int) -> int:
+        """How many threads are to share so many steps of a row each."""
+        return self.threads if steps * self.operations >= SHARED else 1
 
     def _forward(self, layers: Sequence[Layer]) -> tuple[Any, int]:
         """What C is told of the layers, and where their values end."""
@@ -162,14 +165,16 @@ class Rows:
         step = _Step(*(own.data_ptr() for own in read))
         losses = present.new_empty(len(self))
         told = self.network.address, self.address, ctypes.addressof(step)
-        self.functions.learn_step(*told, losses.data_ptr(), over)
+        self.functions.learn_step(*told, losses.data_ptr(), over, self.network.shared(len(self)))
         return losses
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """The outputs (B, N, *shape) for inputs (N, *feature), N a multiple of what the network reads at once."""
         inputs = inputs.to(self.network.dtype).contiguous()
         found = inputs.new_empty(len(self), len(inputs), *self.network.shape)
-        self.functions.evaluate(self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr())
+        threads = self.network.shared(len(self) * len(inputs) // (3 * self.network.samples))  # forward is a third
+        places = self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr()
+        self.functions.evaluate(*places, threads)
         return found
 
 
@@ -214,6 +219,7 @@ class Steps:
         told, self._written = self._told, (updates, losses, norms)
         told.low, told.high, told.over, told.updates = low, high, over, updates.address()
         told.losses, told.norms = losses.data_ptr(), norms.data_ptr()
+        told.threads = self._rows.network.shared((high - low) * len(self._rows))
         self._begun = self._functions.begin_training(ctypes.addressof(told))
         if self._begun is None:
             raise MemoryError("no memory to begin threads with")
@@ -224,8 +230,13 @@ class Steps:
         return self._begun is not None
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether other threads train what has begun."""
+        return self._begun is not None and self._told.threads > 1
+
+    @property
     def taken(self) -> bool:
-        """Whether there is nothing left of them that this thread could do."""
+        """Whether nothing is left of that for this thread to take."""
         return self._begun is None or bool(self._functions.is_taken(self._begun))
 
     def end(self) -> int:
@@ -246,6 +257,9 @@ AT_ONCE = 1 << 32
 FUNCTION = 256
 """So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
 small, a call that counted these alone took seconds."""
+
+SHARED = 1 << 30
+"""Products and sums that are worth other threads: a few milliseconds, of which they take a tenth to be there."""
 
 APART = 32
 """So many numbers between two threads' workspaces, at least: none writes into a line of the cache that is another's."""
@@ -314,7 +328,7 @@ class _Network(ctypes.Structure):
         ("scratch", ctypes.c_ssize_t * 2),
         *((name, ctypes.c_ssize_t) for name in ("read", "counts")),
         ("workspaces", ctypes.c_void_p),
-        *((name, ctypes.c_ssize_t) for name in ("size", "threads")),
+        ("size", ctypes.c_ssize_t),
     )
 
 
@@ -342,6 +356,6 @@ class _Stretch(ctypes.Structure):
         ("whole", ctypes.c_ssize_t),
         *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
         *((name, ctypes.c_void_p) for name in ("aims", "updates")),
-        *((name, ctypes.c_ssize_t) for name in ("low", "high", "over")),
+        *((name, ctypes.c_ssize_t) for name in ("low", "high", "over", "threads")),
         *((name, ctypes.c_void_p) for name in ("losses", "norms")),
     )

@@ -42,13 +42,13 @@ struct layer {
 
 /* A workspace of so many numbers begins with the inputs, at 0; at each of `scratch` there is room for the widest layer,
    and at `read` and `counts` for the inputs of a step as they lie, and for what each sample counts in it. Each of
-   `threads` that share the rows of a block has a workspace of its own. */
+   the threads that share the rows of a block has a workspace of its own. */
 struct network {
     const struct layer *layers;
     ptrdiff_t count, samples, in, loss;
     ptrdiff_t scratch[2], read, counts;
     REAL *workspaces;
-    ptrdiff_t size, threads;
+    ptrdiff_t size;
 };
 
 /* Of some weights of all rows: where the first row's are, and how far from row to row. */
@@ -468,10 +468,11 @@ static void learn_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
 }
 
 /* A step of all rows, without an update: their loss sums (B,). */
-void learn_step(const struct network *n, const struct block *b, const struct step *s, REAL *losses, int over)
+void learn_step(const struct network *n, const struct block *b, const struct step *s, REAL *losses, int over,
+                ptrdiff_t threads)
 {
     const struct one_step told = {n, b, s, losses, over};
-    share(b->rows, n->threads, learn_row, &told);
+    share(b->rows, threads, learn_row, &told);
 }
 
 /* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what
@@ -492,7 +493,7 @@ struct stretch {
     const int64_t *keys;
     char *aims;
     const struct rows *updates;
-    ptrdiff_t low, high, over;
+    ptrdiff_t low, high, over, threads;
     double *losses, *norms; /* (B,) */
 };
 
@@ -540,7 +541,7 @@ static void train_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
 /* Begin to train on other threads than this one, which ends it: see threads.h. */
 struct shared *begin_training(const struct stretch *s)
 {
-    return begin_sharing(s->updates->rows, s->network->threads, train_row, s);
+    return begin_sharing(s->updates->rows, s->threads, train_row, s);
 }
 
 struct some_samples {
@@ -566,8 +567,9 @@ static void evaluate_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
 
 /* The outputs (B, count, out) of all rows for as many samples (count, in), a whole number of times what the network reads
    at once. */
-void evaluate(const struct network *n, const struct block *b, ptrdiff_t count, const REAL *inputs, REAL *outputs)
+void evaluate(const struct network *n, const struct block *b, ptrdiff_t count, const REAL *inputs, REAL *outputs,
+              ptrdiff_t threads)
 {
     const struct some_samples told = {n, b, count, inputs, outputs};
-    share(b->rows, n->threads, evaluate_row, &told);
+    share(b->rows, threads, evaluate_row, &told);
 }

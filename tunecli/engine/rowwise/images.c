@@ -36,6 +36,26 @@ static struct range right(const struct windows *g, ptrdiff_t place)
     return covered(place, g->width, g->out_width, g->stride[1], g->padding[1], g->dilation[1]);
 }
 
+const REAL *pad(const struct windows *g, const REAL *images, REAL *padded)
+{
+    const ptrdiff_t m = g->samples, line = g->width * m, beside = g->padding[1] * m, whole = line + 2 * beside;
+    const ptrdiff_t above = g->padding[0] * whole;
+    if (!above && !beside)
+        return images;
+    REAL *to = padded;
+    for (ptrdiff_t image = 0; image < g->channels; image++, to += above) {
+        memset(to, 0, sizeof(REAL) * (size_t)above);
+        to += above;
+        for (ptrdiff_t y = 0; y < g->height; y++, images += line, to += whole) {
+            memset(to, 0, sizeof(REAL) * (size_t)beside);
+            memcpy(to + beside, images, sizeof(REAL) * (size_t)line);
+            memset(to + beside + line, 0, sizeof(REAL) * (size_t)beside);
+        }
+        memset(to, 0, sizeof(REAL) * (size_t)above);
+    }
+    return padded;
+}
+
 /* Of every channel and place of the kernel what lies under it at each output: (B, C, kh, kw, Ho, Wo, m). */
 void unfold(const struct windows *g, ptrdiff_t rows, const REAL *images, REAL *unfolded)
 {

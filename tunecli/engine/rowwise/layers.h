@@ -50,6 +50,8 @@ struct windows {
     ptrdiff_t kernel[2], stride[2], padding[2], dilation[2];
 };
 
+/* The images with zeros around them, as wide as the padding, (C, H + 2 p, W + 2 q, m): themselves where there is none. */
+const REAL *pad(const struct windows *g, const REAL *images, REAL *padded);
 void unfold(const struct windows *g, ptrdiff_t rows, const REAL *images, REAL *unfolded);
 void fold(const struct windows *g, ptrdiff_t rows, const REAL *unfolded, REAL *images);
 void largest(const struct windows *g, ptrdiff_t rows, const REAL *images, REAL *found);

@@ -14,8 +14,8 @@ from tunecli.data import Samples
 from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.backward import Source, backward_of
-from tunecli.engine.rowwise.compiled import windows_over
 from tunecli.engine.rowwise.layers import KINDS, Layer, Layers
+from tunecli.engine.rowwise.taps import padded_numbers, taps_back, taps_of, windows_back, windows_of
 from tunecli.metrics import LOSSES, Loss
 
 _LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
@@ -74,9 +74,10 @@ class Network:
             own.scale, own.shift = layer.scale, layer.shift
             own.sizes[: len(layer.sizes)] = layer.sizes
             if layer.windows is not None:
-                over = self._keep(windows_over(layer.shape, layer.windows))
-                own.over = ctypes.addressof(over)
-                end += self.samples * over.unfolded if layer.kind == "convolution" else 0
+                own.over = ctypes.addressof(self._keep(windows_of(layer)))
+            if layer.kind == "convolution":
+                self._convolve(own, layer)
+                end += padded_numbers(windows_of(layer))
             if layer.kind == "normalize":
                 end += self.samples * layer.sizes[0]
             if layer.elements is not None:
@@ -101,6 +102,14 @@ class Network:
                 own.gathered = self._keep(to).data_ptr()
         return lines * self.samples
 
+    def _convolve(self, own: Any, layer: Layer) -> None:
+        """Tell C where the numbers are that filters are multiplied by, forward and back."""
+        part, back = PART_BYTES // self.dtype.itemsize, windows_back(layer)
+        own.taps = ctypes.addressof(self._keep(taps_of(layer, part)))
+        if back is not None:
+            own.over_back = ctypes.addressof(self._keep(back))
+            own.taps_back = ctypes.addressof(self._keep(taps_back(layer, back, part)))
+
     def _keep(self, told: Any) -> Any:
         """C reads it as long as there is this network."""
         self._kept.append(told)
@@ -115,8 +124,8 @@ def _source(source: Source, start: int, samples: int) -> _Source:
 def _scratch(layer: Layer, samples: int) -> int:
     """How many numbers a layer needs for a moment."""
     if layer.kind == "convolution":
-        assert layer.windows is not None
-        return samples * windows_over(layer.shape, layer.windows).unfolded
+        back = windows_back(layer)
+        return samples * windows_of(layer).unfolded if back is None else padded_numbers(back)
     if layer.kind == "linear":
         _, inputs, outputs, turned = layer.sizes
         rows, columns = (inputs, outputs) if turned else (outputs, inputs)
@@ -267,6 +276,9 @@ APART = 32
 WHOLE = 16
 """So many numbers fill whole vectors, of either kind."""
 
+PART_BYTES = 64
+"""Of a vector."""
+
 
 def loss_number(loss: Loss, dtype: torch.dtype, targets: Tensor) -> int | None:
     """Which loss of the source this is, None where it is none; of outputs of a kind."""
@@ -310,7 +322,7 @@ class _Layer(ctypes.Structure):
         ("cleared", ctypes.c_void_p),
         ("clearings", ctypes.c_ssize_t),
         ("sizes", ctypes.c_ssize_t * 4),
-        ("over", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("over", "taps", "over_back", "taps_back")),
         ("dropout", _Dropout),
         ("elements", ctypes.c_void_p),
         ("values", ctypes.c_void_p),

@@ -34,6 +34,9 @@ struct layer {
     ptrdiff_t clearings;
     ptrdiff_t sizes[4];              /* of layers.py, */
     const struct windows *over;      /* as the windows are */
+    const struct taps *taps;         /* of a convolution over its padded images; and that which gives the gradient of its */
+    const struct windows *over_back; /* images, over that of its outputs, where there is one */
+    const struct taps *taps_back;
     struct dropout dropout;
     const int32_t *elements;         /* what each line gathers, or which number of its weight it is told; */
     const REAL *values;              /* or these */
@@ -99,15 +102,10 @@ static int is_over(const struct row *r, const struct layer *l, int bias)
     return r->over && l->fresh[bias];
 }
 
-/* Of a convolution: its filters, and how many numbers a window has. */
+/* Of a convolution: how many filters there are. */
 static ptrdiff_t channels_of(const struct layer *l)
 {
     return l->out / (l->over->out_height * l->over->out_width);
-}
-
-static ptrdiff_t read_of(const struct layer *l)
-{
-    return l->over->channels * l->over->kernel[0] * l->over->kernel[1];
 }
 
 /* The matrix of a linear layer: (out, in), or (in, out) where it is `turned`. */
@@ -126,10 +124,8 @@ static void forward_linear(const struct row *r, const struct layer *l, const REA
 
 static void forward_convolution(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
 {
-    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = read_of(l);
-    const struct product p = {channels, places, read, read, 1, places, places, 0};
-    unfold(l->over, 1, x, at(r, l->more));
-    product(&p, weights_of(r, l->weight), at(r, l->more), bias, y);
+    const REAL *images = pad(l->over, x, at(r, l->more));
+    convolve(channels_of(l), l->taps, l->taps->K, weights_of(r, l->weight), images, bias, y);
 }
 
 /* Rows of a table (rows, width): which one, the number of a sample says. A row that there is not gives NaN. */
@@ -283,16 +279,22 @@ static void backward_linear(const struct row *r, const struct layer *l, const RE
         product(&p, weights_of(r, l->weight), d + t * out * m, NULL, to + t * in * m);
 }
 
-static void backward_convolution(const struct row *r, const struct layer *l, const REAL *d, REAL *to)
+static void backward_convolution(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
 {
-    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = read_of(l);
-    const struct product p = {read, places, channels, 1, read, places, places, 0};
-    dots(channels, read, places, d, at(r, l->more), gradient_of(r, l->weight), !is_over(r, l, 0));
+    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = l->taps->K;
+    const int padded = l->over->padding[0] || l->over->padding[1];
+    const REAL *weights = weights_of(r, l->weight);
+    REAL *scratch = at(r, r->n->scratch[0]);
+    dots(channels, l->taps, d, padded ? at(r, l->more) : x, gradient_of(r, l->weight), !is_over(r, l, 0));
     if (l->bias >= 0)
         sums(channels, places, d, gradient_of(r, l->bias), !is_over(r, l, 1));
-    if (to) {
-        product(&p, weights_of(r, l->weight), d, NULL, at(r, r->n->scratch[0]));
-        fold(l->over, 1, at(r, r->n->scratch[0]), to);
+    if (to && l->taps_back) {
+        const REAL *given = pad(l->over_back, d, scratch);
+        convolve(l->over->channels, l->taps_back, read / l->over->channels, weights, given, NULL, to);
+    } else if (to) {
+        const struct product p = {read, places, channels, 1, read, places, places, 0};
+        product(&p, weights, d, NULL, scratch);
+        fold(l->over, 1, scratch, to);
     }
 }
 
@@ -365,7 +367,7 @@ static void backward(const struct row *r)
         REAL *to = target(r, &l->from[0]);
         switch (l->kind) {
         case LINEAR: backward_linear(r, l, x, d, to); break;
-        case CONVOLUTION: backward_convolution(r, l, d, to); break;
+        case CONVOLUTION: backward_convolution(r, l, x, d, to); break;
         case EMBEDDING: backward_embedding(r, l, x, d); continue;
         case PRODUCT: {
             backward_product(r, l, x, other, d, to, NULL);

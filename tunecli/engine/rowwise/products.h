@@ -13,12 +13,28 @@ struct product {
 
 void product(const struct product *p, const REAL *a, const REAL *b, const REAL *bias, REAL *c);
 
-/* C (M, N) = A (M, K) B (N, K) transposed, or added to it; K is whole parts, each matrix lies row after row. Each sum is
-   taken in as many parts as a vector has numbers. */
-void dots(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const REAL *a, const REAL *b, REAL *c, int add);
+/* The same of a matrix B (K, N) whose rows overlap, as windows over images do: row k begins at `at` of its tap, and the
+   n-th part of each row lies at starts[n] from there. Of A the number (m, k) lies at m * down + the `weight` of the tap. */
+struct tap {
+    ptrdiff_t weight, at;
+};
+
+struct taps {
+    ptrdiff_t K, parts; /* of which N is */
+    const struct tap *of;
+    const ptrdiff_t *starts;
+};
+
+void convolve(ptrdiff_t M, const struct taps *taps, ptrdiff_t down, const REAL *a, const REAL *b, const REAL *bias,
+              REAL *c);
+
+/* C (M, K) = A (M, N) B transposed, or added to it, where B is as above. The numbers of each place in a part are summed
+   up first, from the first part to the last; then the upper half of a part is added to the lower one, until there is one
+   number. */
+void dots(ptrdiff_t M, const struct taps *taps, const REAL *a, const REAL *b, REAL *c, int add);
 
 /* A (rows, columns), whose rows are `step` apart -> (columns, rows), whose rows are `out` apart. */
 void transpose(ptrdiff_t rows, ptrdiff_t columns, const REAL *from, ptrdiff_t step, REAL *to, ptrdiff_t out);
 
-/* The sums of the rows of A (rows, columns), or added to what is found; columns are whole parts. */
+/* The sums of the rows of A (rows, columns), or added to what is found, as `dots` takes them; columns are whole parts. */
 void sums(ptrdiff_t rows, ptrdiff_t columns, const REAL *a, REAL *found, int add);

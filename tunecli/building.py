@@ -28,12 +28,12 @@ SOURCES = (
     HERE / "update.c",
     *(
         HERE / "rowwise" / f"{name}.c"
-        for name in ("images", "losses", "products", "elementwise", "lanes", "threads", "network")
+        for name in ("images", "losses", "products", "sums", "elementwise", "lanes", "threads", "network")
     ),
 )
 HEADERS = (
     HERE / "update.h",
-    *(HERE / "rowwise" / f"{name}.h" for name in ("parts", "functions", "layers", "products", "threads")),
+    *(HERE / "rowwise" / f"{name}.h" for name in ("parts", "functions", "layers", "contracted", "products", "threads")),
 )
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-pthread")

@@ -1,5 +1,5 @@
 /* What `network.c` is made of: layers and losses of other sources. Samples lie innermost: a line has one number of each of
-   the m samples, which are whole parts. REAL is float or double. */
+   the m samples, which are whole stripes. REAL is float or double. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -36,13 +36,6 @@ void unlog_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, co
 void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
 void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y);
 void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to);
-
-/* Of each sample, C (M, N) = A (M, K) B (K, N): the lines of (i, k) are i * a_down + k * a_right, of B alike. */
-struct between {
-    ptrdiff_t M, N, K, a_down, a_right, b_down, b_right;
-};
-
-void between(const struct between *p, ptrdiff_t m, const REAL *a, const REAL *b, REAL *c);
 
 /* An image (C, H, W) of m samples, and where a kernel lies over it at each place of its outputs. */
 struct windows {

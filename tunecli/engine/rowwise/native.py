@@ -104,11 +104,11 @@ class Network:
 
     def _convolve(self, own: Any, layer: Layer) -> None:
         """Tell C where the numbers are that filters are multiplied by, forward and back."""
-        part, back = PART_BYTES // self.dtype.itemsize, windows_back(layer)
-        own.taps = ctypes.addressof(self._keep(taps_of(layer, part)))
+        stripe, back = STRIPE_BYTES // self.dtype.itemsize, windows_back(layer)
+        own.taps = ctypes.addressof(self._keep(taps_of(layer, stripe)))
         if back is not None:
             own.over_back = ctypes.addressof(self._keep(back))
-            own.taps_back = ctypes.addressof(self._keep(taps_back(layer, back, part)))
+            own.taps_back = ctypes.addressof(self._keep(taps_back(layer, back, stripe)))
 
     def _keep(self, told: Any) -> Any:
         """C reads it as long as there is this network."""
@@ -276,8 +276,8 @@ APART = 32
 WHOLE = 16
 """So many numbers fill whole vectors, of either kind."""
 
-PART_BYTES = 64
-"""Of a vector."""
+STRIPE_BYTES = 64
+"""Of the longest vector."""
 
 
 def loss_number(loss: Loss, dtype: torch.dtype, targets: Tensor) -> int | None:

@@ -1,7 +1,7 @@
 /* The losses and the gradient of a model, a row after the other: what a row computes stays near the core from its first
    layer to its last, where torch computes each layer for all rows and is called some forty times.
 
-   What layers.py calls lines are here (lines, m), the samples innermost, and m is whole parts. REAL is float or double. */
+   What layers.py calls lines are here (lines, m), the samples innermost, and m is whole stripes. REAL is float or double. */
 
 #include "../update.h"
 #include "functions.h"
@@ -34,9 +34,9 @@ struct layer {
     ptrdiff_t clearings;
     ptrdiff_t sizes[4];              /* of layers.py, */
     const struct windows *over;      /* as the windows are */
-    const struct taps *taps;         /* of a convolution over its padded images; and that which gives the gradient of its */
-    const struct windows *over_back; /* images, over that of its outputs, where there is one */
-    const struct taps *taps_back;
+    const struct taps *taps;         /* of a convolution over its padded images, */
+    const struct windows *over_back; /* and of that over the gradient of its outputs, */
+    const struct taps *taps_back;    /* where it gives that of its images */
     struct dropout dropout;
     const int32_t *elements;         /* what each line gathers, or which number of its weight it is told; */
     const REAL *values;              /* or these */
@@ -240,12 +240,12 @@ static void add_to(const struct row *r, const struct source *from, const REAL *f
 }
 
 /* What two matrices of each token give, (tokens, rows, m) and (tokens, columns, m) -> (rows, columns). The second is read
-   sample by sample; where a sample does not fill whole parts, zeros are put behind it for a moment. `inputs`: it is what
+   sample by sample; where a sample does not fill whole stripes, zeros are put behind it for a moment. `inputs`: it is what
    the network read, which is sample by sample. */
 static void of_matrices(const struct row *r, ptrdiff_t tokens, ptrdiff_t rows, ptrdiff_t columns, const REAL *one,
                         const REAL *other, int inputs, REAL *found, int over)
 {
-    const ptrdiff_t m = r->n->samples, wide = (columns + PART - 1) / PART * PART;
+    const ptrdiff_t m = r->n->samples, wide = (columns + STRIPE - 1) / STRIPE * STRIPE;
     const int as_it_is = inputs && wide == columns;
     REAL *lines = at(r, r->n->scratch[0]), *to = found;
     struct product p = {rows, wide, m, m, 1, as_it_is ? r->n->in : wide, wide, !over};
@@ -319,19 +319,23 @@ static void backward_weigh(const struct row *r, const struct layer *l, const REA
     REAL *found = l->weight < 0 ? NULL : gradient_of(r, l->weight);
     if (found && is_over(r, l, 0))
         memset(found, 0, sizeof(REAL) * (size_t)l->sizes[0]);
-    for (ptrdiff_t i = 0; i < l->out; i++) {
-        const REAL by = l->kind == WEIGH ? told(l, weight, i) : 1;
-        part sum = {0};
-        for (ptrdiff_t s = i * m; s < (i + 1) * m; s += PART) {
-            const part given = load(d + s, 1, PART);
-            sum += l->kind == WEIGH ? given * load(x + s, 1, PART) : given;
-            if (to)
-                store(to + s, given * by, PART);
+    for (ptrdiff_t low = 0, lines; low < l->out; low += lines) {
+        stripe own[16] = {0};
+        REAL along[16];
+        lines = l->out - low < 16 ? l->out - low : 16;
+        for (ptrdiff_t i = 0; i < lines; i++) {
+            const REAL by = l->kind == WEIGH ? told(l, weight, low + i) : 1;
+            for (ptrdiff_t s = 0, at = (low + i) * m; s < m; s += PART) {
+                const part given = load(d + at + s, 1, PART);
+                own[i].of[s / PART % PARTS] += l->kind == WEIGH ? given * load(x + at + s, 1, PART) : given;
+                if (to)
+                    store(to + at + s, given * by, PART);
+            }
         }
-        for (ptrdiff_t s = 1; s < PART && found; s++)
-            sum[0] += sum[s];
         if (found)
-            found[l->elements[i]] += sum[0] * (REAL)l->scale;
+            sums(lines, STRIPE, (const REAL *)own, along, 0);
+        for (ptrdiff_t i = 0; i < lines && found; i++)
+            found[l->elements[low + i]] += along[i] * (REAL)l->scale;
     }
 }
 

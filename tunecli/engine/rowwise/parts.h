@@ -3,9 +3,24 @@
 #include <stddef.h>
 #include <string.h>
 
-#define PART ((ptrdiff_t)(64 / sizeof(REAL)))
-typedef REAL part __attribute__((vector_size(64)));
+/* A part is what a register of the machine holds: longer vectors gcc works off number by number. */
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define PART ((ptrdiff_t)(BYTES / sizeof(REAL)))
+typedef REAL part __attribute__((vector_size(BYTES)));
 typedef __typeof__((part){0} > (part){0}) truths;
+
+/* A stripe is 64 bytes on any machine: so many sums are taken side by side, and their order depends on no machine. */
+#define STRIPE ((ptrdiff_t)(64 / sizeof(REAL)))
+#define PARTS (64 / BYTES)
+typedef struct {
+    part of[PARTS];
+} stripe;
 
 /* n numbers, `step` apart. */
 static inline part load(const REAL *from, ptrdiff_t step, ptrdiff_t n)

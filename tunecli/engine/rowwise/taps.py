@@ -21,31 +21,31 @@ class Taps(ctypes.Structure):
     """`struct taps` of the source, over padded images. It keeps the tensors that it tells of."""
 
     _fields_ = (
-        *((name, ctypes.c_ssize_t) for name in ("count", "parts")),
+        *((name, ctypes.c_ssize_t) for name in ("count", "stripes")),
         *((name, ctypes.c_void_p) for name in ("of", "starts")),
     )
 
-    def __init__(self, over: WindowsOver, weights: Tensor, part: int) -> None:
-        """`weights` are the numbers of a filter's, by channel and place of the kernel; so many numbers are a `part`."""
+    def __init__(self, over: WindowsOver, weights: Tensor, stripe: int) -> None:
+        """`weights` are the numbers of a filter's, by channel and place of the kernel; a `stripe` has so many."""
         height, width = _padded(over)
         (down, right), (below, beside) = over.dilation, over.stride
         pixels = _places((over.channels, height * width), (over.kernel[0], down * width), (over.kernel[1], right))
         outputs = _places((over.out_height, below * width), (over.out_width, beside)) * over.samples
         self._of = torch.stack([weights, pixels * over.samples], 1)
-        self._starts = (outputs[:, None] + torch.arange(0, over.samples, part)).flatten()
+        self._starts = (outputs[:, None] + torch.arange(0, over.samples, stripe)).flatten()
         super().__init__(len(self._of), len(self._starts), self._of.data_ptr(), self._starts.data_ptr())
 
 
-def taps_of(layer: Layer, part: int) -> Taps:
+def taps_of(layer: Layer, stripe: int) -> Taps:
     """Of a convolution."""
     over = windows_of(layer)
-    return Taps(over, torch.arange(over.channels * math.prod(over.kernel)), part)
+    return Taps(over, torch.arange(over.channels * math.prod(over.kernel)), stripe)
 
 
-def taps_back(layer: Layer, over: WindowsOver, part: int) -> Taps:
+def taps_back(layer: Layer, over: WindowsOver, stripe: int) -> Taps:
     """The same `over` the gradient of its outputs, of the weights of its first channel in all filters."""
     weights = torch.arange(over.channels * layer.shape[1] * math.prod(over.kernel))
-    return Taps(over, weights.view(over.channels, layer.shape[1], -1)[:, 0].flip(1).flatten(), part)
+    return Taps(over, weights.view(over.channels, layer.shape[1], -1)[:, 0].flip(1).flatten(), stripe)
 
 
 def windows_of(layer: Layer) -> WindowsOver:

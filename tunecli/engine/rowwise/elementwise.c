@@ -8,6 +8,9 @@ static part clamp(part x, part low, part high)
     return choose(x < low, low, choose(x > high, high, x));
 }
 
+/* Above, torch takes softplus for its argument. */
+static const REAL straight = 20;
+
 void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *x, REAL *y)
 {
     const part zero = {0};
@@ -28,7 +31,7 @@ void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *
     case GELU: EACH(own * normal_below(own))
     case GELU_TANH: EACH(own * logistic(nearly_normal(own)))
     case MISH: EACH(own * hyperbolic_tangent(softplus(own)))
-    case SOFTPLUS: EACH(softplus(own))
+    case SOFTPLUS: EACH(choose(own > zero + straight, own, softplus(own)))
     case HARDSWISH: EACH(own * clamp(own + (REAL)3, zero, zero + (REAL)6) / (REAL)6)
     case CLAMP:
     case HARDTANH: EACH(clamp(own, zero + by, zero + more))
@@ -83,7 +86,7 @@ void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL
     case GELU: EACH(x, given * (normal_below(own) + own * (exponential(own * own * (REAL)-0.5) * density)))
     case GELU_TANH: EACH(x, given * gelu_tanh_slope(own))
     case MISH: EACH(x, given * mish_slope(own))
-    case SOFTPLUS: EACH(x, given * logistic(own))
+    case SOFTPLUS: EACH(x, choose(own > zero + straight, given, given * logistic(own)))
     case HARDSWISH: EACH(x, given * hardswish_slope(own))
     case CLAMP: EACH(x, choose((own >= zero + by) & (own <= zero + more), given, zero))
     case HARDTANH: EACH(x, choose((own > zero + by) & (own < zero + more), given, zero))

@@ -115,7 +115,7 @@ def choose_plan(
     What C computes goes a row after the other, and shares only the calls that lay out and measure a tick: by a
     cap of 16, which holds all default batch sizes in one lane, it takes 0.8 of the time of a cap of 64 at a window of 4
     and the same at 32; a single batch size of 64 or more takes a tenth less by a cap of 64, if the model does not
-    convolve: then what a layer unfolds should stay near the core.
+    convolve: then the images of a layer should stay near the core.
     One thread: two gain a sixth on an idle machine, and lose tenfold where another process wants the second core.
     """
     cap = min(max(CAPS[0], 1 << (smallest_batch.bit_length() - 1)), CAPS[-1])

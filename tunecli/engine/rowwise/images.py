@@ -20,8 +20,9 @@ from tunecli.engine.rowwise.called import called
 SMALL = 4096
 """Numbers that the windows of a sample are unfolded into, up to which a convolution by rules beats one by oneDNN."""
 
-SMALL_IN_C = 65_536
-"""And up to which one in C does, a row after the other: it takes 0.6 of the time at 35,000, 1.15 times at 101,000."""
+SMALL_IN_C = 131_072
+"""And up to which one in C does, a row after the other: it takes 0.6 of the time at 74,000 and 0.5 to 1.0 at 147,000,
+least where filters are few; with AVX2, where torch has that too, 0.9 and 0.7 to 1.2."""
 
 
 Pair = tuple[int, int]

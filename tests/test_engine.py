@@ -947,6 +947,21 @@ class Mixing(nn.Module):
         return outputs
 
 
+class Warming(nn.Module):
+    """Its outputs grow with every batch that it learns from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+        outputs: Tensor = self.layer(inputs) * (self.seen / 9).clamp(max=1)
+        return outputs
+
+
 class Sparse(nn.Module):
     """Its table's gradient is a sparse tensor."""
 
@@ -1053,6 +1068,7 @@ MODELS = [frozen_same, Tied, batch_norm, Mixing, convolution, Recurrent, frozen_
         (batch_norm, "BatchNorm1d (layer 1) mixes the samples of a batch: nn.GroupNorm does not"),
         (normed_convolution, "BatchNorm1d (layer 4) mixes the samples of a batch"),
         (Mixing, "samples of a batch depend on each other"),
+        (Warming, "its forward pass writes to self.seen"),
         (convolution, "such convolutions are faster one by one"),
         (Recurrent, "recurrent layers are faster one by one"),
         (frozen_random, "its frozen weights differ from trial to trial"),
@@ -1420,6 +1436,56 @@ def test_what_a_step_of_the_users_own_writes_to_is_in_a_snapshot() -> None:
     engine.restore(run, snapshot)
     course.train(engine, calls=1, seconds=60)
     assert course.given == whole.given
+
+
+class Counting(nn.Module):
+    """Keeps how often it was called, and a mean of what it saw, in attributes of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls, self.seen, self.head = 0, [torch.zeros(FEATURES)], nn.Linear(FEATURES, CLASSES)
+        self.weights = [self.head.weight]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._calls += 1
+        self.seen = [0.9 * self.seen[0] + 0.1 * inputs.mean(0)]
+        outputs: Tensor = (inputs - self.seen[0]) @ self.weights[0].T * min(1.0, self._calls / 9)
+        return outputs
+
+
+def test_what_a_model_keeps_in_attributes_of_python_is_in_a_snapshot() -> None:
+    task, runs = make_task(Counting), [make_run(trial, epochs=3) for trial in range(3)]
+    whole, course = Course(runs), Course(runs)
+    whole.train(start(LocalEngine(task, LOOPED), runs), calls=3, seconds=60)
+    engine = start(LocalEngine(task, LOOPED), runs)
+    for calls in (7, 3):
+        course.train(engine, calls=calls, seconds=-1)
+        snapshots = [as_stored(engine.snapshot(run)) for run in runs]
+        engine = LocalEngine(task, LOOPED)
+        for run, snapshot in zip(runs, snapshots, strict=True):
+            engine.restore(run, snapshot)
+    course.train(engine, calls=3, seconds=60)
+    assert course.given == whole.given
+
+
+class Remembering(nn.Module):
+    """Keeps what is neither a tensor nor a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths, self.head = set[int](), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.lengths |= {len(inputs)}
+        outputs: Tensor = self.head(inputs)
+        return outputs
+
+
+def test_a_model_that_keeps_what_is_no_plain_value_has_no_snapshot() -> None:
+    engine = start(LocalEngine(make_task(Remembering), LOOPED), [run := make_run(0, batch_size=16)])
+    assert engine.snapshot(run) is not None
+    tick(engine, [run])
+    assert engine.snapshot(run) is None
 
 
 class Opaque(torch.optim.SGD):

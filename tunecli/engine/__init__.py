@@ -65,8 +65,8 @@ class Engine(Protocol):
     def snapshot(self, run: Run) -> Snapshot | None:
         """A run's whole state as it is now, in the middle of a tick too; None where it cannot be taken out.
 
-        That is so for an optimizer of the user's own whose state is no plain value, and where memory ran out in the
-        middle of a step. What a user's model keeps in attributes of Python is not seen.
+        That is so for an optimizer of the user's own whose state is no plain value, for a model that keeps such in
+        attributes of Python, and where memory ran out in the middle of a step.
         """
 
     def restore(self, run: Run, snapshot: Snapshot) -> None:

@@ -7,7 +7,7 @@ batches end together lie side by side: an update works on slices and never on a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tunecli.alarm import overdue
 from tunecli.data import Split
+from tunecli.engine.attributes import attributes, written
 from tunecli.engine.block import Block
 from tunecli.engine.compiler import is_compiled
 from tunecli.engine.gradients import Layout
@@ -36,6 +37,7 @@ class Slot:
     """The place of a run in flight: its progress, and its row in the lane's matrices.
 
     Until it has a row, `rows` (P,) are what it begins with; `partial` is where, if in the middle of a tick.
+    `attributes` is what a module of its own keeps in such as it begins, as they are written.
     """
 
     run: Run
@@ -44,6 +46,7 @@ class Slot:
     rule: Rule
     settings: Hparams
     rows: dict[str, Tensor]
+    attributes: Mapping[str, str]
     partial: Partial | None = None
     plateau: Plateau = field(default_factory=Plateau)
     row: int = -1
@@ -130,7 +133,8 @@ class Lane:
         rule = RULES.get(str(run.hparams["optimizer"])) or self._own_rule(run, module)
         settings = settings_of(run.settings, run.hparams)
         initial = self.layout.row(module)
-        slot = Slot(run, self, module, rule, settings, rows={"weights": initial, "best": initial})
+        kept = written(attributes(module)) if self.micro is None else {}
+        slot = Slot(run, self, module, rule, settings, rows={"weights": initial, "best": initial}, attributes=kept)
         if self.micro is not None:
             # The rows share one module; what it does not train is the same in every trial.
             self._shared = slot.module = self._shared or module

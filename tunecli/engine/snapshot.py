@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from tunecli.engine.attributes import changed
 from tunecli.engine.own import OwnStep
 from tunecli.engine.schedule import Plateau
 
@@ -40,8 +42,8 @@ class Partial:
 
 
 def take_snapshot(slot: Slot) -> Snapshot | None:
-    """A copy of all that the run holds, or None where its optimizer holds what is no plain value, or a step was left
-    half done."""
+    """A copy of all that the run holds, or None where its optimizer or its model holds what is no plain value, or a
+    step was left half done."""
     if slot.lane.is_torn(slot):
         return None
     tensors = {f"row.{name}": row for name, row in slot.lane.rows(slot).items()}
@@ -58,11 +60,13 @@ def take_snapshot(slot: Slot) -> Snapshot | None:
     if partial is not None:
         tensors["gradient"] = partial.gradient
         numbers |= {"step": partial.step, "sums": list(partial.sums), "partial_seconds": partial.seconds}
-    if isinstance(slot.rule.step, OwnStep):
-        try:
+    try:
+        if isinstance(slot.rule.step, OwnStep):
             numbers["optimizer"] = _plain(slot.rule.step.state(), tensors, "optimizer")
-        except TypeError:
-            return None
+        if slot.lane.micro is None and (kept := changed(slot.module, slot.attributes)):
+            numbers["attributes"] = _plain(kept, tensors, "attributes")
+    except TypeError:
+        return None
     return Snapshot(slot.ticks, {name: own.detach().cpu().clone() for name, own in tensors.items()}, numbers)
 
 
@@ -81,6 +85,10 @@ def put_snapshot(slot: Slot, snapshot: Snapshot) -> None:
         slot.partial = Partial(numbers["step"], gradient, tuple(numbers["sums"]), numbers["partial_seconds"])
     if isinstance(slot.rule.step, OwnStep):
         slot.rule.step.load(_read_plain(numbers["optimizer"], tensors))
+    device = slot.rows["weights"].device
+    for name, value in (_read_plain(numbers["attributes"], tensors) if "attributes" in numbers else {}).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(slot.module.get_submodule(owner), leaf, tree_map_only(Tensor, lambda own: own.to(device), value))
 
 
 def _own_tensors(slot: Slot) -> dict[str, Tensor]:

@@ -51,12 +51,14 @@ def traits(
     Raises ModelError where the model does not fit its data.
     """
     module.train()
-    stochastic, mixes, stateful = _behaviour(module, samples, loss)
+    stochastic, mixes, changed = _behaviour(module, samples, loss)
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
-    if mixes or stateful:
+    if mixes or changed is not None:
         norm = _batch_norm(module)
-        mixer = "samples of a batch depend on each other" if norm is None else f"{norm} mixes the samples of a batch"
+        mixer = f"{norm} mixes the samples of a batch"
+        if norm is None:
+            mixer = "samples of a batch depend on each other" if mixes else f"its forward pass writes to self.{changed}"
         # What is faster one by one would be no faster without it.
         faster = norm is not None and _faster_alone(module, samples, native=False) is None
         return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
@@ -141,8 +143,8 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     return Traits("looped", "train.step is the user's own", True, mixes)
 
 
-def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, bool]:
-    """Whether a model in training draws random numbers, mixes the samples of a batch, changes its buffers."""
+def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, str | None]:
+    """Whether a model in training draws random numbers, mixes the samples of a batch; and which buffer it changes."""
     whole, half = samples.inputs, len(samples) // 2
     halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
     state = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -158,10 +160,11 @@ def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, b
             parts = torch.cat([as_outputs(call(module, part), half) for part in halves])
             mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
         mixes = mixes or (loss.own and _loss_mixes(loss, first, samples.targets))
-        stateful = any(not torch.equal(state[name], buffer) for name, buffer in module.named_buffers())
+        changed = (name for name, buffer in module.named_buffers() if not torch.equal(state[name], buffer))
+        written = next(changed, None)
     for name, buffer in module.named_buffers():
         buffer.copy_(state[name])
-    return stochastic, mixes or _batch_norm(module) is not None, stateful
+    return stochastic, mixes or _batch_norm(module) is not None, written
 
 
 def _generator_state(samples: Samples) -> Tensor:

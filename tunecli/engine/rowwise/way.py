@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
+from tunecli.engine.attributes import attributes, changed, written
 from tunecli.engine.compiler import has_functions
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
@@ -168,16 +169,15 @@ class Recorded:
     def _record(self, function: Callable[[], Sequence[Tensor]], read: list[Tensor], keys: Tensor | None) -> Recording:
         if any(map(_is_hooked, self._module.modules())):
             raise Unrecordable("it has hooks: what they do can stand in forward")
-        before = _attributes(self._module)
+        before = written(attributes(self._module))
         try:
             recording = record(function, read, keys)
         except RuntimeError as error:
             if "data-dependent" in str(error) or ".item()" in str(error):
                 raise Unrecordable(DECIDES) from error
             raise
-        changed = next((name for name, value in _attributes(self._module).items() if before.get(name) != value), None)
-        if changed is not None:
-            raise Unrecordable(f"its forward pass sets {changed}, which a stop loses: register a buffer")
+        for name in changed(self._module, before):
+            raise Unrecordable(f"its forward pass sets self.{name}, which no checkpoint holds: register a buffer")
         return recording
 
 
@@ -190,16 +190,6 @@ def _is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward says."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(hooks) or any(p._backward_hooks for p in module.parameters(recurse=False))
-
-
-def _attributes(module: nn.Module) -> dict[str, str]:
-    """Everything that a module keeps beside its weights and parts, by its name."""
-    return {
-        ".".join(filter(None, ("self", name, key))): repr(value)
-        for name, part in module.named_modules()
-        for key, value in vars(part).items()
-        if not key.startswith("_") and key not in ("training", "forward")
-    }
 
 
 class Rowwise:

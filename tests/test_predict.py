@@ -450,6 +450,38 @@ def test_a_project_that_was_moved_predicts_where_study_toml_says_that_it_is(tune
     assert tunecli("predict", "own", "new.py:load", "--home", "moved/studies").out == expected
 
 
+def other_code(own: Path, name: str, old: str, new: str) -> None:
+    """A copy of the project with other code: what this process has loaded once it does not load again."""
+    place = shutil.copytree(own, own / name, ignore=shutil.ignore_patterns("same", "other"))
+    (place / "own.py").write_text(OWN.replace(old, new))
+    question = place / "studies" / "own" / "study.toml"
+    question.write_text(question.read_text().replace(f'base = "{own}"', f'base = "{place}"'))
+
+
+@pytest.mark.parametrize("name", ["same", "other"])
+def test_code_of_the_model_that_changed_after_training_is_told_of(tunecli: Command, own: Path, name: str) -> None:
+    other_code(own, name, "torch.tanh", "torch.tanh" if name == "same" else "torch.relu")
+    best = best_checkpoint(own / "studies" / "own").name.replace("-", " ")
+    now = f"{best} was trained: the model is made by what is there now"
+    for told, *arguments in (
+        (now, "predict", "own", f"{name}/own.py:load"),
+        (now, "finetune", "own", "--best"),
+        ("was trained: trials from now on are another model's", "search", f"{name}/own.toml", "--trials", "3"),
+    ):
+        done = tunecli(*arguments, "--home", f"{name}/studies")
+        assert done.code == 0
+        assert [told in line for line in done.err.splitlines() if "changed" in line] == [True] * (name == "other")
+    tuned = tunecli("predict", "own", f"{name}/own.py:load", "--finetuned", "1", "--home", f"{name}/studies")
+    assert (tuned.code, "changed" in tuned.err) == (0, False)
+
+
+def test_code_that_makes_a_model_of_another_shape_is_the_hint(tunecli: Command, own: Path) -> None:
+    other_code(own, "other", "2, width", "2, width + 1")
+    done = tunecli("predict", "own", "other/own.py:load", "--home", "other/studies")
+    assert done.code == 3
+    assert done.complaint[1].startswith("own.py changed after trial ")
+
+
 PICTURES = """
 import numpy as np
 import torch

@@ -16,6 +16,7 @@ from tunecli.source import describe
 from tunecli.storage import Database
 from tunecli.store import Record, load_kept, read
 from tunecli.study import model_code
+from tunecli.study.code import MADE_NOW, changed_code
 from tunecli.trial import best_trial
 
 if TYPE_CHECKING:
@@ -83,11 +84,13 @@ def predict(
     from tunecli.data.samples import stored_features
     from tunecli.engine import resolve_device
 
-    device = resolve_device(device)
+    device, question = resolve_device(device), folder / "study.toml"
     features = stored_features(manifest["features"])
     target = manifest["preprocessing"].get("target", {}).get("name")
     found = inputs.read(source, base=base, preprocessing=manifest["preprocessing"], features=features)
-    outputs = _outputs(load_model(chosen, folder / "study.toml").to(device), found, device)
+    module = load_model(chosen, question).to(device)
+    changed = changed_code(manifest, model_code(question)[1])
+    outputs = _outputs(module, found, device)
     # The first of them now: a model that cannot read these samples says so before anything is printed.
     first = next(outputs, None)
     return Predicted(
@@ -99,7 +102,7 @@ def predict(
             *_columns(manifest["classes"], 1 if first is None else first.shape[1]),
         ),
         samples=found.rows,
-        notices=(*chosen.notices, *found.notices),
+        notices=(*chosen.notices, *([f"{changed}: {MADE_NOW}"] if changed else ()), *found.notices),
         rows=_named(found.names, _rows(outputs if first is None else chain((first,), outputs), manifest)),
     )
 
@@ -217,7 +220,11 @@ def load_model(chosen: Chosen, question: Path) -> nn.Module:
     )
     if has_other_head(module, chosen.weights):
         replace_head(module, model["outputs"], seed=0)
-    load_weights(module, chosen.weights, fresh=None, where=chosen.place)
+    try:
+        load_weights(module, chosen.weights, fresh=None, where=chosen.place)
+    except CheckpointError as error:
+        changed = changed_code(chosen.manifest, base)
+        raise CheckpointError(error.message, hint=f"{changed}: undo that" if changed else error.hint) from error
     return module.eval()
 
 

@@ -32,6 +32,7 @@ from tunecli.space import settings_of
 from tunecli.storage import Database
 from tunecli.store import Store, load_kept, read
 from tunecli.study import read_study
+from tunecli.study.code import MADE_NOW, changed_code, code_of_model
 from tunecli.trial import Run, better, derive_seed
 
 
@@ -69,6 +70,9 @@ class Training:
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
         yield from map(Notice, self.notices)
+        changed = changed_code(self.manifest, self.study.base)
+        if changed is not None and self.request.checkpoint is None:
+            yield Notice(f"{changed}: {MADE_NOW}")
         run = Run(
             self.trial.number,
             derive_seed(self.study.seed, self.trial.number, "finetune"),
@@ -181,6 +185,7 @@ class Training:
             "classes": list(self.data.classes),
             "features": self.data.features,
             "model": {**self.manifest["model"], "outputs": self._outputs()},
+            "code": code_of_model(self.study),
             "task": self.data.task,
             "preprocessing": dict(self.data.preprocessing),
             "metric": result.metric,

@@ -74,6 +74,8 @@ class Loop:
         self._ends_at: float | None = None
         self.proposer = self._make_proposer(trials)
         self.ledger = self._make_ledger(trials, found.queue)
+        if self.ledger.missing or self.ledger.in_flight:
+            self._told += self.shelf.notices()
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
         self.snapshots = Snapshots(self.folder / "snapshots", trained_by(study, self.data, fingerprint, plan))
         self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from tunecli import __version__, checkpoint
 from tunecli.data import Data
 from tunecli.engine.task import model_keys, outputs_of
+from tunecli.errors import CheckpointError
 from tunecli.home import checkpoint_folder, remove_unknown_checkpoints
 from tunecli.metrics import Metric
 from tunecli.store import Store
 from tunecli.study import Study
+from tunecli.study.code import changed_code, code_of_model
 from tunecli.trial import Trial
 
 
@@ -30,6 +33,14 @@ class Shelf:
         self._kept = {trial.number: trial for trial in kept}
         self._stale: set[int] = set()
         remove_unknown_checkpoints(folder, self._kept)
+
+    def notices(self) -> Iterator[str]:
+        """What to know of the code of the model where trials go on: by which the first of those kept was trained."""
+        for number in sorted(self._kept)[:1]:
+            with suppress(CheckpointError):  # which whoever uses it is told of
+                manifest = checkpoint.load_manifest(checkpoint_folder(self._folder, number))
+                if (changed := changed_code(manifest, self._study.base)) is not None:
+                    yield f"{changed}: trials from now on are another model's, --fresh begins anew"
 
     def has_room_for(self, trial: Trial) -> bool:
         """Whether a trial that is complete now is among the best."""
@@ -77,6 +88,7 @@ def make_manifest(study: Study, data: Data, trial: Trial, metric: str, epoch_upd
         "split": "validation",
         "hparams": dict(trial.hparams),
         "model": model,
+        "code": code_of_model(study),
         "task": data.task,
         "classes": list(data.classes),
         "features": data.features,

@@ -344,6 +344,26 @@ def test_layers_that_do_not_fit_are_named(
     assert said == hint
 
 
+@pytest.mark.parametrize("look_up", ["x", "x.long()"])
+def test_numbers_that_a_table_cannot_be_looked_up_by(refused: Callable[..., str], tmp_path: Path, look_up: str) -> None:
+    own = f"""
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(2, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.table({look_up}).mean(1))
+
+def make(width):
+    return Own()
+"""
+    write_study(tmp_path, own=OWN[: OWN.index("def make")] + own)
+    message, said = refused(3, "search", "own.toml").split("\n")
+    assert " in layer table, Embedding(2, 4)" in message
+    assert said == "a table is looked up by integers: a .npz file, or a function of your own, can give the model such"
+
+
 def test_a_line_of_a_trial_that_raises_in_torch_is_the_users_own(tunecli: Command, tmp_path: Path) -> None:
     """A model is tried with a few samples, and may meet others that it cannot read."""
     body = "        x = self.body(x)\n        return self.head(x if len(x) < 12 else x[:, :2])"

@@ -482,6 +482,64 @@ def test_code_that_makes_a_model_of_another_shape_is_the_hint(tunecli: Command, 
     assert done.complaint[1].startswith("own.py changed after trial ")
 
 
+TOKENS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.table, self.columns = torch.nn.Embedding(rows, 4), torch.nn.Embedding(6, 4)
+        self.out = torch.nn.Linear(columns, 2)
+
+class Words(Net):
+    def __init__(self): super().__init__(50, 4)
+    def forward(self, x): return self.out(self.table(x).amax(1))
+
+class Numbers(Net):
+    def __init__(self): super().__init__(1, 4)
+    def forward(self, x): return self.out((x[..., None] * self.columns(torch.arange(6))).sum(1))
+"""
+
+
+def test_integers_of_a_file_reach_a_model_as_they_are_where_it_reads_them_only_so(
+    tunecli: Command, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).integers(0, 50, (200, 6))
+    np.savez(tmp_path / "t.npz", inputs=x, targets=(x == 7).any(1).astype(int))
+    (tmp_path / "own.py").write_text(TOKENS)
+    asked = "search", "t.npz", "--set", "train.epochs=2", "--set"
+    done = tunecli(*asked, "model.source=own.py:Words", "--trials", "2")
+    assert done.code == 0
+    assert "its whole numbers are left as they are, for the model reads them only so" in " ".join(done.err.split())
+    more = tunecli("search", "t", "--trials", "3")
+    assert (more.code, "2 of 3 done, 1 to go" in more.err) == (0, True)
+    predicted = rows_of(tunecli("predict", "t", "t.npz").out)
+    assert len(predicted) == 200
+    scope: dict[str, Any] = {}
+    exec(TOKENS, scope)
+    module = scope["Words"]()
+    weights = load_file(best_checkpoint(tmp_path / "studies" / "t") / "weights.safetensors")
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    probabilities = module(torch.from_numpy(x)).softmax(1)[:, 1].tolist()
+    np.testing.assert_allclose([float(row["probability_1"]) for row in predicted], probabilities, atol=1e-6)
+    for data in ((), ("--data", "t.npz")):
+        assert tunecli("finetune", "t", "--best", "--epochs", "1", *data).code == 0
+    refused = tunecli("search", "t", "--set", "data.as_is=false", "--trials", "4")
+    assert (refused.code, "data.as_is: true -> false" in refused.complaint[0]) == (3, True)
+
+
+def test_integers_of_a_file_that_a_model_reads_as_numbers_are_standardized(tunecli: Command, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 50, (200, 6))
+    np.savez(tmp_path / "t.npz", inputs=x, targets=(x == 7).any(1).astype(int))
+    (tmp_path / "own.py").write_text(TOKENS)
+    done = tunecli(
+        "search", "t.npz", "--set", "model.source=own.py:Numbers", "--set", "train.epochs=1", "--trials", "1"
+    )
+    assert (done.code, "whole numbers" in done.err) == (0, False)
+    manifest = json.loads((best_checkpoint(tmp_path / "studies" / "t") / "manifest.json").read_text())
+    assert manifest["preprocessing"]["kind"] == "array"
+
+
 PICTURES = """
 import numpy as np
 import torch

@@ -379,6 +379,23 @@ def test_small_integers_stay_as_they_are_until_samples_are_taken(tmp_path: Path,
     )
 
 
+@pytest.mark.parametrize("kept_raw", [True, False])
+def test_arrays_in_a_file_stay_as_they_are_where_that_is_asked_for(tmp_path: Path, kept_raw: bool) -> None:
+    x, y = np.random.default_rng(0).integers(0, 50, (100, 6)), np.random.default_rng(1).normal(1000, 50, 100)
+    x = x.astype("uint8") if kept_raw else x
+    np.savez(tmp_path / "t.npz", inputs=x, targets=y)
+    whole = load(tmp_path / "t.npz", target=None, as_is=True)
+    found = [part.take(slice(None)).inputs for part in (whole.train, whole.validation, whole.test)]
+    assert {own.dtype for own in found} == {torch.uint8 if kept_raw else torch.int64}
+    assert sorted(torch.cat(found).tolist()) == sorted(x.tolist())
+    assert whole.target_scale == pytest.approx(50, rel=0.3)
+    again = load(tmp_path / "t.npz", target=None, fitted=json.loads(json.dumps(dict(whole.preprocessing))))
+    assert again.fingerprint() == whole.fingerprint()
+    # A bundled model reads float32 alone.
+    bundled = load(tmp_path / "t.npz", target=None, as_is=True, scale_bytes=True)
+    assert torch.equal(bundled.train.take(slice(None)).inputs, found[0].float())
+
+
 def test_mean_and_scale_are_those_of_numpy_however_many_numbers_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +547,7 @@ def test_wrong_columns_are_named(tmp_path: Path, options: dict[str, Any], messag
         ({"data": {"source": "w.csv", "target": "y", "features": []}}, ["data.features names no column"]),
         ({"data": {"source": "w.csv", "target": "y", "features": ["y"]}}, ["'y' is the target"]),
         ({"data": {"source": "w.csv", "target": "y", "weight": "w", "features": ["w"]}}, ["'w' is the weight"]),
+        ({"data": {"source": "iris", "as_is": True}}, ["data.as_is is for arrays in a .npz file, and 'iris' is none"]),
         ({"data": {"source": "iris", "weight": "w"}}, ["data.weight names columns of a table, and 'iris' is none"]),
     ],
 )

@@ -36,6 +36,7 @@ __all__ = [
     "each",
     "holds_arrays",
     "holds_pictures",
+    "is_arrays",
     "load",
     "tensors",
     "weigh",
@@ -123,6 +124,11 @@ def holds_arrays(folder: Path) -> bool:
     return any(folder.glob("*.npy"))
 
 
+def is_arrays(path: Path) -> bool:
+    """Whether it is NumPy's: a .npz file, or a folder of arrays."""
+    return path.suffix.lower() == ".npz" or (path.is_dir() and holds_arrays(path))
+
+
 def holds_pictures(folder: Path) -> bool:
     """Whether it is a folder of class folders with pictures in them, or of parts of such."""
     below = islice(os.walk(folder, followlinks=True), 1, LOOKED_INTO)
@@ -181,6 +187,7 @@ def load(
     scale_bytes: bool = False,
     workers: int | None = None,
     stream: bool | None = None,
+    as_is: bool = False,
 ) -> Data:
     """Read, split and preprocess a source; the same split for one seed on every machine.
 
@@ -191,14 +198,15 @@ def load(
     user's function are "one" a sample, "any" or "optional" (`prepare.Wishes`); `cache` keeps in memory what would be
     read each epoch. `scale_bytes` says that the model cannot read bytes, as those of a user's function are left to it.
     `workers` processes read the items of Datasets ahead; None: as many as their DataLoader says, or none. `stream` says
-    whether inputs stay in their files; None: where they are large, `mapped.streams`.
+    whether inputs stay in their files; None: where they are large, `mapped.streams`. `as_is` leaves inputs in a
+    file of arrays as they are: else they are standardized.
     Raises DataError, or SourceError from the user's function.
     """
     from tunecli.data import bundled, npz, prepare, user
 
     check_source(source, base)
     wishes = prepare.Wishes(
-        split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes, workers, stream
+        split, seed, task, fitted, features, embed, target, targets, cache, scale_bytes, workers, stream, as_is
     )
     path = (base / source).expanduser()
     raw: Raw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,7 @@ from tunecli.data.mapped import Mapped, Stored, as_tensor, streams
 from tunecli.data.order import Chunked
 from tunecli.data.raw import Arrays
 from tunecli.data.samples import Inputs
-from tunecli.data.scaling import BYTES, KEPT_RAW, Scaling, learn
+from tunecli.data.scaling import BYTES, KEPT_RAW, Scaling
 from tunecli.data.split import PARTS, split_indices
 from tunecli.data.targets import infer_own_task, own_classes, own_numbers, unit
 from tunecli.errors import DataError
@@ -154,17 +154,17 @@ def _not_finite(part: Tensor) -> int:
     return 0 if bool(finite.all()) else int((~finite).flatten(1).any(1).sum())
 
 
-def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
-    """Inputs as float32 and standardized by the training samples: flat ones feature by feature, others as a whole.
+def standardize(data: Data, fitted: Mapping[str, Any], how: Callable[[Tensor], Mapping[str, Any]] | None) -> Data:
+    """Inputs as float32 by the mean and the scale that `how` tells of the training samples, None for them as they are;
+    a regression target standardized, as that of a table is.
 
-    Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples. Inputs of few bytes stay as they are until
-    samples are taken. A regression target is standardized as that of a table is. `fitted` is an earlier preprocessing
-    to be used instead.
+    Inputs of few bytes stay as they are until samples are taken. `fitted` is an earlier preprocessing, whose target is
+    used instead.
     """
     parts = [held(part, "standardizing") for part in (data.train, data.validation, data.test)]
-    learned = learn(cast(Tensor, parts[0].inputs), fitted)
-    scaling = Scaling.of(learned)
-    raw = data.streamed or all(cast(Tensor, part.inputs).dtype in KEPT_RAW for part in parts)
+    learned = None if how is None else how(cast(Tensor, parts[0].inputs))
+    scaling = None if learned is None else Scaling.of(learned)
+    raw = scaling is None or data.streamed or all(cast(Tensor, part.inputs).dtype in KEPT_RAW for part in parts)
     target: dict[str, Any] = {"name": "targets", "mean": 0.0, "scale": 1.0}
     if data.task == "regression":
         target["mean"], target["scale"] = unit("targets", parts[0].targets.double().numpy(), fitted)
@@ -175,6 +175,7 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
             targets = ((targets.double() - target["mean"]) / target["scale"]).float()
         if raw:
             return replace(part, targets=targets, scaling=scaling)
+        assert scaling is not None
         return replace(part, inputs=scaling(cast(Tensor, part.inputs)), targets=targets)
 
     train, validation, test = (standardized(part) for part in parts)
@@ -183,7 +184,7 @@ def standardize(data: Data, fitted: Mapping[str, Any]) -> Data:
         train=train,
         validation=validation,
         test=test,
-        preprocessing={"kind": "array", **learned, "target": target},
+        preprocessing={"kind": "as_is" if learned is None else "array", **(learned or {}), "target": target},
         target_scale=target["scale"],
     )
 

@@ -60,7 +60,7 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
         )
     if given is not _FUNCTION and not path.exists():
         raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
-    expected = {"table": _TABLE, "array": _ARRAYS, "pictures": _PICTURES}.get(preprocessing["kind"], _FUNCTION)
+    expected = _EXPECTED.get(preprocessing["kind"], _FUNCTION)
     by_column = given is _FUNCTION and expected is _TABLE and _are_numbers(preprocessing["columns"])
     if given is not expected and not by_column:
         raise DataError(
@@ -77,6 +77,7 @@ _TABLE = f"a table ({', '.join(COLUMN_SUFFIXES)})"
 _ARRAYS = "arrays (.npz)"
 _PICTURES = "a picture or a folder of them"
 _FUNCTION = "a file.py:function"
+_EXPECTED = {"table": _TABLE, "array": _ARRAYS, "as_is": _ARRAYS, "pictures": _PICTURES}
 
 
 def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:
@@ -97,7 +98,7 @@ def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], featur
                 f"{source} holds {', '.join(sorted(map(str, kinds)))}, the model was trained on bytes (uint8)",
                 hint="give pictures with numbers from 0 to 255, as it was trained on",
             )
-    if preprocessing["kind"] != "none":
+    if preprocessing["kind"] in ("array", "bytes"):
         found = replace(found, scaling=Scaling.of(BYTES if preprocessing["kind"] == "bytes" else preprocessing))
     return NewInputs(len(found), lambda low, high: found.take(slice(low, high)).inputs)
 

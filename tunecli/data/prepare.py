@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tunecli.data import Data, Samples, arrays, stream
 from tunecli.data.raw import Pixels, Raw, Stream, Table
+from tunecli.data.scaling import UNSCALED, learn
 from tunecli.data.split import split_indices
 from tunecli.data.targets import as_numbers, encode_classes, infer_task, unit
 from tunecli.errors import DataError, did_you_mean
@@ -38,6 +39,7 @@ class Wishes:
     scale_bytes: bool = False
     workers: int | None = None
     stream: bool | None = None
+    as_is: bool = False
 
 
 def prepare(raw: Raw, wishes: Wishes) -> Data:
@@ -56,8 +58,18 @@ def prepare(raw: Raw, wishes: Wishes) -> Data:
         data = arrays.scale_bytes(data)
         return replace(data, preprocessing={"kind": "pictures", **raw.pictures})
     if raw.standardize:
-        return arrays.standardize(data, wishes.fitted or {})
+        return arrays.standardize(data, wishes.fitted or {}, _scaling(wishes))
     return arrays.scale_bytes(data) if wishes.scale_bytes else data
+
+
+def _scaling(wishes: Wishes) -> Callable[[Tensor], Mapping[str, Any]] | None:
+    """How the inputs of a file of arrays are scaled, of the training samples; None for inputs as they are."""
+    fitted = wishes.fitted or {}
+    if fitted.get("kind") == "as_is" or (wishes.as_is and not fitted and not wishes.scale_bytes):
+        return None
+    if wishes.as_is and not fitted:
+        return lambda _: UNSCALED
+    return lambda train: learn(train, fitted)
 
 
 def _choose(raw: Table, features: Sequence[str] | None) -> Table:

@@ -48,12 +48,15 @@ class Scaling:
         return Scaling(None if self.mean is None else self.mean.to(device), self.scale.to(device))
 
 
+UNSCALED = {"mean": 0.0, "scale": 1.0}
+"""Numbers that are taken as they are, by a model that reads float32 alone."""
+
 BYTES = {"mean": 0.0, "scale": 255.0}
-"""Bytes are pictures, whose 0 to 255 become 0 to 1 whatever the samples."""
 
 
 def learn(train: Tensor, fitted: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and scale of the training inputs (N, *feature), a number each; of flat ones a list, one a feature.
+    """Mean and scale of the training inputs (N, *feature), a number each; of flat ones a list, one a feature. Bytes are
+    pictures, whose 0 to 255 become 0 to 1 whatever the samples.
 
     `fitted` is an earlier preprocessing to be used instead, where it fits.
     """

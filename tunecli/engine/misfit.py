@@ -29,11 +29,14 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     layer = f" in layer {name}, {_kind(module.get_submodule(name))}" if name else ""
     line = loaded_line(error)
     place = f" ({line})" if line else ""
-    if any(part.dtype == torch.float64 for _, part in tensors(samples.inputs)):
+    kinds = [part.dtype for _, part in tensors(samples.inputs)]
+    if torch.float64 in kinds:
         hint = "tensors are taken as they are: return inputs.float(), or make the model double"
+    elif (table := _table(module, name)) is not None and all(own.is_floating_point for own in kinds):
+        hint = "a table is looked up by integers: a .npz file, or a function of your own, can give the model such"
     elif "'indices'" in str(error):
-        hint = "numbers of a file are read as float32: look up inputs.long()"
-    elif name and isinstance(table := module.get_submodule(name), nn.Embedding) and isinstance(error, IndexError):
+        hint = "look up inputs.long()"
+    elif table is not None and isinstance(error, IndexError):
         hint = f"it has rows 0 to {table.num_embeddings - 1}: give it more, or the data other numbers"
     elif name and _comes_after(module, name):
         hint = f"check what layer {name} takes against what comes before it"
@@ -84,6 +87,12 @@ def _raised_in(module: nn.Module, error: BaseException) -> str:
     names = {id(part): name for name, part in module.named_modules()}
     frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((names[id(own)] for own in reversed(frames) if id(own) in names), "")
+
+
+def _table(module: nn.Module, name: str) -> nn.Embedding | None:
+    """The part of this name where it is a table of rows to be looked up."""
+    part = module.get_submodule(name)
+    return part if isinstance(part, nn.Embedding) else None
 
 
 def _comes_after(module: nn.Module, name: str) -> bool:

@@ -23,7 +23,7 @@ def data_of(study: Study, record: Record, manifest: Mapping[str, Any], request: 
     """The study's own samples, or the request's, prepared as the checkpoint knows them. Raises InputError."""
     if request.data is None:
         # As it was searched, whatever the memory here: where it was read from its file, study.toml says so.
-        data = load_data(study.with_stream(bool(study.data.stream)))
+        data = load_data(study.with_data(stream=bool(study.data.stream)))
         if data.fingerprint() != record.data_hash:
             raise InputError(
                 f"{data.name} holds other samples than when the study was searched",
@@ -50,7 +50,7 @@ def data_of(study: Study, record: Record, manifest: Mapping[str, Any], request: 
             hint="a model can be trained on with samples of the same features only",
         )
     kinds = manifest["preprocessing"]["kind"], data.preprocessing["kind"]
-    if kinds[0] != "none" and kinds[1] == "none":
+    if kinds[0] not in ("none", "as_is") and kinds[1] == "none":
         told = f"the numbers of {data.name} are taken as they are, those of the study's own data were prepared"
         data = replace(data, notices=(*data.notices, told))
     return _weighed(data, study)

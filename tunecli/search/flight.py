@@ -131,8 +131,8 @@ def trained_by(study: Study, data: Data, fingerprint: str, plan: Plan) -> dict[s
     """What a run's bits depend on beside itself, as far as it can change between two searches."""
     document = study.document()
     told = {name: document[name] for name in ("model", "train")}
-    # How many processes read changes no bit, and may change from one search to the next.
-    told["data"] = {key: value for key, value in document["data"].items() if key not in ("workers", "stream")}
+    # How many processes read changes no bit, and may change from one search to the next; how numbers are, samples tell.
+    told["data"] = {key: value for key, value in document["data"].items() if key not in ("workers", "stream", "as_is")}
     # A run goes on from what it reached under a plan that took more memory.
     computed = {key: value for key, value in plan.as_dict().items() if key not in ("block_rows", "evaluated")}
     how = {"plan": computed, "code": code_of(document, study.base)}

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from tunecli.engine import Plan, resolve_device
+from tunecli.engine import Plan
 from tunecli.engine.plan import lessened
 from tunecli.engine.template import Template
 from tunecli.errors import OutOfMemory, StorageError
@@ -22,16 +22,16 @@ from tunecli.sampler import Proposer, make_proposer
 from tunecli.search.begin import open_store
 from tunecli.search.crew import Crew
 from tunecli.search.events import Differed, Ended, Event, Noticed, Opened, Progress
-from tunecli.search.fit import fit
 from tunecli.search.flight import Flight, trained_by
 from tunecli.search.forecast import Forecast
 from tunecli.search.ledger import Ledger, failed
-from tunecli.search.resume import Found, contradiction
+from tunecli.search.ready import make_ready
+from tunecli.search.resume import Found
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots
 from tunecli.space import settings_of
 from tunecli.stopping import reason_to_stop
-from tunecli.study import Study, load_data
+from tunecli.study import Study
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
 
@@ -39,17 +39,11 @@ class Loop:
     """One search, from where the record ends to where it stops."""
 
     def __init__(self, found: Found, device: str, workers: int | None, template: Template | None) -> None:
-        study, record = found.study, found.record
-        assert isinstance(study, Study)
-        self.data = load_data(study)
-        if self.data.streamed:
-            study = study.with_stream(True)
-        self.study, self.folder = study, found.folder
-        fingerprint = self.data.fingerprint()
-        if record is not None and record.data_hash != fingerprint:
-            raise contradiction(self.folder, [f"data.source: {self.data.name} holds other samples than it did"])
-        device = resolve_device(device)
-        self.fitted = fit(study, self.data, device, record)
+        assert isinstance(found.study, Study)
+        record, self.folder = found.record, found.folder
+        ready = make_ready(found.study, record, self.folder, device)
+        study, device = ready.study, ready.fitted.device
+        self.study, self.data, self.fitted = study, ready.data, ready.fitted
         self.metric, plan = self.fitted.task.metric, self.fitted.plan
         # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
         self.store = open_store(
@@ -58,7 +52,7 @@ class Loop:
             metric=self.metric.name,
             direction=self.metric.direction,
             plan=plan.as_dict(),
-            data_hash=fingerprint,
+            data_hash=ready.fingerprint,
             torch=torch.__version__,
             device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             **({"compiler": "none"} if plan.lacks_compiler(device) else {}),
@@ -77,7 +71,7 @@ class Loop:
         if self.ledger.missing or self.ledger.in_flight:
             self._told += self.shelf.notices()
         self.store.flush()  # what was asked for by hand must outlive a kill: nobody asks twice
-        self.snapshots = Snapshots(self.folder / "snapshots", trained_by(study, self.data, fingerprint, plan))
+        self.snapshots = Snapshots(self.folder / "snapshots", trained_by(study, self.data, ready.fingerprint, plan))
         self.snapshots.clear(but=[trial.number for trial in self.ledger.in_flight])
         self.crew = Crew(study, self.data, self.fitted, template, self._told.append)
         self.flight = Flight(self.crew, self.snapshots)

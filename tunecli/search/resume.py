@@ -48,7 +48,7 @@ def find(study: Question, folder: Path, database: Database, tries: Sequence[Hpar
     if record is not None:
         study = study.with_window(int(record.document["search"]["window"]))
         if isinstance(study, Study):
-            study = study.with_stream(_streamed(record))
+            study = study.with_data(**_found_out(record))
     else:
         study = study.with_window(study.window)
     if record is not None and changed:
@@ -169,17 +169,20 @@ def _read(study: Question, folder: Path, database: Database) -> tuple[Record | N
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
         changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
-    if isinstance(study, Study) and study.data.stream not in (None, _streamed(record)):
-        changes["data.stream"] = f"data.stream: {json.dumps(_streamed(record))} -> {json.dumps(study.data.stream)}"
+    stated = study.data.model_dump() if isinstance(study, Study) else {}
+    for key, stored in _found_out(record).items():
+        if (now := stated.get(key)) not in (None, stored):
+            changes[f"data.{key}"] = f"data.{key}: {json.dumps(stored)} -> {json.dumps(now)}"
     refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
         raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
 
 
-def _streamed(record: Record) -> bool:
-    """Whether the data of a study were read from their files so far."""
-    return bool(record.document.get("data", {}).get("stream"))  # a program's study has no data
+def _found_out(record: Record) -> dict[str, bool]:
+    """How the data of a study were read so far, where it is found out for what nobody states."""
+    data = record.document.get("data", {})  # a program's study has none
+    return {key: bool(data.get(key)) for key in ("stream", "as_is")}
 
 
 def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:

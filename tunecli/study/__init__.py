@@ -67,9 +67,10 @@ class Study:
         """The same question with its window stated: more trials must not change it."""
         return replace(self, search=self.search.model_copy(update={"window": window}))
 
-    def with_stream(self, stream: bool) -> Study:
-        """The same question with it stated whether its data stream: another machine's memory must not change it."""
-        return replace(self, data=self.data.model_copy(update={"stream": stream}))
+    def with_data(self, **keys: bool) -> Study:
+        """The same question with it stated how its data are read, `stream` or `as_is`: what was found out once, by the
+        memory of a machine or by trying the model, must not change."""
+        return replace(self, data=self.data.model_copy(update=keys))
 
     def with_trials(self, trials: int) -> Study:
         """The same question of another length."""
@@ -294,6 +295,7 @@ def load_data(study: Study) -> data.Data:
         cache=section.cache,
         workers=section.workers,
         stream=section.stream,
+        as_is=section.as_is or False,
         scale_bytes=not is_function(study.model.source),
     )
     class_weight = study.train.class_weight

@@ -222,6 +222,8 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
             data.picture_size(file.data.keys if pictures else {})
         except TunecliError as error:
             faults.append(f"{error.message}\n{error.hint}")
+    if file.data.as_is is not None and not data.is_arrays(base / file.data.source):
+        faults.append(f"data.as_is is for arrays in a .npz file, and {file.data.source!r} is none\nleave it out")
     source = file.model.source
     searched = file.space.get("model", {})
     if is_function(source):

@@ -34,6 +34,7 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
     free = {
         "base",
         "data.stream",
+        "data.as_is",
         "data.workers",
         "search.trials",
         "search.keep",

@@ -38,6 +38,7 @@ class DataSection(_Open):
     task: Literal["classification", "regression"] | None = None
     cache: bool = False
     stream: bool | None = None
+    as_is: bool | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     features: list[str] | None = None
     weight: str | None = None

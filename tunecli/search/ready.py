@@ -1,0 +1,66 @@
+"""What a search trains on: its data loaded and compared with those that it began with, its model tried with them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunecli.data import Data, Samples
+from tunecli.engine import resolve_device
+from tunecli.errors import ModelError, OutOfMemory
+from tunecli.search.fit import Fitted, fit
+from tunecli.search.resume import contradiction
+from tunecli.source import is_function
+from tunecli.store import Record
+from tunecli.study import Study, load_data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A study that states how its data are read, the data with their fingerprint, and what was found of its model."""
+
+    study: Study
+    data: Data
+    fingerprint: str
+    fitted: Fitted
+
+
+def make_ready(study: Study, record: Record | None, folder: Path, device: str) -> Ready:
+    """Load the data and try the model. One that cannot read the numbers of a file of arrays but as they are, tokens
+    that it looks up, gets them so: that is found out where a study begins, and stated from then on.
+
+    Raises InputError where the study in `folder` was begun with other samples, and what `fit` raises.
+    """
+    study, data = _load(study)
+    fingerprint = data.fingerprint()
+    if record is not None and record.data_hash != fingerprint:
+        raise contradiction(folder, [f"data.source: {data.name} holds other samples than it did"])
+    device = resolve_device(device)
+    try:
+        return Ready(study, data, fingerprint, fit(study, data, device, record))
+    except OutOfMemory:
+        raise
+    except ModelError:
+        scaled = is_function(study.model.source) and data.preprocessing.get("kind") == "array"
+        if scaled and record is None and study.data.as_is is None:
+            study, data = _load(study.with_data(as_is=True))
+            if _are_whole(data):
+                with suppress(ModelError):
+                    fitted = fit(study, data, device, record)
+                    told = f"{data.name}: its whole numbers are left as they are, for the model reads them only so"
+                    return Ready(study, replace(data, notices=(*data.notices, told)), data.fingerprint(), fitted)
+        raise
+
+
+def _load(study: Study) -> tuple[Study, Data]:
+    """The data of a study, which then says whether they stream."""
+    data = load_data(study)
+    return study.with_data(stream=True) if data.streamed else study, data
+
+
+def _are_whole(data: Data) -> bool:
+    """Whether the inputs of a file of arrays are integers."""
+    assert isinstance(data.train, Samples)
+    inputs = data.train.raw(slice(0, 1)).inputs
+    return not (isinstance(inputs, tuple | dict) or inputs.is_floating_point())

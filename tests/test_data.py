@@ -304,8 +304,8 @@ def test_what_a_table_holds_in_vain_is_left_out_and_told(mixed: tuple[Path, pd.D
     loaded = load(path)
     assert {column["name"] for column in loaded.preprocessing["columns"]}.isdisjoint({"id", "constant", "empty"})
     assert "column 'id' is left out: it names the rows, its 192 values all differ" in loaded.notices
-    told = "its 192 texts all differ: names, or free text, which no model of a table reads"
-    assert f"column 'review' is left out: {told}" in loaded.notices
+    told = "its 192 texts all differ: names, or free text, which a function of your own can make numbers of"
+    assert f"column 'review' is left out: {told} (data.source = \"own.py:load\")" in loaded.notices
     assert "column 'constant' is left out: one value only" in loaded.notices
     assert "column 'empty' is left out: empty" in loaded.notices
     assert "column 'Unnamed: 0' is left out: it numbers the rows" in loaded.notices

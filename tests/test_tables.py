@@ -169,7 +169,11 @@ def test_what_is_no_iso_date_is_no_date(text: str) -> None:
         ("customer_id", np.random.default_rng(0).permutation(9 * ROWS)[:ROWS], "each has its own number"),
         ("orderId", np.random.default_rng(0).permutation(9 * ROWS)[:ROWS], "each has its own number"),
         ("name", [f"n{k}" for k in range(ROWS)], "its 200 values all differ"),
-        ("remark", [f"n{k // 3 * 3 if k < 60 else k}" for k in range(ROWS)], "different values occur once"),
+        (
+            "remark",
+            [f"n{k // 3 * 3 if k < 60 else k}" for k in range(ROWS)],
+            "occur once (it is taken where data.features",
+        ),
     ],
 )
 def test_what_names_the_rows_is_left_out(name: str, values: Any, told: str) -> None:

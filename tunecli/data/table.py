@@ -40,6 +40,8 @@ MIN_COUNTED = 10
 IDENTIFIER = re.compile(r"(?i:index|key|(?:.*[_\W])?(?:row_?)?(?:id|uuid|guid))|.*[a-z](?:Id|ID)|Unnamed: \d+")
 """What columns that name the rows are called: id, customer_id, customerId, and those that had no name."""
 
+UNLESS_NAMED = " (it is taken where data.features names it)"
+
 Array = np.ndarray[Any, Any]
 Column = Mapping[str, Any]
 
@@ -144,7 +146,7 @@ def _fit_number(name: str, series: pd.Series[Any], *, is_named: bool) -> tuple[d
             # Such as `DataFrame.to_csv` writes beside the data; in a sorted file it would give the target away.
             return None, "it numbers the rows"
         if IDENTIFIER.fullmatch(name):
-            return None, "it names the rows, each has its own number"
+            return None, f"it names the rows, each has its own number{UNLESS_NAMED}"
     fill = float(np.median(present))
     column = {"name": name, "kind": "number", "fill": fill, "milder": _milder(present)}
     column["missing"] = bool(is_missing.any())
@@ -193,11 +195,12 @@ def _fit_text(
     counts = text.value_counts()
     distinct, rows = len(counts), int(counts.sum())
     if distinct == rows and text.dropna().str.contains(" ").mean() > 0.5:
-        return None, f"its {rows} texts all differ: names, or free text, which no model of a table reads"
+        words = f"its {rows} texts all differ: names, or free text"
+        return None, f'{words}, which a function of your own can make numbers of (data.source = "own.py:load")'
     if distinct == rows:
         return None, f"it names the rows, its {rows} values all differ"
     if distinct > max(MAX_LEVELS, rows / 2) and not is_named:
-        return None, f"most of its {distinct} different values occur once"
+        return None, f"most of its {distinct} different values occur once{UNLESS_NAMED}"
     missing = bool(text.isna().any())
     if distinct <= MAX_LEVELS:
         told = _stray_text(counts)

@@ -999,6 +999,41 @@ class Tied(nn.Module):
         return outputs
 
 
+class Across(nn.Module):
+    """A sequence's steps first, as torch has it by default: what is one is the caller's to see to."""
+
+    def __init__(self, layer: nn.Module, *, transposed: bool = False, dropped: float = 0.0) -> None:
+        super().__init__()
+        self.layer, self.head, self.transposed = layer, nn.Linear(5, CLASSES), transposed
+        self.drop = nn.Dropout(dropped)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        steps = self.drop(inputs.unflatten(1, (6, 5)))
+        steps = steps.transpose(0, 1) if self.transposed else steps
+        found = self.layer(steps, steps, steps) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(steps)
+        outputs: Tensor = self.head((found[0] if isinstance(found, tuple) else found).mean(0 if self.transposed else 1))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (lambda: Across(nn.LSTM(5, 5)), "layer, LSTM(5, 5)"),
+        (lambda: Across(nn.GRU(5, 5), dropped=0.5), "layer, GRU(5, 5)"),
+        (lambda: Across(nn.MultiheadAttention(5, 1)), "layer, MultiheadAttention"),
+        (lambda: Across(nn.TransformerEncoderLayer(5, 1, 4)), "layer.self_attn, MultiheadAttention"),
+        (lambda: Across(nn.LSTM(5, 5, batch_first=True)), None),
+        (lambda: Across(nn.LSTM(5, 5), transposed=True), None),
+        (lambda: Across(nn.TransformerEncoderLayer(5, 1, 4), transposed=True), None),
+    ],
+)
+def test_a_layer_that_takes_samples_for_the_steps_of_a_sequence_is_named(model: MakeModel, layer: str | None) -> None:
+    found = LocalEngine(make_task(model), BY_TORCH).traits(make_run(0))
+    assert found.mixes_samples == (layer is not None)
+    wrong = "takes samples for steps of a sequence: batch_first=True"
+    assert (found.looped_because == f"layer {layer}, {wrong}") if layer else (wrong not in str(found.looped_because))
+
+
 class Branching(nn.Module):
     """Looks at its numbers, which vmap cannot."""
 
@@ -1072,7 +1107,10 @@ MODELS = [frozen_same, Tied, batch_norm, Mixing, convolution, Recurrent, frozen_
         (convolution, "such convolutions are faster one by one"),
         (Recurrent, "recurrent layers are faster one by one"),
         (frozen_random, "its frozen weights differ from trial to trial"),
-        (Branching, "test_engine.py:LINE: its forward pass decides by a tensor's values: use torch.where"),
+        (
+            Branching,
+            "test_engine.py:LINE: its forward pass reads a tensor's value (if, float, print): use torch.where",
+        ),
     ],
 )
 def test_an_engine_says_why_a_model_is_looped(model: MakeModel, because: str | None) -> None:

@@ -481,7 +481,10 @@ class Deciding(Own):
         (Noisy, "LINE: it draws by randn_like: only dropout is drawn for all trials at once"),
         (Always, "LINE: it draws in evaluation too: F.dropout needs training=self.training"),
         (Counting, "its forward pass sets self.calls, which no checkpoint holds: register a buffer"),
-        (Deciding, "LINE: its forward pass decides by a tensor's values: use torch.where"),
+        (
+            Deciding,
+            "LINE: its forward pass reads a tensor's value (if, float, print): use torch.where",
+        ),
         (hooked, "it has hooks: what they do can stand in forward"),
         (Writing, "LINE: its forward pass reads a tensor after writing into part of it: use torch.cat"),
     ],

@@ -49,6 +49,31 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     )
 
 
+def reads_along_samples(module: nn.Module, samples: Samples) -> str | None:
+    """Which recurrent layer or attention of a model takes the samples of a batch for the steps of one sequence, and
+    what to change; None where none does."""
+    names = {part: name for name, part in module.named_modules()}
+    parts = [own for own in names if isinstance(own, nn.RNNBase | nn.MultiheadAttention) and not own.batch_first]
+    half = samples.take(slice(0, len(samples) // 2))  # sequences may be as long as there are samples
+    for part in parts:
+        shape, of_half = _read_by(part, module, samples), _read_by(part, module, half)
+        if shape[:1] == (len(samples),) and of_half[:1] == (len(half),):
+            mend = "batch_first=True" if len(shape) == 3 else "it takes (samples, steps, features)"
+            return f"layer {names[part]}, {_kind(part)}, takes samples for steps of a sequence: {mend}"
+    return None
+
+
+def _read_by(part: nn.Module, module: nn.Module, samples: Samples) -> tuple[int, ...]:
+    """The shape of what a part of a module is first given, () where it is given nothing by its place."""
+    read: list[tuple[int, ...]] = []
+    watch(
+        [part],
+        lambda _, given, __: read.append(tuple(given[0].shape) if given else ()),
+        lambda: call(module, samples.inputs),
+    )
+    return read[0] if read else ()
+
+
 def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | None]) -> None:
     """Raises ModelError where the data hold a number for which a table that reads them has no row; `samples` are a few
     of them."""

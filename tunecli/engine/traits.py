@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
+from tunecli.engine.misfit import reads_along_samples
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
 from tunecli.engine.rowwise.recurrent import MOST_STEPS, MOST_WEIGHTS, steps
@@ -58,7 +59,8 @@ def traits(
         norm = _batch_norm(module)
         mixer = f"{norm} mixes the samples of a batch"
         if norm is None:
-            mixer = "samples of a batch depend on each other" if mixes else f"its forward pass writes to self.{changed}"
+            mixed = reads_along_samples(module, samples) or "samples of a batch depend on each other"
+            mixer = mixed if mixes else f"its forward pass writes to self.{changed}"
         # What is faster one by one would be no faster without it.
         faster = norm is not None and _faster_alone(module, samples, native=False) is None
         return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
@@ -155,10 +157,10 @@ def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, b
         first = as_outputs(call(module, whole), len(samples))
         second = as_outputs(call(module, whole), len(samples))
         stochastic = not (torch.equal(before, _generator_state(samples)) and torch.equal(first, second))
-        mixes = False
-        if not stochastic:
+        with evaluating(module) if stochastic else nullcontext():  # there nothing is drawn, unless it always is
+            first, second = (as_outputs(call(module, whole), len(samples)) for _ in range(2))
             parts = torch.cat([as_outputs(call(module, part), half) for part in halves])
-            mixes = not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
+        mixes = torch.equal(first, second) and not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
         mixes = mixes or (loss.own and _loss_mixes(loss, first, samples.targets))
         changed = (name for name, buffer in module.named_buffers() if not torch.equal(state[name], buffer))
         written = next(changed, None)

@@ -26,7 +26,7 @@ from tunecli.engine.rowwise.recurrent import in_steps
 aten = torch.ops.aten
 
 
-DECIDES = "its forward pass decides by a tensor's values: use torch.where"
+READS = "its forward pass reads a tensor's value (if, float, print): use torch.where"
 WRITES = "its forward pass writes into part of a tensor: use torch.cat"
 STALE = "its forward pass reads a tensor after writing into part of it: use torch.cat"
 
@@ -104,7 +104,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if not any(isinstance(own, Tensor) and id(own) in self._nodes for own in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
-            raise Unrecordable(DECIDES)
+            raise Unrecordable(READS)
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         node = self.graph.call_function(func, *tree_map(self.node, (args, kwargs)))

@@ -21,7 +21,7 @@ from tunecli.engine.rowwise.layers import Layers
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
-from tunecli.engine.rowwise.record import DECIDES, Recording, Unrecordable, record
+from tunecli.engine.rowwise.record import READS, Recording, Unrecordable, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify, stops_gradients
 from tunecli.metrics import Loss
 
@@ -174,7 +174,7 @@ class Recorded:
             recording = record(function, read, keys)
         except RuntimeError as error:
             if "data-dependent" in str(error) or ".item()" in str(error):
-                raise Unrecordable(DECIDES) from error
+                raise Unrecordable(READS) from error
             raise
         for name in changed(self._module, before):
             raise Unrecordable(f"its forward pass sets self.{name}, which no checkpoint holds: register a buffer")

@@ -77,6 +77,36 @@ def refused(tunecli: Command, tmp_path: Path) -> Callable[..., str]:
 # Study files
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.widht=3", "unknown key 'widht' in [model], which own.py:make does not take\ndid you mean 'width'?"),
+        (
+            "space.model.dpeth=[1,2]",
+            "unknown key 'dpeth' in [model], which own.py:make does not take\nknown: source, width",
+        ),
+        ("data.taget='y'", "unknown key 'taget' in [data], which own.py:load does not take\ndid you mean 'target'?"),
+    ],
+)
+def test_keys_that_a_function_does_not_take_whether_a_study_was_begun_or_not(
+    refused: Callable[..., str], tunecli: Command, tmp_path: Path, setting: str, said: str, begun: bool
+) -> None:
+    write_study(tmp_path)
+    if begun:
+        assert tunecli("search", "own.toml").code == 0
+    assert refused(2, "search", "own.toml", "--set", setting) == f"--set {setting}: {said}"
+
+
+@pytest.mark.parametrize("how", ["def make(**keys)", "@functools.cache\ndef make(*keys)", "make = lambda width:"])
+def test_keys_that_a_function_may_take_are_left_to_it(tunecli: Command, tmp_path: Path, how: str) -> None:
+    body = "torch.nn.Linear(4, 3)"
+    own = f"{how} {body}\n" if how.endswith(":") else f"{how}:\n    return {body}\n"
+    write_study(tmp_path, own=OWN[: OWN.index("def make")].replace("import torch", "import functools, torch") + own)
+    done = tunecli("search", "own.toml")
+    assert ("unknown key" not in done.err, done.code) == (True, 3 if "cache" in how else 0)
+
+
 def test_unknown_keys_all_at_once_each_with_the_nearest_known_one(refused: Callable[..., str], tmp_path: Path) -> None:
     text = STUDY.replace("epochs", "epoch").replace("trials", "trails").replace("batch_size", "batchsize")
     write_study(tmp_path, study=f"sede = 3\n{text}")

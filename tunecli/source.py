@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import inspect
@@ -31,6 +32,20 @@ def function_name(source: str) -> str:
 def source_file(source: str, base: Path) -> Path:
     """The file that `file.py:function` names, relative to `base`."""
     return (base / source.rpartition(":")[0]).expanduser().resolve()
+
+
+def keys_of(source: str, base: Path) -> list[str] | None:
+    """The names that the function named by `source` takes, read in its file, which is not executed; None where
+    that does not say: it takes any, is made by another, or is not written there.
+    """
+    try:
+        body = ast.parse(source_file(source, base).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return None  # which is said when it is loaded
+    named = [own for own in body if isinstance(own, ast.FunctionDef) and own.name == function_name(source)]
+    if len(named) != 1 or named[0].decorator_list or named[0].args.kwarg is not None:
+        return None
+    return [own.arg for own in (*named[0].args.args, *named[0].args.kwonlyargs)]
 
 
 def load_function(source: str, base: Path) -> Callable[..., Any]:

@@ -171,18 +171,18 @@ def _read(study: Question, folder: Path, database: Database) -> tuple[Record | N
         changes["search.window"] = f"search.window: {stored_window} -> {study.search.window}"
     stated = study.data.model_dump() if isinstance(study, Study) else {}
     for key, stored in _found_out(record).items():
-        if (now := stated.get(key)) not in (None, stored):
-            changes[f"data.{key}"] = f"data.{key}: {json.dumps(stored)} -> {json.dumps(now)}"
+        if (now := stated.get(key)) not in (None, bool(stored)):
+            changes[f"data.{key}"] = f"data.{key}: {json.dumps(bool(stored))} -> {json.dumps(now)}"
     refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
         raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
 
 
-def _found_out(record: Record) -> dict[str, bool]:
-    """How the data of a study were read so far, where it is found out for what nobody states."""
+def _found_out(record: Record) -> dict[str, bool | None]:
+    """How the data of a study were read so far, where that is found out unless it is stated."""
     data = record.document.get("data", {})  # a program's study has none
-    return {key: bool(data.get(key)) for key in ("stream", "as_is")}
+    return {"stream": bool(data.get("stream")), "as_is": data.get("as_is") or None}
 
 
 def contradiction(folder: Path, changes: list[str], back: str | None = None) -> InputError:

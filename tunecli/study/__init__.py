@@ -67,7 +67,7 @@ class Study:
         """The same question with its window stated: more trials must not change it."""
         return replace(self, search=self.search.model_copy(update={"window": window}))
 
-    def with_data(self, **keys: bool) -> Study:
+    def with_data(self, **keys: bool | None) -> Study:
         """The same question with it stated how its data are read, `stream` or `as_is`: what was found out once, by the
         memory of a machine or by trying the model, must not change."""
         return replace(self, data=self.data.model_copy(update=keys))

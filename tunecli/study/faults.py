@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from tunecli import data, metrics, models
 from tunecli.errors import SpaceError, StudyFileError, TunecliError, did_you_mean
 from tunecli.points import all_points
-from tunecli.source import is_function, source_file
+from tunecli.source import is_function, keys_of, source_file
 from tunecli.space import DEFAULT_SETTINGS, EXHAUSTIVE, HPARAMS, build_space, example, nearest, parse_settings
 from tunecli.study.duration import EXAMPLES
-from tunecli.study.sections import PRUNER_KEYS, DataSection, SearchSection, StudyFile, TrainSection
+from tunecli.study.sections import PRUNER_KEYS, DataSection, ModelSection, SearchSection, StudyFile, TrainSection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -213,7 +213,9 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         data.check_source(file.data.source, base)
     except TunecliError as error:
         faults.append(f"data.source: {error.message}\n{error.hint or ''}")
-    if file.data.keys and not is_function(file.data.source):
+    if is_function(file.data.source):
+        faults += _strange_keys(file.data.keys, file.data.source, base, "data")
+    elif file.data.keys:
         pictures = data.holds_pictures((base / file.data.source).expanduser())
         known = [*DataSection.model_fields, *(["size"] if pictures else [])]
         strange = [key for key in file.data.keys if key not in known]
@@ -222,18 +224,20 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
             data.picture_size(file.data.keys if pictures else {})
         except TunecliError as error:
             faults.append(f"{error.message}\n{error.hint}")
-    if file.data.as_is is not None and not data.is_arrays(base / file.data.source):
+    if file.data.as_is and not data.is_arrays(base / file.data.source):
         faults.append(f"data.as_is is for arrays in a .npz file, and {file.data.source!r} is none\nleave it out")
     source = file.model.source
     searched = file.space.get("model", {})
+    keys = [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]
     if is_function(source):
         faults += _file_faults("model.source", source, base)
+        faults += _strange_keys(keys, source, base, "model")
     elif source not in models.BUNDLED:
         nearest = f"{source}:FUNCTION" if source.endswith(".py") else did_you_mean(source, models.BUNDLED)
         faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{nearest}')
     else:
         known = sorted(models.BUNDLED[source])
-        for key in [*file.model.keys, *(sorted(searched) if isinstance(searched, Mapping) else ())]:
+        for key in keys:
             if key not in known:
                 faults.append(f"unknown key {key!r} of model {source!r}\n{did_you_mean(key, known) or 'it takes none'}")
     named = file.space.get("optimizer")
@@ -250,6 +254,17 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         elif given is not None and given not in table:
             faults.append(f"unknown {key} {given!r} in [train]\n{hint_for(given)}")
     return [*faults, *_step_faults(file.train, base)]
+
+
+def _strange_keys(keys: Iterable[str], source: str, base: Path, section: str) -> list[str]:
+    """Keys that a function of the user's does not take, as far as its file tells."""
+    known = keys_of(source, base)
+    strange = [] if known is None else [key for key in keys if key not in known]
+    of_section = [*(known or ()), *(DataSection.model_fields if section == "data" else ModelSection.model_fields)]
+    return [
+        f"unknown key {key!r} in [{section}], which {source} does not take\n{did_you_mean(key, of_section)}"
+        for key in strange
+    ]
 
 
 def _file_faults(key: str, source: str, base: Path) -> list[str]:

@@ -681,7 +681,7 @@ def test_an_interrupted_search_says_where_its_trials_in_flight_go_on(
     )
     again = tunecli(*command)
     assert f"0 of 6 done, 6 to go, 4 of them in flight at {said}\n" in again.err
-    assert "plan   kept from when the study began\n" in again.err
+    assert "plan   kept from when the study began\n       compiled code trains all of its layers\n" in again.err
 
 
 def test_a_replay_that_shows_other_values_is_told_once_with_digits_enough(capsys: pytest.CaptureFixture[str]) -> None:

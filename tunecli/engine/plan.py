@@ -133,10 +133,13 @@ def choose_plan(
     return Plan("rules", cap=cap, block_rows=rows, threads=1)
 
 
+ALL_IN_C = "compiled code trains all of its layers"
+
+
 def reason(weights: int, window: int, *, native: bool) -> str:
     """Why the written rule takes the plan that it takes, in a few words."""
     if native and weights <= NATIVE_WEIGHTS:
-        return "compiled code trains all of its layers"
+        return ALL_IN_C
     if weights > NARROW_WEIGHTS:
         return f"with more than {NARROW_WEIGHTS:,} weights, one trial keeps the cores at work by itself"
     if window == 1:

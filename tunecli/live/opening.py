@@ -58,13 +58,15 @@ def _going_on(event: Opened | OpenedProgram) -> list[str]:
 
 def explain(event: Opened) -> Text:
     """How the plan was chosen: what it was measured against, or by which rule and why; a few lines."""
+    from tunecli.engine.plan import ALL_IN_C
+
     if event.timings:
         lines = ["measured on this machine, in microseconds for a sample of one trial:"]
         for timing in sorted(event.timings, key=lambda timing: timing.seconds):
             cost = "too slow" if math.isinf(timing.seconds) else f"{timing.seconds * 1e6:8.2f}"
             lines.append(f"{cost}  {timing.plan}")
     elif event.done or event.in_flight:
-        lines = ["kept from when the study began"]
+        lines = ["kept from when the study began", *([ALL_IN_C] if event.native else [])]
     else:
         lines = [f"by rule, as {_unmeasured_because(event)}:", _rule(event)]
     if event.device == "cpu":

@@ -40,14 +40,76 @@ def test_studies_are_listed_with_trials_best_and_age_the_latest_first(tunecli: C
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
 
-def test_the_value_of_a_trial_is_not_parted_from_its_number(tunecli: Command, home: Path) -> None:
-    (home / "tiny").rename(home / "a-long-name-of-a-study-of-three-kinds-of-flowers-by-four-lengths")
-    broken = home / "broken"
-    shutil.copytree(home / "a-long-name-of-a-study-of-three-kinds-of-flowers-by-four-lengths", broken)
-    (broken / "study.db").write_bytes(b"not a database" * 99)
-    done = tunecli("ls")
-    assert re.search(r"accuracy 0\.\d{4} \(trial \d\) +\d+ (s|min)$", done.out, re.MULTILINE)
-    assert all(len(line) <= 80 for line in done.out.splitlines())
+NOW = datetime.now(UTC)
+LISTED = [
+    Listed("diabetes-regression", "done", NOW, 30, 30, "balanced_accuracy", "validation", "maximize", 4, 0.5),
+    Listed("broken", "unreadable", NOW, reason="cannot read studies/broken/study.db: file is not a database"),
+]
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            83,
+            [
+                "study                  trials  state       best on validation                  age",
+                "diabetes-regression  30 of 30  done        balanced_accuracy 0.5000 (trial 4)  0 s",
+                "broken                         unreadable                                      0 s",
+                "broken: cannot read studies/broken/study.db: file is not a database",
+            ],
+        ),
+        (
+            72,
+            [
+                "study                  trials  state       best on validation        age",
+                "diabetes-regression  30 of 30  done        balanced_accuracy 0.5000  0 s",
+                "broken                         unreadable                            0 s",
+                "broken: cannot read studies/broken/study.db: file is not a database",
+            ],
+        ),
+        (
+            66,
+            [
+                "study     trials  state       best on validation        age",
+                "diabetes-regression",
+                "        30 of 30  done        balanced_accuracy 0.5000  0 s",
+                "broken            unreadable                            0 s",
+                "broken: cannot read studies/broken/study.db: file is not a",
+                "  database",
+            ],
+        ),
+        (
+            60,
+            [
+                "diabetes-regression",
+                "  30 of 30  done  balanced_accuracy 0.5000 on validation",
+                "  (trial 4)  0 s",
+                "broken",
+                "  unreadable  0 s",
+                "broken: cannot read studies/broken/study.db: file is not a",
+                "  database",
+            ],
+        ),
+    ],
+)
+def test_names_and_values_stay_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, lines: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.setenv(name, "1")
+    draw_studies(LISTED, NOW, VisibleConsole())
+    out = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert [line.rstrip() for line in out.splitlines()] == lines
+
+
+def test_in_a_pipe_each_study_has_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    draw_studies(LISTED, NOW, VisibleConsole())
+    _, first, *more = capsys.readouterr().out.splitlines()
+    assert first == "diabetes-regression  30 of 30  done        balanced_accuracy 0.5000 (trial 4)  0 s"
+    assert len(more) == 2
 
 
 def test_the_split_is_said_of_each_value_where_it_is_not_the_same_of_all(

@@ -8,13 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
+
+from tunecli.output import broken
 
 _COLOURS = {"done": "green", "running": "cyan", "unfinished": "yellow", "unreadable": "red", "not begun": "dim"}
 
 LEAST_NAME = 8
-"""Columns that a study's name takes at least, in a narrow terminal too."""
+"""Columns that studies' names have at least beside the rest of a line, in a narrow terminal too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +46,53 @@ def as_document(studies: Sequence[Listed]) -> dict[str, Any]:
 
 
 def draw_studies(studies: Sequence[Listed], now: datetime, console: Console) -> None:
+    """A study a line, and below them why some cannot be read. In a terminal that is too narrow for that the trials'
+    numbers are left out, and a long name has a line of its own; elsewhere lines are as long as they are."""
     splits = {own.split for own in studies if own.value is not None}
     # Said once where it is the same of all: names have more room then.
     split = splits.pop() if len(splits) == 1 else None
-    rows = [
-        (
-            "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}",
-            own.state,
-            "" if own.value is None else _best(own, own.split if split is None else None),
-            age((now - own.written).total_seconds()),
-        )
-        for own in studies
-    ]
-    heads = ("trials", "state", "best" if split is None else f"best on {split}", "age")
-    trials, state, best, old = (max(map(len, column)) for column in zip(heads, *rows, strict=True))
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    # A long name is folded, and a reason; the value of a trial is not parted from its number.
-    left = console.width - trials - state - old - 2 * len(heads)
-    best = max(min(best, left - LEAST_NAME), LEAST_NAME)
-    table.add_column("study", overflow="fold", max_width=max(left - best, LEAST_NAME))
-    table.add_column("trials", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column(heads[2], overflow="fold", min_width=best)
-    table.add_column("age", justify="right", no_wrap=True)
-    for own, (done, word, value, length) in zip(studies, rows, strict=True):
-        told = Text(value or own.reason or "")
-        table.add_row(Text(own.study), done, Text(word, style=_COLOURS[word]), told, length)
-    console.print(table)
+    heads = ("study", "trials", "state", "best" if split is None else f"best on {split}", "age")
+    room = console.width if console.is_terminal else None
+    for numbered in (True, False):
+        rows = [_cells(own, now, said=split is not None, numbered=numbered) for own in studies]
+        longest, *widths = (max(map(len, column)) for column in zip(heads, *rows, strict=True))
+        left = longest if room is None else room - sum(widths) - 2 * len(widths)
+        if longest <= left:
+            break
+    if left >= LEAST_NAME or longest <= left:
+        widths = [max(len(name) for name in (heads[0], *(row[0] for row in rows)) if len(name) <= left), *widths]
+        console.print(_line(heads, widths), style="dim", soft_wrap=True)
+        for own, row in zip(studies, rows, strict=True):
+            console.print(_line(row, widths, _COLOURS[own.state]), soft_wrap=True)
+    else:
+        for own in studies:
+            console.print(Text(own.study), soft_wrap=True)
+            told = filter(None, _cells(own, now, said=False, numbered=True)[1:])
+            console.print(Padding("  ".join(told), (0, 0, 0, 2)))
+    for own in studies:
+        if own.reason is not None:
+            text = f"{own.study}: {own.reason}"
+            console.print(text if room is None else broken(text, room), style="yellow", soft_wrap=True)
 
 
-def _best(own: Listed, split: str | None) -> str:
-    on = "" if split is None else f" on {split}"
-    return f"{own.metric} {own.value:.4f}{on} (trial {own.best})"
+def _cells(own: Listed, now: datetime, *, said: bool, numbered: bool) -> tuple[str, ...]:
+    """What there is of a study. `said`: of which split its value is, is said elsewhere; `numbered`: of which trial."""
+    trials = "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}"
+    on = "" if said or own.split is None else f" on {own.split}"
+    which = f" (trial {own.best})" if numbered else ""
+    best = "" if own.value is None else f"{own.metric} {own.value:.4f}{on}{which}"
+    return own.study, trials, own.state, best, age((now - own.written).total_seconds())
+
+
+def _line(row: Sequence[str], widths: Sequence[int], style: str = "") -> Text:
+    """The cells of a line below those of the one before, the state in its style; a longer name has its own line."""
+    if len(row[0]) > widths[0]:
+        return Text(f"{row[0]}\n").append(_line(("", *row[1:]), widths, style))
+    study, trials, state, best, old = (
+        f"{cell:>{width}}" if head in (1, 4) else f"{cell:<{width}}"
+        for head, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return Text.assemble(f"{study}  {trials}  ", (state, style), f"  {best}  {old}")
 
 
 def age(seconds: float) -> str:

@@ -450,6 +450,37 @@ def test_a_project_that_was_moved_predicts_where_study_toml_says_that_it_is(tune
     assert tunecli("predict", "own", "new.py:load", "--home", "moved/studies").out == expected
 
 
+PICKY = """
+class Picky(Net):
+    def forward(self, x):
+        if not self.training and len(x) == 1:
+            raise ValueError("one alone")
+        if len(x) > 60 and not self.training:
+            raise RuntimeError("can't allocate memory: you tried to allocate 99 bytes")
+        return super().forward(x)
+
+def picky(width): return Picky(width)
+def one(): return inputs()[:1]
+"""
+
+
+def test_predict_and_finetune_say_alike_that_a_forward_raised_and_share_memory_out_alike(
+    tunecli: Command, own: Path
+) -> None:
+    (own / "picky.py").write_text(OWN + PICKY)
+    picky = "--set", "model.source=picky.py:picky", "--set", "name=picky"
+    assert tunecli("search", "own.toml", *picky).code == 0
+    done = tunecli("predict", "picky", "picky.py:one")
+    line = (OWN + PICKY).splitlines().index('            raise ValueError("one alone")') + 1
+    assert (done.code, done.out) == (3, "")
+    assert done.complaint == (
+        f"the model's forward raised ValueError: one alone (picky.py, line {line})",
+        "it was tried with 1 sample of shape (2,)",
+    )
+    whole = tunecli("predict", "picky", "picky.py:inputs")
+    assert (whole.code, len(rows_of(whole.out))) == (0, 90)
+
+
 def other_code(own: Path, name: str, old: str, new: str) -> None:
     """A copy of the project with other code: what this process has loaded once it does not load again."""
     place = shutil.copytree(own, own / name, ignore=shutil.ignore_patterns("same", "other"))

@@ -12,7 +12,6 @@ from tunecli import checkpoint
 from tunecli.errors import CheckpointError, InputError, ModelError, TunecliError
 from tunecli.home import checkpoint_folder, find_database
 from tunecli.output import csv_line
-from tunecli.source import describe
 from tunecli.storage import Database
 from tunecli.store import Record, load_kept, read
 from tunecli.study import model_code
@@ -232,24 +231,32 @@ def _outputs(module: nn.Module, found: NewInputs, device: str) -> Iterator[Tenso
     """(n, O) float64 on the CPU, part by part: a long table is never prepared as a whole. Raises ModelError."""
     import torch
 
-    from tunecli.data.samples import each
-    from tunecli.engine.forward import as_matrix, as_outputs, call
+    from tunecli.data.samples import Samples, each
+    from tunecli.engine.device import is_out_of_memory, out_of_memory, release_memory
+    from tunecli.engine.forward import as_matrix, as_outputs
+    from tunecli.engine.misfit import called
     from tunecli.engine.plan import EVALUATION_SAMPLES
 
-    for low in range(0, found.rows, EVALUATION_SAMPLES):
-        high = min(low + EVALUATION_SAMPLES, found.rows)
-        inputs = each(lambda part: part.to(device), found.batch(low, high))
+    low, length = 0, EVALUATION_SAMPLES
+    while low < found.rows:
+        count = min(length, found.rows - low)
+        outputs, short = None, ""
         try:
+            inputs = each(lambda part: part.to(device), found.batch(low, low + count))
             with torch.no_grad():
-                outputs = as_matrix(as_outputs(call(module, inputs), high - low))
-        except TunecliError:
-            raise
-        except Exception as error:  # whatever a user's forward raises
-            raise ModelError(
-                f"the model cannot read these samples: {describe(error)}",
-                hint="give samples like those that it was trained on",
-            ) from error
-        yield outputs.double().cpu()
+                outputs = as_matrix(as_outputs(called(module, Samples(inputs, torch.zeros(count))), count))
+        except (MemoryError, RuntimeError, TunecliError) as error:
+            if not is_out_of_memory(error):
+                raise
+            short = out_of_memory(error)
+        if outputs is not None:
+            yield outputs.double().cpu()
+            low += count
+            continue
+        if count == 1:
+            raise ModelError(f"one sample does not fit into memory: {short}", hint="--device cpu may have more")
+        length = count // 2
+        release_memory()
 
 
 def _columns(classes: Sequence[str], outputs: int) -> tuple[str, ...]:

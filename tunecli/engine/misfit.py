@@ -6,14 +6,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples, Split
 from tunecli.data.samples import tensors
+from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.forward import call, watch
-from tunecli.errors import ModelError
+from tunecli.errors import ModelError, TunecliError
 from tunecli.models.head import parametrized
 from tunecli.source import describe, loaded_line
 
@@ -23,7 +25,7 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     if not _is_about_shapes(error):
         return ModelError(
             f"the model's forward raised {describe(error, _own_file(module))}",
-            hint=f"it was tried with {len(samples)} samples of shape {samples.features}",
+            hint=f"it was tried with {len(samples)} sample{'s' * (len(samples) > 1)} of shape {samples.features}",
         )
     name = _raised_in(module, error)
     layer = f" in layer {name}, {_kind(module.get_submodule(name))}" if name else ""
@@ -96,6 +98,19 @@ def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | N
                     f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
                     hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",
                 )
+
+
+def called(module: nn.Module, samples: Samples) -> Any:
+    """What the module makes of samples that it was not tried with. Raises ModelError, or what tells of too little
+    memory."""
+    try:
+        return call(module, samples.inputs)
+    except TunecliError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        if is_out_of_memory(error):
+            raise
+        raise misfit(module, samples, error) from error
 
 
 _ABOUT_SHAPES = ("shape", "size", "mat1", "expected", "dimension", "dtype", "channels", "out of range")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from tunecli import models
 from tunecli.data import Data, Samples, Split
 from tunecli.engine.device import is_out_of_memory, release_memory
-from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
+from tunecli.engine.forward import as_matrix, as_outputs, evaluating
 from tunecli.engine.functions import Step, chunks, load_loss, load_metric, load_step
 from tunecli.engine.gradients import sample_losses
-from tunecli.engine.misfit import misfit
+from tunecli.engine.misfit import called
 from tunecli.engine.own import OwnOptimizer, load_optimizer
 from tunecli.engine.plan import EVALUATION_SAMPLES
 from tunecli.errors import StudyFileError, TunecliError
@@ -209,7 +208,7 @@ def _evaluate(task: Task, module: nn.Module, samples: Split, settings: Mapping[s
     targets: list[Tensor] = []
     with torch.no_grad(), evaluating(module):
         for part in chunks(samples, length):
-            found.append(as_outputs(_called(module, part), len(part)))
+            found.append(as_outputs(called(module, part), len(part)))
             targets.append(part.targets)
     outputs, known = torch.cat(found)[None], torch.cat(targets)
     if task.metric.function is not None:
@@ -217,17 +216,6 @@ def _evaluate(task: Task, module: nn.Module, samples: Split, settings: Mapping[s
     assert isinstance(task.loss, Loss)
     shape = task.loss.shape({**settings, "label_smoothing": 0.0})
     return float(task.score(outputs, known, {name: torch.tensor([own]).to(outputs) for name, own in shape.items()})[0])
-
-
-def _called(module: nn.Module, samples: Samples) -> Any:
-    try:
-        return call(module, samples.inputs)
-    except TunecliError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise misfit(module, samples, error) from error
 
 
 def build_model(study: Study, data: Data, hparams: Hparams, seed: int) -> nn.Module:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 
 from tunecli import data as data_room
 from tunecli.data import Data
-from tunecli.engine import LocalEngine, Plan, choose_plan, resolve_device
+from tunecli.engine import LocalEngine, choose_plan, resolve_device
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import filters
 from tunecli.engine.plan import TRIED
-from tunecli.engine.task import Task, build_model, check_metric, evaluate, make_task, outputs_of
+from tunecli.engine.task import build_model, check_metric, evaluate, make_task, outputs_of
 from tunecli.errors import CheckpointError, NoUsableTrial, UsageError
 from tunecli.finetune import Epoch, Event, Finetuned, Notice, Request, finished
 from tunecli.finetune.fitting import data_of, fit_study, hparams_of, recipe_of
@@ -87,32 +88,34 @@ class Training:
         earlier = finished.places_of(self.folder / "finetuned", key)
         # A snapshot belongs to one training alone: what an earlier one of the same key left says nothing of the next.
         made_by["earlier"] = len(earlier)
-        legs = [
-            self._leg("fine-tuning", self._prepared, run, made_by),
-            self._leg("from scratch", lambda own: self._fresh(own.seed("weights")), from_scratch, made_by),
+        asked = [
+            ("fine-tuning", self._prepared, run),
+            ("from scratch", lambda own: self._fresh(own.seed("weights")), from_scratch),
         ]
+        # One at a time: each has the samples on its device.
+        legs = (self._leg(of, build, own, made_by) for of, build, own in asked)
+        first = next(legs)
         if self.request.fresh:
-            for leg in legs:
-                leg.snapshots.remove(run.trial)
-        elif earlier and legs[0].snapshots.load(run)[0] is None:
+            self._remove_snapshots()
+        elif earlier and first.snapshots.load(run)[0] is None:
             try:
                 result, weights, manifest = finished.load(earlier[-1], self.study.name, self.request.save)
             except CheckpointError as error:
                 yield Notice(f"{error.message}: it is trained anew")
             else:
-                yield self._finish(result, weights, manifest, legs)
+                yield self._finish(result, weights, manifest)
                 return
         trained: list[dict[str, Tensor]] = []
-        for leg in legs:
-            engine = LocalEngine(leg.task, leg.plan, resolve_device(self.request.device))
-            leg_weights = yield from _train(engine, leg, stop)
+        for leg in chain((first,), legs):
+            leg_weights = yield from _train(leg, stop)
+            leg.engine.close()
             if leg_weights is None:
                 return
             trained.append(leg_weights)
-        result = self._result(run, trained, updates=run.epochs * engine.epoch_updates(run))
+        result = self._result(run, trained, updates=run.epochs * first.engine.epoch_updates(run))
         manifest = self._manifest(result)
         finished.save(result, trained[0], manifest, key)
-        yield self._finish(result, trained[0], manifest, legs)
+        yield self._finish(result, trained[0], manifest)
 
     def _leg(self, of: str, build: Callable[[Run], nn.Module], run: Run, made_by: Mapping[str, Any]) -> _Leg:
         joined = data_room.joined(self.data.train, self.data.validation)
@@ -121,13 +124,21 @@ class Training:
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         device = resolve_device(self.request.device)
         can = can_compile(device)
-        native = LocalEngine(task, TRIED.with_compiled(can), device).traits(run).native
+        engine = LocalEngine(task, TRIED.with_compiled(can), device)
+        native = engine.traits(run).native
         batch = run.hparams["batch_size"]
         smallest = batch if isinstance(batch, int) else len(joined)
         plan = choose_plan(trainable, 1, smallest, convolves=bool(filters(module)), native=native).with_compiled(can)
-        folder = self.folder / "snapshots" / of.replace(" ", "-")
-        snapshots = Snapshots(folder, {**made_by, "of": of, "plan": plan.as_dict()})
-        return _Leg(of, run, task, plan, snapshots)
+        engine.plan_by(plan)
+        return _Leg(of, run, engine, self._snapshots(of, {**made_by, "of": of, "plan": plan.as_dict()}))
+
+    def _snapshots(self, of: str, made_by: Mapping[str, Any]) -> Snapshots:
+        return Snapshots(self.folder / "snapshots" / of.replace(" ", "-"), made_by)
+
+    def _remove_snapshots(self) -> None:
+        """Those of this trial: an interrupted training of another one has its own there."""
+        for of in ("fine-tuning", "from scratch"):
+            self._snapshots(of, {}).remove(self.trial.number)
 
     def _made_by(self) -> dict[str, Any]:
         """What the weights depend on beside their run."""
@@ -204,9 +215,7 @@ class Training:
             "used": result.used,
         }
 
-    def _finish(
-        self, result: Finetuned, weights: Mapping[str, Tensor], manifest: Mapping[str, Any], legs: Iterable[_Leg]
-    ) -> Finetuned:
+    def _finish(self, result: Finetuned, weights: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Finetuned:
         """What follows the checkpoint, and does nothing twice: the reading recorded, and only then the result told."""
         reading = json.loads(json.dumps(manifest["finetuned"]))  # as it comes back from a database
         if not any(own.values == reading for own in self.record.readings):
@@ -216,8 +225,7 @@ class Training:
             store.close()
         if self.request.save is not None:
             save_state_dict(self.request.save, weights)
-        for leg in legs:
-            leg.snapshots.remove(self.trial.number)  # an interrupted training of another trial has its own there
+        self._remove_snapshots()
         return result
 
     def _fresh(self, seed: int) -> nn.Module:
@@ -254,17 +262,14 @@ class _Leg:
 
     of: str
     run: Run
-    task: Task
-    plan: Plan
+    engine: LocalEngine
     snapshots: Snapshots
 
 
-def _train(
-    engine: LocalEngine, leg: _Leg, stop: Callable[[], bool]
-) -> Generator[Event, None, dict[str, Tensor] | None]:
+def _train(leg: _Leg, stop: Callable[[], bool]) -> Generator[Event, None, dict[str, Tensor] | None]:
     """Train one run to its end, from its snapshot where there is one; returns its weights (none of a run from scratch
     that failed), or None on a signal."""
-    of, run, snapshots = leg.of, leg.run, leg.snapshots
+    of, run, engine, snapshots = leg.of, leg.run, leg.engine, leg.snapshots
     kept, note = snapshots.load(run)
     if note is not None:
         yield Notice(note)

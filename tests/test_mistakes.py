@@ -510,6 +510,7 @@ def test_a_function_that_may_be_an_objective_is_tried(tunecli: Command, tmp_path
     ("word", "hint"),
     [
         ("acc", "did you mean 'accuracy'?"),  # it begins one
+        ("ACCURACY", "did you mean 'accuracy'?"),
         ("acuracy", "did you mean 'accuracy'?"),
         ("pre", "known: accuracy, auroc, precision, precision_micro"),  # two begin like this
         ("bayes", "known: accuracy, auroc, precision, precision_micro"),

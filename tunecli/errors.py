@@ -91,8 +91,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one that a word begins, or that it hardly differs from; None where none is near."""
-    known = sorted(known)
-    begun = [own for own in known if len(word) > 1 and own.startswith(word)]
-    near = begun[:1] if len(begun) == 1 else get_close_matches(word, known, n=1, cutoff=LEAST_ALIKE)
-    return near[0] if near else None
+    """The one that a word begins, or that it hardly differs from, in either case; None where none is near."""
+    known, word = sorted(known), word.casefold()
+    begun = [own for own in known if len(word) > 1 and own.casefold().startswith(word)]
+    if len(begun) == 1:
+        return begun[0]
+    folded = {own.casefold(): own for own in known}
+    near = get_close_matches(word, folded, n=1, cutoff=LEAST_ALIKE)
+    return folded[near[0]] if near else None

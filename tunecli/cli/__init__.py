@@ -24,7 +24,7 @@ from tunecli.cli.options import Stopped
 from tunecli.cli.predict import predict
 from tunecli.cli.report import report
 from tunecli.cli.search import search
-from tunecli.errors import StorageError, TunecliError, UsageError
+from tunecli.errors import StorageError, TunecliError, UsageError, nearest
 from tunecli.output import broken, say
 
 app = typer.Typer(
@@ -161,16 +161,34 @@ def _usage(error: Any) -> UsageError:
     message = str(error.format_message()).rstrip(".")
     for pydantic, ours in _WORDS.items():
         message = re.sub(pydantic, ours, message)
-    typed = getattr(error, "option_name", "") if command == "tunecli search" else ""
-    return UsageError(message[:1].lower() + message[1:], hint=_as_key(typed) or f"{command} --help")
+    typed = getattr(error, "option_name", "")
+    if not typed or not message.lower().startswith("no such option"):
+        return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
+    opts = [name for own in error.ctx.command.params for name in own.opts]
+    as_key = _as_key(typed, command.removeprefix("tunecli "))
+    near = nearest(typed.lstrip("-"), [name.removeprefix("--") for name in opts if name.startswith("--")])
+    hint = as_key or (f"did you mean --{near}?" if near else f"{command} --help")
+    return UsageError(f"no such option: {typed}", hint=hint)
 
 
-def _as_key(option: str) -> str | None:
-    """How a key of a study file is set that was typed as an option of its own."""
-    from tunecli.space.hparams import HPARAMS
-    from tunecli.study.sections import TrainSection
+def _as_key(option: str, command: str) -> str | None:
+    """How a key of a study file, or an hparam for `finetune`, is set that was typed as an option of its own."""
+    from tunecli.models import BUNDLED
+    from tunecli.space.hparams import HPARAMS, elsewhere
+    from tunecli.study.sections import DataSection, SearchSection, TrainSection
 
-    name = option.lstrip("-").replace("-", "_")
-    if name in TrainSection.model_fields:
-        return f"--set train.{name}=..."
-    return f"--set space.{name}=..." if name in HPARAMS else None
+    typed = option.lstrip("-").replace("-", "_")
+    name = elsewhere(typed) or typed
+    if command != "search":
+        return f"--set {name}=..." if command == "finetune" and name in HPARAMS else None
+    places = {
+        "name": ("name",),
+        "model.source": ("model",),
+        "train.{}": TrainSection.model_fields,
+        "space.{}": HPARAMS,
+        "search.{}": SearchSection.model_fields,
+        "data.{}": DataSection.model_fields.keys() - {"source"},
+        "model.{}": {key for keys in BUNDLED.values() for key in keys},
+    }
+    found = (place.format(name) for place, names in places.items() if name in names)
+    return next((f"--set {key}=..." for key in found), None)

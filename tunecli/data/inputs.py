@@ -59,7 +59,7 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
             hint=f"give {_TABLE}, {_ARRAYS}, {_PICTURES} or {_FUNCTION}: tunecli predict STUDY FILE",
         )
     if given is not _FUNCTION and not path.exists():
-        raise DataError(f"no such file: {path}", hint="give the path of the table to predict")
+        raise DataError(f"no such file: {path}", hint="give the path of what to predict")
     expected = _EXPECTED.get(preprocessing["kind"], _FUNCTION)
     by_column = given is _FUNCTION and expected is _TABLE and _are_numbers(preprocessing["columns"])
     if given is not expected and not by_column:

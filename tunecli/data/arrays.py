@@ -142,8 +142,9 @@ def check_finite(inputs: Inputs, source: str, purpose: str) -> None:
         chunks = part.chunks() if isinstance(part, Mapped) else (part,)
         count = sum(_not_finite(own) for own in chunks)
         if count:
+            of = "1 sample" if count == 1 else f"{count} samples"
             raise DataError(
-                f"{source} returned a NaN or an infinity in the inputs of {count} samples for {purpose}",
+                f"{source} returned a NaN or an infinity in the inputs of {of} for {purpose}",
                 hint="fill them in or drop these samples",
             )
 
@@ -213,7 +214,8 @@ def _targets(values: Tensor | Array, any_shape: bool) -> Tensor | Array:
         values = values[:, 0]
     if values.ndim != 1 and not any_shape:
         raise DataError(
-            f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}", hint="each sample has one target"
+            f"targets must be (samples,) or (samples, 1), got {tuple(values.shape)}",
+            hint="each sample has one target, a class its number, targets.argmax(1); a loss of your own reads others",
         )
     if isinstance(values, Tensor):
         return values.detach().cpu()

@@ -101,7 +101,7 @@ def _is_dataset(value: Any) -> bool:
     """A torch Dataset or DataLoader, or what is like one: a Hugging Face Dataset has items and a length."""
     if isinstance(value, Dataset | DataLoader):
         return True
-    plain = isinstance(value, str | bytes | tuple | list | Mapping) or hasattr(value, "shape")
+    plain = isinstance(value, str | bytes | tuple | list | Mapping | type) or hasattr(value, "shape")
     return not plain and hasattr(value, "__getitem__") and hasattr(value, "__len__")
 
 

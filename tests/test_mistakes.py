@@ -204,6 +204,18 @@ def test_a_model_whose_output_does_not_fit_the_classes(refused: Callable[..., st
     assert "last layer" in said
 
 
+def test_one_output_for_two_classes_is_told_of_its_loss(refused: Callable[..., str], tmp_path: Path) -> None:
+    two_classes = OWN.replace(" + (inputs[:, 1] > 0).long()", "")
+    write_study(tmp_path, own=two_classes.replace("width, 3)", "width, 1)"))
+    assert 'train.loss = "binary_cross_entropy"' in refused(3, "search", "own.toml")
+
+
+@pytest.mark.parametrize("kind", ["half", "double"])
+def test_a_model_of_another_type_than_the_data(refused: Callable[..., str], tmp_path: Path, kind: str) -> None:
+    write_study(tmp_path, own=OWN.replace("width, 3))", f"width, 3)).{kind}()"))
+    assert refused(3, "search", "own.toml").endswith("the data are float32: make the model so, by model.float()")
+
+
 def test_tensors_of_float64_meet_a_model_of_float32(refused: Callable[..., str], tmp_path: Path) -> None:
     write_study(tmp_path, own=OWN.replace("return inputs,", "return inputs.double(),"))
     assert "inputs.float()" in refused(3, "search", "own.toml")

@@ -140,6 +140,17 @@ def no_module():
 
 def raises(width):
     raise ValueError(f"a width of {width} is odd")
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+
+def shaped():
+    model = lazy()
+    model(torch.zeros(1, 3))
+    return model
+
+def compiled():
+    return nn.DataParallel(torch.compile(Net()))
 """
 
 
@@ -159,6 +170,14 @@ def test_a_users_own_function_or_class_is_a_model(own: Path) -> None:
     assert widths(build("net.py:Net", {}, base=own)) == [4, 2]
 
 
+def test_a_model_is_taken_out_of_what_computes_it_otherwise(own: Path) -> None:
+    assert (
+        build("net.py:compiled", {}, base=own).state_dict().keys()
+        == build("net.py:Net", {}, base=own).state_dict().keys()
+    )
+    assert build("net.py:shaped", {}, base=own)(torch.zeros(5, 3)).shape == (5, 2)
+
+
 def test_a_users_model_is_drawn_from_the_seed(own: Path) -> None:
     first, again, other = (build("net.py:Net", {}, base=own, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.head.weight, again.head.weight)
@@ -170,6 +189,7 @@ def test_a_users_model_is_drawn_from_the_seed(own: Path) -> None:
     [
         ("net.py:no_module", {}, ModelError, "must return a torch.nn.Module, got dict", None),
         ("net.py:all_frozen", {}, ModelError, "without weights to train", None),
+        ("net.py:lazy", {}, ModelError, "weights have no shape yet: 0.weight", "give the layer its sizes"),
         ("net.py:make", {}, SourceError, "missing a required argument: 'width'", "it takes width, frozen"),
         (
             "net.py:make",

@@ -302,5 +302,7 @@ def _check_outputs(task: Task, found: Tensor, targets: Tensor) -> None:
         raise ModelError(
             f"the model gives {outputs} output{'s' if outputs != 1 else ''} a sample, "
             f"the data have {what} and {task.loss.name} needs {needed}",
-            hint="change the model's last layer",
+            hint='give it two, or one and train.loss = "binary_cross_entropy"'
+            if task.classes == 2 and outputs == 1
+            else "change the model's last layer",
         )

@@ -31,9 +31,12 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
     layer = f" in layer {name}, {_kind(module.get_submodule(name))}" if name else ""
     line = loaded_line(error)
     place = f" ({line})" if line else ""
+    text = " ".join(str(error).split())
     kinds = [part.dtype for _, part in tensors(samples.inputs)]
     if torch.float64 in kinds:
         hint = "tensors are taken as they are: return inputs.float(), or make the model double"
+    elif "same dtype" in text and kinds == [torch.float32]:
+        hint = "the data are float32: make the model so, by model.float()"
     elif (table := _table(module, name)) is not None and all(own.is_floating_point for own in kinds):
         hint = "a table is looked up by integers: a .npz file, or a function of your own, can give the model such"
     elif "'indices'" in str(error):
@@ -44,7 +47,6 @@ def misfit(module: nn.Module, samples: Samples, error: BaseException) -> ModelEr
         hint = f"check what layer {name} takes against what comes before it"
     else:
         hint = "check the model's first layer against the data's features"
-    text = " ".join(str(error).split())
     return ModelError(
         f"the model cannot read samples of shape {samples.features}: {type(error).__name__}: {text}{layer}{place}",
         hint=hint,

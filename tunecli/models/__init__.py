@@ -63,9 +63,17 @@ def build(
             return bundled.build(source, keys, features, outputs, categories)
         torch.manual_seed(seed)
         model = call(source, keys, base)
+    while isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
+        # What torch.compile wraps, too: how a model is computed is for the search to find out.
+        model = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"{source} must return a torch.nn.Module, got {type(model).__name__}", hint="end it with `return model`"
+        )
+    if lazy := [name for name, own in model.named_parameters() if nn.parameter.is_lazy(own)]:
+        raise ModelError(
+            f"{source} returned a model whose weights have no shape yet: {lazy[0]}",
+            hint="give the layer its sizes in the place of a lazy one, or call the model once before it is returned",
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{source} returned a model without weights to train")

@@ -1034,6 +1034,48 @@ def test_a_layer_that_takes_samples_for_the_steps_of_a_sequence_is_named(model: 
     assert (found.looped_because == f"layer {layer}, {wrong}") if layer else (wrong not in str(found.looped_because))
 
 
+@pytest.mark.parametrize(
+    ("last", "told"), [(nn.Softmax(1), True), (nn.LogSoftmax(1), False), (nn.Sigmoid(), False), (nn.Identity(), False)]
+)
+def test_probabilities_where_a_loss_takes_logits_are_remarked(last: nn.Module, told: bool) -> None:
+    task = make_task(lambda: nn.Sequential(nn.Linear(FEATURES, CLASSES), last))
+    remark = "the model gives probabilities, and cross_entropy takes logits: leave its last activation out"
+    assert LocalEngine(task, BY_TORCH).traits(make_run(0)).remark == (remark if told else None)
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Identity()])
+def test_a_sigmoid_before_a_loss_of_one_logit_is_remarked(last: nn.Module) -> None:
+    loss = LOSSES["binary_cross_entropy"]
+    task = make_task(lambda: nn.Sequential(nn.Linear(FEATURES, 1), last), loss=loss, classes=2)
+    task = replace(task, **{part: two_classes(getattr(task, part)) for part in ("train", "validation")})
+    assert (LocalEngine(task, BY_TORCH).traits(make_run(0)).remark is None) == isinstance(last, nn.Identity)
+
+
+def two_classes(samples: Samples) -> Samples:
+    return replace(samples, targets=samples.targets % 2)
+
+
+class Shifting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs += 1
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+def test_a_model_that_writes_into_the_data_is_refused_and_they_are_left_as_they_were() -> None:
+    task = make_task(Shifting)
+    assert isinstance(task.train, Samples)
+    before = task.train.inputs.clone()
+    with pytest.raises(ModelError, match="writes into its inputs") as caught:
+        LocalEngine(task, BY_TORCH).traits(make_run(0))
+    assert "x = x + 1" in str(caught.value.hint)
+    assert torch.equal(task.train.inputs, before)
+
+
 class Branching(nn.Module):
     """Looks at its numbers, which vmap cannot."""
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tunecli.data import Samples
+from tunecli.data import Samples, each
 from tunecli.engine.batches import epoch_updates, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
@@ -20,7 +20,7 @@ from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forw
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
-from tunecli.engine.misfit import check_tables, misfit
+from tunecli.engine.misfit import are_probabilities, check_tables, check_unwritten, misfit
 from tunecli.engine.plan import NATIVE_WEIGHTS, Plan
 from tunecli.engine.rowwise.native import SHAPES, WHOLE
 from tunecli.engine.rules import RULES
@@ -255,14 +255,24 @@ def _looped(found: Traits, because: str) -> Traits:
 def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:
     count = max(2, min(8, len(task.train)) // 2 * 2)
     samples = task.train.to(device).take(slice(0, count))
+    inputs = each(lambda own: own.clone() if isinstance(own, Tensor) else own, samples.inputs)  # or texts
     module = task.build(run).to(device)
     twin = task.build(Run(run.trial, run.study_seed + 1, run.hparams, run.epochs)).to(device)
+    remark = None
     try:
         found = step_traits(module, samples, task.loss) if isinstance(task.loss, Step) else None
         if found is None or task.metric.function is not None:
             with torch.no_grad(), evaluating(module):
                 outputs = as_outputs(call(module, samples.inputs), count)
             _check_outputs(task, outputs, samples.targets)
+            if (
+                task.classes
+                and not (isinstance(task.loss, Step) or task.loss.own)
+                and are_probabilities(module, outputs)
+            ):
+                remark = (
+                    f"the model gives probabilities, and {task.loss.name} takes logits: leave its last activation out"
+                )
         if found is None:
             assert isinstance(task.loss, Loss)
             may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
@@ -270,13 +280,14 @@ def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits
             may = may and _told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
             more = task.train.take(slice(0, WHOLE)).to(device) if may else None
             found = traits(module, twin, samples, task.loss, plan.way, more)
+        check_unwritten(samples, inputs)
         check_tables(module, samples, (task.train, task.validation))
         if not isinstance(task.train, Samples) and found.looped_because is None:
             found = _looped(found, _ITEMS_ARE_READ)
         if found.way == "looped":
             losses = partial(_losses, task, module, samples)
             found = replace(found, channels_last=bears_channels_last(module, losses))
-        return found
+        return replace(found, remark=remark)
     except TunecliError:
         raise
     except (Exception, SystemExit) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples, Split
-from tunecli.data.samples import tensors
+from tunecli.data.samples import Inputs, tensors
 from tunecli.engine.device import is_out_of_memory
 from tunecli.engine.forward import call, watch
 from tunecli.errors import ModelError, TunecliError
@@ -100,6 +100,30 @@ def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | N
                     f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
                     hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",
                 )
+
+
+def check_unwritten(samples: Samples, inputs: Inputs) -> None:
+    """Raises ModelError where samples are not the inputs that they were any more; then they are made so again."""
+    written = False
+    for (_, now), (_, before) in zip(tensors(samples.inputs), tensors(inputs), strict=True):
+        if not isinstance(now, Tensor) or torch.equal(now, before):
+            continue
+        if bool((now == now).all()):  # what is no number differs from itself
+            written = True
+            now.copy_(before)
+    if written:
+        raise ModelError(
+            "the model's forward writes into its inputs, which are the data that all trials read",
+            hint="x = x + 1 in the place of x += 1, and no layer with inplace=True before another",
+        )
+
+
+def are_probabilities(module: nn.Module, outputs: Tensor) -> bool:
+    """Whether outputs (N, O) of a model are its classes' probabilities, and no logits."""
+    if outputs.dim() == 2 and outputs.shape[1] > 1:
+        sums = outputs.sum(1)
+        return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    return isinstance(list(module.modules())[-1], nn.Sigmoid)
 
 
 def called(module: nn.Module, samples: Samples) -> Any:

@@ -31,7 +31,7 @@ class Traits:
 
     `looped_because` is None where its rows can be computed at once; else it says what to change in the model, if
     anything can. `native`: C of our own computes it, one row after the other. `channels_last`: it convolves images
-    and works with filters kept so, which a CPU is faster with.
+    and works with filters kept so, which a CPU is faster with. `remark` is what its user may not have meant.
     """
 
     way: str
@@ -40,6 +40,7 @@ class Traits:
     mixes_samples: bool = False
     channels_last: bool = False
     native: bool = False
+    remark: str | None = None
 
 
 def traits(

@@ -26,7 +26,7 @@ from tunecli.trial import Hparams, Run, State, Trial, Value
 class Fitted:
     """What a study trains, and an engine for it, empty yet. `weights` are those that its first model trains, `timings`
     those of the plans that were measured, and `looped_because` says why its trials are computed one after another, None
-    if they are not; `native`: C of our own computes its models.
+    if they are not; `native`: C of our own computes its models; `remark` as `Traits` has it.
     """
 
     task: Task
@@ -37,6 +37,7 @@ class Fitted:
     weights: int
     looped_because: str | None
     native: bool
+    remark: str | None
 
 
 def fit(study: Study, data: Data, device: str, record: Record | None) -> Fitted:
@@ -80,7 +81,7 @@ def _fit_by(run: Run, study: Study, task: Task, device: str, stored: Plan | None
             timings = measure_plans(study, task, run, traits, device)
             plan = best(timings)
         engine.plan_by(plan)
-    return Fitted(task, device, engine, plan, timings, weights, traits.looped_because, traits.native)
+    return Fitted(task, device, engine, plan, timings, weights, traits.looped_because, traits.native, traits.remark)
 
 
 def _check_plan(stored: Plan, now: Plan) -> None:

@@ -57,7 +57,7 @@ class Loop:
             device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             **({"compiler": "none"} if plan.lacks_compiler(device) else {}),
         )
-        self._told: list[str] = []
+        self._told = [] if self.fitted.remark is None else [self.fitted.remark]
         if record is not None and (changes := lessened(Plan(**record.plan), plan)):
             self.store.replan(plan.as_dict())
             self._told += changes

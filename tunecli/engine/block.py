@@ -203,9 +203,12 @@ class Block:
         return Coming(numbers, rates)
 
     def begin_steps(self) -> None:
-        """Have other threads begin with the coming steps, where C trains them; `train` and `settle` end them."""
-        able = self._native is not None and not self._native.busy and self._lane.task.trial_seconds is None
-        if able and not self._joining and self._step < self._high and self._shortage.error is None:
+        """Have other threads begin with the coming steps, where C trains them and that is worth it; `train` and
+        `settle` end them."""
+        native, timed = self._native, self._lane.task.trial_seconds is not None
+        if native is None or native.busy or timed or self._joining or self._shortage.error is not None:
+            return
+        if native.is_shared(self._high - self._step):
             self._begin_steps(late=False)
 
     @property

@@ -228,10 +228,17 @@ class Steps:
         told, self._written = self._told, (updates, losses, norms)
         told.low, told.high, told.over, told.updates = low, high, over, updates.address()
         told.losses, told.norms = losses.data_ptr(), norms.data_ptr()
-        told.threads = self._rows.network.shared((high - low) * len(self._rows))
+        told.threads = self._threads(high - low)
         self._begun = self._functions.begin_training(ctypes.addressof(told))
         if self._begun is None:
             raise MemoryError("no memory to begin threads with")
+
+    def is_shared(self, steps: int) -> bool:
+        """Whether so many steps, or as many of them as are trained at once, are worth other threads."""
+        return self._threads(min(steps, self.at_once)) > 1
+
+    def _threads(self, steps: int) -> int:
+        return self._rows.network.shared(steps * len(self._rows))
 
     @property
     def busy(self) -> bool:

@@ -180,10 +180,12 @@ from torch import nn
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm = nn.BatchNorm1d(FEATURES)  # which has trials computed one after another
+        self.norm = nn.BatchNorm1d(FEATURES)
         self.last = nn.Linear(FEATURES, CLASSES)
+        self.register_buffer("calls", torch.zeros(()))  # which has trials computed one after another
 
     def forward(self, x):
+        self.calls += 1
         if len(x) > MOST[self.training]:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(x)}.00 MiB. GPU 0 has ...")
         return self.last(self.norm(x))

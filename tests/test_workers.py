@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
 
 
 MODEL = """
-import os
+import os, torch
 from torch import nn
 
 def model(hidden, inject=""):
@@ -68,8 +68,10 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 3))
         self.inject = inject
+        self.register_buffer("seen", torch.zeros(()))  # which has it called for each trial
 
     def forward(self, inputs):
+        self.seen += self.training
         if self.training and self.inject and len(inputs) == 32:
             exec(self.inject)
         return self.layers(inputs)

@@ -28,7 +28,7 @@ SOURCES = (
     HERE / "update.c",
     *(
         HERE / "rowwise" / f"{name}.c"
-        for name in ("images", "losses", "products", "sums", "elementwise", "lanes", "threads", "network")
+        for name in ("images", "losses", "products", "sums", "elementwise", "lanes", "norms", "threads", "network")
     ),
 )
 HEADERS = (

@@ -36,9 +36,11 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        self.register_buffer("seen", torch.zeros(()))  # which has it called for each trial
 
     def forward(self, inputs):
         global calls
+        self.seen += self.training
         calls += self.training
         if calls == 150 and os.path.exists("armed"):
             try:

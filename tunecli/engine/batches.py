@@ -49,10 +49,27 @@ def batch_length(batch_size: Value, samples: int) -> int:
     return min(batch_size, samples) if isinstance(batch_size, int) else samples
 
 
-def micro_length(batch_size: Value, samples: int, cap: int | None) -> int:
-    """m, the samples that a micro-step reads: the batch, cut at the plan's cap, rounded up to fill vectors."""
+def micro_length(batch_size: Value, samples: int, cap: int | None, *, whole: bool = False) -> int:
+    """m, the samples that a micro-step reads: the batch, cut at the plan's cap, rounded up to fill vectors.
+
+    A `whole` batch, which a lone last sample may join, is as many times what is computed at once as it takes.
+    """
     length = batch_length(batch_size, samples)
-    return length if cap is None else min(cap, -(-length // ROUND) * ROUND)
+    if cap is None or not whole:
+        return length if cap is None else min(cap, -(-length // ROUND) * ROUND)
+    longest = longest_batch(batch_size, samples)
+    times = -(-longest // cap)
+    return times * -(-longest // (times * ROUND)) * ROUND
+
+
+def longest_batch(batch_size: Value, samples: int) -> int:
+    """The samples of the longest batch, where a lone last sample joins the batch before."""
+    return epoch_batches(samples, batch_length(batch_size, samples), None, join_lone=True).micro
+
+
+def length_at_once(micro: int, cap: int | None) -> int:
+    """How many samples of such a micro-step are computed at once, up to the cap; all where there is none."""
+    return micro if cap is None else micro // -(-micro // cap)
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Block:
     """A fixed number of neighbouring rows, computed at once. Rows beyond its slots are empty and never updated."""
 
     def __init__(self, lane: Lane, slots: list[Slot], rows: slice) -> None:
-        self._lane, self.slots = lane, slots
+        self._lane, self.slots, self._rows = lane, slots, rows
         self._state = lane.state.part(rows)
         memory = lane.gradient[rows]
         apart = lane.compiled and is_compiled(memory.dtype, memory.device)
@@ -64,7 +64,7 @@ class Block:
     def _make_way(self, shape: Shape) -> Rowwise | Looped:
         lane, weights = self._lane, self._state.weights
         if lane.recorded is not None:
-            return Rowwise(lane.recorded, weights, self._gradient, shape)
+            return Rowwise(lane.recorded, weights, self._gradient, shape, lane.statistics[self._rows])
         module, weighted = self.slots[0].module, lane.weights is not None
         return Looped(module, lane.layout, weights, self._gradient, lane.task.loss, weighted, shape)
 
@@ -137,7 +137,7 @@ class Block:
         high = min(high, self._steps)
         found = lay_out(low, high, self._batches, self._orders, len(gradient), self._lane.weights)
         self._index, self._active = found.index.to(gradient.device), found.active.to(gradient.device)
-        self._present = found.present.to(gradient)
+        self._present, self._real = found.present.to(gradient), found.real
         if self._updates is None or (low, high) != (self._low, self._high):
             self._updates = self._make_updates(low, high)
         self._low, self._high = low, high
@@ -156,7 +156,7 @@ class Block:
         if self._updates is None or self._updates.compiled is None:
             return None
         keys = sample_keys(self._seeds, self._index) if lane.stochastic else None
-        return way.steps(self._train, self._index, self._present, self._share, self._active, keys)
+        return way.steps(self._train, self._index, self._present, self._share, self._active, self._real, keys)
 
     def _shares(self, sizes: Tensor) -> Tensor:
         """What a sample's gradient is divided by, inverted, (S, B), from what the batches count (S, K).
@@ -298,10 +298,12 @@ class Block:
             self._way.draw_by(sample_keys(self._seeds, index))
         assert self._updates is not None
         looped = self._way if isinstance(self._way, Looped) else None
-        leave = {"leave": self._updates.reads_elsewhere(place)} if looped is not None else {}
+        told: dict[str, Any] = {"real": self._real[place]}
+        if looped is not None:
+            told = {"leave": self._updates.reads_elsewhere(place)}
         self._shortage.writing = GRADIENTS
         with self._randomness(step):
-            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **leave)
+            losses, counts = self._way.add_gradient(read, present, self._share[place], over=self._used_up, **told)
         self._shortage.writing = STATE
         # A row that has finished its epoch, or is empty, computes along and adds nothing, not even a NaN.
         self._loss += torch.where(self._active[place], losses, 0.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
 from tunecli.engine.functions import Step
+from tunecli.engine.norms import running_statistics
 from tunecli.metrics import Loss
 
 # Without this MKL's batched products round by where a matrix lies in memory, so by slot: a weight's gradient (33, 5) of
@@ -28,7 +30,8 @@ ALIGN = 64
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each trained weight of a module lies in a row of P numbers; `width` is P, filled up with zeros.
+    """Where each trained weight of a module, or each of its running statistics, lies in a row of P numbers; `width` is
+    P, filled up with zeros.
 
     `channels_last` are the filters whose channels lie side by side, a pixel after the other.
     """
@@ -41,7 +44,17 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, *, channels_last: bool = False) -> Layout:
-        trained = [(name, p.shape) for name, p in module.named_parameters() if p.requires_grad]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        return cls._of(trained, frozenset(name for name, _ in filters(module)) if channels_last else frozenset())
+
+    @classmethod
+    def of_statistics(cls, module: nn.Module) -> Layout:
+        """Where each of a module's running statistics lies in a row of its own, of no width if it has none."""
+        return cls._of(running_statistics(module), frozenset())
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], channels_last: frozenset[str]) -> Layout:
+        trained = [(name, own.shape) for name, own in tensors.items()]
         offsets, width = [], 0
         for _, shape in trained:
             offsets.append(width)
@@ -51,7 +64,7 @@ class Layout:
             tuple(shape for _, shape in trained),
             tuple(offsets),
             -(-width // ALIGN) * ALIGN,
-            frozenset(name for name, _ in filters(module)) if channels_last else frozenset(),
+            channels_last,
         )
 
     def views(self, matrix: Tensor) -> dict[str, Tensor]:
@@ -71,12 +84,12 @@ class Layout:
         return matrix[:, self.offsets[-1] + math.prod(self.shapes[-1]) :]
 
     def row(self, module: nn.Module) -> Tensor:
-        """The trained weights of a module as one row (P,)."""
-        parameters = dict(module.named_parameters())
-        first = parameters[self.names[0]]
+        """The trained weights of a module, or its statistics, as one row (P,)."""
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        first = tensors[self.names[0]]
         row = torch.zeros(self.width, dtype=first.dtype, device=first.device)
         for name, view in self.views(row[None]).items():
-            view[0].copy_(parameters[name].detach())
+            view[0].copy_(tensors[name].detach())
         return row
 
     def pieces(self) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +87,14 @@ class Slot:
         """The state dict at the best tick: the trained weights from the row, the rest from the module."""
         trained = self.lane.layout.views(self.lane.rows(self)["best"][None])
         state = {name: tensor.detach() for name, tensor in self.module.state_dict().items()} | self.best_state
-        first: dict[nn.Parameter, str] = {}  # a weight may have several names, of which the layout knows the first
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            if (own := first.setdefault(parameter, name)) in trained:
-                state[name] = trained[own][0]
+        rows = self.lane.rows(self)
+        if self.lane.recorded is not None and self.lane.recorded.statistics.names:
+            trained |= self.lane.recorded.statistics.views(rows["best_statistics"][None])
+        first: dict[Tensor, str] = {}  # what is trained may have several names, of which a layout knows the first
+        named = self.module.named_parameters(remove_duplicate=False), self.module.named_buffers(remove_duplicate=False)
+        for name, tensor in chain(*named):
+            if (own := first.setdefault(tensor, name)) in trained and name in state:
+                state[name] = trained[own][0].to(tensor.dtype)
         return {name: tensor.clone(memory_format=torch.contiguous_format).cpu() for name, tensor in state.items()}
 
 
@@ -112,11 +117,12 @@ class Lane:
         compiled: bool,
         native: bool,
         threads: int,
+        cap: int | None,
         device: torch.device,
     ) -> None:
         self.task, self.train, self.validation = task, train, validation
         self.evaluated, self.compiled, self.native, self.threads = evaluated, compiled, native, threads
-        self.layout, self.way, self.block_rows, self.micro = layout, way, block_rows, micro
+        self.layout, self.way, self.block_rows, self.micro, self._cap = layout, way, block_rows, micro, cap
         self.stochastic, self.mixes_samples = stochastic, mixes_samples
         self._slots: list[Slot] = []
         self._blocks: list[Block] = []
@@ -126,6 +132,7 @@ class Lane:
         empty = torch.zeros(0, layout.width, device=device)
         self.state = State(empty, empty, empty)
         self.gradient = self.best = empty
+        self.statistics = self.best_statistics = empty
         self._shared: nn.Module | None = None
         self.recorded: Recorded | None = None
 
@@ -148,7 +155,11 @@ class Lane:
                     compiled=compiled,
                     native=compiled and self.native,
                     threads=self.threads,
+                    cap=self._cap,
                 )
+            if self.recorded.statistics.names:
+                begun = self.recorded.statistics.row(module)
+                slot.rows |= {"statistics": begun, "best_statistics": begun}
         self._slots.append(slot)
         self._changed = True
         return slot
@@ -185,6 +196,7 @@ class Lane:
             trained = self.state.average if slot.averages else self.state.weights
             assert trained is not None
             self.best[slot.row] = trained[slot.row]
+            self.best_statistics[slot.row : slot.row + 1] = self.statistics[slot.row : slot.row + 1]
             if self.micro is None:
                 kept = slot.module.state_dict().keys()  # a buffer that is not persistent is in no state dict
                 buffers = slot.module.named_buffers()
@@ -194,7 +206,8 @@ class Lane:
         return Measurement(slot.run.trial, slot.ticks, train_loss, loss, metric, norm, seconds, failure)
 
     def rows(self, slot: Slot) -> dict[str, Tensor]:
-        """What the lane's matrices hold of a run, (P,) each: its weights, both moments, its best and its average."""
+        """What the lane's matrices hold of a run, (P,) each: its weights, both moments, its best and its average; and
+        its running statistics, (Q,), now and at its best."""
         if slot.rows:
             return slot.rows
         found = self._matrices()
@@ -203,7 +216,13 @@ class Lane:
     def _matrices(self) -> dict[str, Tensor]:
         state = self.state
         found = {"weights": state.weights, "first": state.first, "second": state.second, "best": self.best}
+        if self._statistics_width:
+            found |= {"statistics": self.statistics, "best_statistics": self.best_statistics}
         return found if state.average is None else {**found, "average": state.average}
+
+    @property
+    def _statistics_width(self) -> int:
+        return 0 if self.recorded is None else self.recorded.statistics.width
 
     def partial(self, slot: Slot) -> Partial | None:
         """Where a run stands in its tick, None at the end of one."""
@@ -234,16 +253,20 @@ class Lane:
         like = next((slot.rows["weights"] for slot in self._slots if slot.rows), self.state.weights)
         names = ["weights", "first", "second", "best"]
         names += ["average"] if any(slot.averages for slot in self._slots) else []
+        widths = dict.fromkeys(names, self.layout.width)
+        if self._statistics_width:
+            widths |= dict.fromkeys(("statistics", "best_statistics"), self._statistics_width)
         old, new, kept = self._matrices(), {}, self.gradient
         empty = kept[:0]
         # Of a slot without a row yet any will do: it has rows of its own.
         source = torch.tensor([max(slot.row, 0) for slot in self._slots], dtype=torch.int64, device=like.device)
         self._blocks, self.state, self.best = [], State(empty, empty, empty), empty
+        self.statistics = self.best_statistics = empty
         try:
-            for name in names:
+            for name, width in widths.items():
                 # The old matrix goes before the next one comes: both of all would be twice the memory.
                 before = old.get(name, empty)
-                matrix = torch.zeros(rows, self.layout.width, dtype=like.dtype, device=like.device)
+                matrix = torch.zeros(rows, width, dtype=like.dtype, device=like.device)
                 if len(before):
                     torch.index_select(before, 0, source, out=matrix[: len(self._slots)])
                 for row, slot in enumerate(self._slots):
@@ -263,6 +286,7 @@ class Lane:
         moments = new["first"], new["second"]
         self.state = State(new["weights"], *moments, decay, self.layout.matrices(), new.get("average"))
         self.best = new["best"]
+        self.statistics, self.best_statistics = (new.get(name, empty) for name in ("statistics", "best_statistics"))
         self.gradient = kept.zero_() if kept.shape == self.best.shape else torch.zeros_like(self.best)
         self._blocks = [
             Block(self, self._slots[low : low + height], slice(low, low + height)) for low in range(0, rows, height)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.data import Samples, each
-from tunecli.engine.batches import epoch_updates, micro_length
+from tunecli.engine.batches import batch_length, epoch_updates, longest_batch, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
@@ -22,7 +22,7 @@ from tunecli.engine.gradients import Layout, sample_losses
 from tunecli.engine.lane import Lane, Slot
 from tunecli.engine.misfit import are_probabilities, check_tables, check_unwritten, misfit
 from tunecli.engine.plan import NATIVE_WEIGHTS, Plan
-from tunecli.engine.rowwise.native import SHAPES, WHOLE
+from tunecli.engine.rowwise.native import MOST_NUMBERS, SHAPES, WHOLE
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
@@ -106,7 +106,7 @@ class LocalEngine:
         looped = found.way == "looped"
         # A row of its own has neighbours neither in its block nor in its batch: it reads whole batches.
         cap = None if looped else self._plan.cap
-        micro = micro_length(run.hparams["batch_size"], len(self._train), cap)
+        micro = micro_length(run.hparams["batch_size"], len(self._train), cap, whole=found.mixes_samples)
         shape = _shape(task, run)
         if _IN_HALF in shape:
             forward_in_bfloat16(module, self._device)
@@ -126,6 +126,7 @@ class LocalEngine:
                 compiled=self._plan.compiled,
                 native=found.native,
                 threads=self._threads,
+                cap=cap,
                 device=self._device,
             )
         self._slots[run.trial] = self._lanes[key].start(run, module)
@@ -225,6 +226,10 @@ class LocalEngine:
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
             return _looped(found, f"{optimizer} steps a module, not a block")
+        if found.native and found.mixes_samples:
+            if _IN_HALF in shape:
+                return _looped(found, "BatchNorm in half precision mixes the samples of a batch")
+            return _by_batch(found, run.hparams["batch_size"], len(self._train))
         return found
 
 
@@ -250,6 +255,15 @@ _ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = tr
 
 def _looped(found: Traits, because: str) -> Traits:
     return replace(found, way="looped", looped_because=because, native=False)
+
+
+def _by_batch(found: Traits, batch_size: Value, samples: int) -> Traits:
+    """What a model allows that reads its batches of so many samples whole."""
+    if batch_length(batch_size, samples) == 1:
+        return _looped(found, "a batch of one sample has no statistics")
+    if longest_batch(batch_size, samples) * found.numbers > MOST_NUMBERS:
+        return _looped(found, "so large a batch is computed whole")
+    return found
 
 
 def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:

@@ -50,7 +50,8 @@ def fits_alone(lane: Lane, weights: Tensor, shape: Shape, index: Tensor, present
     release_memory()
     assert lane.recorded is not None
     try:
-        alone = Rowwise(lane.recorded, weights, Gradient(lane.layout, torch.zeros_like(weights)), shape)
+        gradient, statistics = Gradient(lane.layout, torch.zeros_like(weights)), lane.statistics[:1].clone()
+        alone = Rowwise(lane.recorded, weights, gradient, shape, statistics)
         alone.draw_by(keys)
         alone.add_gradient(lane.train.take(index), present)
     except Exception as error:

@@ -73,7 +73,8 @@ def take_snapshot(slot: Slot) -> Snapshot | None:
 def put_snapshot(slot: Slot, snapshot: Snapshot) -> None:
     """Have a slot that was just started go on from a snapshot of its run."""
     tensors, numbers = snapshot.tensors, snapshot.numbers
-    slot.rows = {name: row.to(slot.rows["weights"]) for name, row in _below("row.", tensors).items()}
+    like, rows = slot.rows["weights"], {**_statistics(slot, tensors), **_below("row.", tensors)}
+    slot.rows = {name: row.to(like) for name, row in rows.items()}
     slot.best_state = _below("best.", tensors)
     mine = _own_tensors(slot)
     for name, own in _below("own.", tensors).items():
@@ -89,6 +90,19 @@ def put_snapshot(slot: Slot, snapshot: Snapshot) -> None:
     for name, value in (_read_plain(numbers["attributes"], tensors) if "attributes" in numbers else {}).items():
         owner, _, leaf = name.rpartition(".")
         setattr(slot.module.get_submodule(owner), leaf, tree_map_only(Tensor, lambda own: own.to(device), value))
+
+
+def _statistics(slot: Slot, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What runs on in a row, of a run that had a module of its own: by an earlier version, before C trained it."""
+    layout = None if slot.lane.recorded is None else slot.lane.recorded.statistics
+    if layout is None or not layout.names or "row.statistics" in tensors:
+        return {}
+    begun = slot.rows["statistics"]
+    found = {name: begun.clone() for name in ("statistics", "best_statistics")}
+    for row, prefix in zip(found.values(), ("own.", "best."), strict=True):
+        for own, view in layout.views(row[None]).items():
+            view[0].copy_(tensors.get(prefix + own, view[0]))
+    return found
 
 
 def _own_tensors(slot: Slot) -> dict[str, Tensor]:

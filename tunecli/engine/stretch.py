@@ -36,14 +36,16 @@ def order_of(train: Split, seed: int) -> Order:
 class Stretch:
     """Micro-steps from `low` on, S of them, of a block of B rows whose first K train.
 
-    `index` (S, B, m) are the samples, `present` (S, B, m) what each counts, 0 where it only fills; `active` (S, B) says
-    which rows train. `ends` (S, K) counts the batches that are complete, `sizes` (S, K) what each step's batch has.
+    `index` (S, B, m) are the samples, `present` (S, B, m) what each counts, 0 where it only fills; `active` (S, B)
+    says which rows train, and `real` (S, B) how many samples do not only fill. `ends` (S, K) counts the batches
+    that are complete, `sizes` (S, K) what each step's batch has.
     """
 
     low: int
     index: Tensor
     present: Tensor
     active: Tensor
+    real: Tensor
     ends: Tensor
     sizes: Tensor
 
@@ -71,6 +73,7 @@ def lay_out(
     index = torch.zeros(steps, rows, micro, dtype=torch.int64)
     present = torch.zeros(steps, rows, micro)
     active = torch.zeros(steps, rows, dtype=torch.bool)
+    lengths = torch.zeros(steps, rows, dtype=torch.int64)
     ends = torch.zeros(steps, len(batches), dtype=torch.int64)
     sizes = torch.zeros(steps, len(batches), dtype=torch.float64)
     for own, rows_of in neighbours(batches):  # rows with one batch size differ in their orders alone
@@ -81,13 +84,14 @@ def lay_out(
         index[:taken, rows_of] = _ordered(places, orders[rows_of])
         present[:taken, rows_of] = real[:, None].to(present)
         active[:taken, rows_of] = True
+        lengths[:taken, rows_of] = real.sum(1, keepdim=True).long()
         ends[:taken, rows_of] = own.ends[low : low + taken, None].long()
         sizes[:taken, rows_of] = own.samples[low : low + taken, None].double()
         if weights is not None:
             present[:taken, rows_of] *= weights[index[:taken, rows_of]]
             for row in range(rows_of.start, rows_of.stop):
                 sizes[:taken, row] = _weight_sums(own, orders[row], low, low + taken, weights)
-    return Stretch(low, index, present, active, ends, sizes)
+    return Stretch(low, index, present, active, lengths, ends, sizes)
 
 
 def neighbours(batches: Sequence[Batches]) -> Iterator[tuple[Batches, slice]]:

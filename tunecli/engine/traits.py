@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tunecli.engine.forward import as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.misfit import reads_along_samples
+from tunecli.engine.norms import batch_norms, fixed_norms, running_statistics
 from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
 from tunecli.engine.rowwise.recurrent import MOST_STEPS, MOST_WEIGHTS, steps
@@ -31,7 +32,8 @@ class Traits:
 
     `looped_because` is None where its rows can be computed at once; else it says what to change in the model, if
     anything can. `native`: C of our own computes it, one row after the other. `channels_last`: it convolves images
-    and works with filters kept so, which a CPU is faster with. `remark` is what its user may not have meant.
+    and works with filters kept so, which a CPU is faster with. `numbers`: so many C keeps of each sample of a step.
+    `remark` is what its user may not have meant.
     """
 
     way: str
@@ -40,6 +42,7 @@ class Traits:
     mixes_samples: bool = False
     channels_last: bool = False
     native: bool = False
+    numbers: int = 0
     remark: str | None = None
 
 
@@ -56,39 +59,58 @@ def traits(
     stochastic, mixes, changed = _behaviour(module, samples, loss)
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
-    if mixes or changed is not None:
-        norm = _batch_norm(module)
-        mixer = f"{norm} mixes the samples of a batch"
-        if norm is None:
-            mixed = reads_along_samples(module, samples) or "samples of a batch depend on each other"
-            mixer = mixed if mixes else f"its forward pass writes to self.{changed}"
-        # What is faster one by one would be no faster without it.
-        faster = norm is not None and _faster_alone(module, samples, native=False) is None
-        return Traits("looped", mixer + (": nn.GroupNorm does not" if faster else ""), stochastic, True)
+    normed = next(batch_norms(module), None) is not None
+    mixed = _mixed_by(module, samples, None if mixes else changed) if normed or mixes or changed is not None else None
+    if mixed is not None and (mixes or changed is not None or more is None):
+        return Traits("looped", mixed, stochastic, True)
     alone = _faster_alone(module, samples, native=more is not None)
     if alone is not None:
-        return Traits("looped", alone, stochastic)
-    own, other = module.state_dict(), twin.state_dict()
-    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    if any(not torch.equal(own[name], other[name]) for name in own.keys() - trained):
-        return Traits("looped", "its frozen weights differ from trial to trial", stochastic)
+        return Traits("looped", mixed or alone, stochastic, normed)
+    if not _is_shared(module, twin):
+        return Traits("looped", mixed or "its frozen weights differ from trial to trial", stochastic, normed)
     with _moved(module):
-        native = more is not None and _is_native(module, more, loss, stochastic)
-        because = None if native else _fault(module, samples, loss, stochastic)
+        numbers = 0 if more is None else _numbers_in_c(module, more, loss, stochastic)
+        because = None if numbers else mixed or _fault(module, samples, loss, stochastic)
     if because is not None:
-        return Traits("looped", because, stochastic)
-    alone = None if native else _faster_alone(module, samples, native=False)
-    return Traits(way if alone is None else "looped", alone, stochastic, native=native)
+        return Traits("looped", because, stochastic, normed)
+    alone = None if numbers else _faster_alone(module, samples, native=False)
+    found = way if alone is None else "looped"
+    return Traits(found, alone, stochastic, normed, native=numbers > 0, numbers=numbers)
+
+
+def _mixed_by(module: nn.Module, samples: Samples, changed: str | None) -> str:
+    """What makes the samples of a batch depend on each other, or on those before, and what to take instead; the buffer
+    that is `changed`, if that alone does."""
+    norm = next(batch_norms(module), None)
+    if norm is None and changed is not None:
+        return f"its forward pass writes to self.{changed}"
+    if norm is None:
+        return reads_along_samples(module, samples) or "samples of a batch depend on each other"
+    # What is faster one by one would be no faster without it.
+    faster = _faster_alone(module, samples, native=False) is None
+    mixed = f"{type(norm[1]).__name__} (layer {norm[0]}) mixes the samples of a batch"
+    return mixed + (": nn.GroupNorm does not" if faster else "")
+
+
+def _is_shared(module: nn.Module, twin: nn.Module) -> bool:
+    """Whether what a trial has for itself is trained, or runs on."""
+    own, other = module.state_dict(), twin.state_dict()
+    apart = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    running = {id(buffer) for buffer in running_statistics(module).values()}
+    apart |= {name for name, buffer in module.named_buffers(remove_duplicate=False) if id(buffer) in running}
+    return all(torch.equal(own[name], other[name]) for name in own.keys() - apart)
 
 
 def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str | None:
     """Which layers take less time one trial after another, None where none does: long sequences, and convolutions of
     which a sample's windows have many numbers; fewer of them where no C of our own may do it."""
     forward = lambda: call(module, samples.inputs)  # noqa: E731
-    longest, weights = steps(module, forward), sum(own.numel() for own in module.parameters())
+    weights = sum(own.numel() for own in module.parameters())
+    with _kept_buffers(module):
+        longest, unfolded = steps(module, forward), unfolded_numbers(module, forward)
     if longest and not (native and longest <= MOST_STEPS and weights <= MOST_WEIGHTS):
         return "recurrent layers are faster one by one"
-    if unfolded_numbers(module, forward) > (SMALL_IN_C if native else SMALL):
+    if unfolded > (SMALL_IN_C if native else SMALL):
         return "such convolutions are faster one by one"
     return None
 
@@ -102,9 +124,8 @@ def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool
     if not convolving:
         return False
     usual = [weight.data for _, weight in convolving]
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with torch.random.fork_rng():
+        with _kept_buffers(module), torch.random.fork_rng():
             with torch.no_grad(), evaluating(module):
                 expected = losses()
             for _, weight in convolving:
@@ -121,8 +142,6 @@ def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool
         module.zero_grad()
         for (_, weight), data in zip(convolving, usual, strict=True):
             weight.data = data
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
 
 
 def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
@@ -142,32 +161,32 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     with torch.no_grad(), evaluating(module):
         found = [torch.stack([own.double() for own in step(module, part.batch())]) for part in parts]
     adds_up = torch.allclose(found[0], found[1] + found[2], rtol=1e-3, atol=1e-4)
-    mixes = step.per_batch or not adds_up or _batch_norm(module) is not None
+    mixes = step.per_batch or not adds_up or next(batch_norms(module), None) is not None
     return Traits("looped", "train.step is the user's own", True, mixes)
 
 
 def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, str | None]:
-    """Whether a model in training draws random numbers, mixes the samples of a batch; and which buffer it changes."""
+    """Whether a model in training draws random numbers, mixes the samples of a batch by more than their statistics; and
+    which buffer it changes, but for those that run on."""
     whole, half = samples.inputs, len(samples) // 2
     halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
-    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.random.fork_rng(), torch.no_grad():
+    with _kept_buffers(module) as state, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         # Asked of the generator, too: by chance a rare dropout leaves a few samples as they are.
         before = _generator_state(samples)
         first = as_outputs(call(module, whole), len(samples))
         second = as_outputs(call(module, whole), len(samples))
         stochastic = not (torch.equal(before, _generator_state(samples)) and torch.equal(first, second))
-        with evaluating(module) if stochastic else nullcontext():  # there nothing is drawn, unless it always is
+        # In evaluation nothing is drawn, unless it always is.
+        with evaluating(module) if stochastic else fixed_norms(module):
             first, second = (as_outputs(call(module, whole), len(samples)) for _ in range(2))
             parts = torch.cat([as_outputs(call(module, part), half) for part in halves])
         mixes = torch.equal(first, second) and not torch.allclose(first, parts, rtol=1e-3, atol=1e-4)
         mixes = mixes or (loss.own and _loss_mixes(loss, first, samples.targets))
-        changed = (name for name, buffer in module.named_buffers() if not torch.equal(state[name], buffer))
-        written = next(changed, None)
-    for name, buffer in module.named_buffers():
-        buffer.copy_(state[name])
-    return stochastic, mixes or _batch_norm(module) is not None, written
+        running = running_statistics(module)
+        others = ((name, buffer) for name, buffer in module.named_buffers() if name not in running)
+        changed = next((name for name, buffer in others if not torch.equal(state[name], buffer)), None)
+    return stochastic, mixes, changed
 
 
 def _generator_state(samples: Samples) -> Tensor:
@@ -176,12 +195,15 @@ def _generator_state(samples: Samples) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _batch_norm(module: nn.Module) -> str | None:
-    """Which layer takes the statistics of a batch."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            return f"{type(part).__name__} (layer {name})"
-    return None
+@contextmanager
+def _kept_buffers(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The buffers of a module as they are, which they are again in the end."""
+    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield state
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(state[name])
 
 
 def _loss_mixes(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
@@ -220,15 +242,17 @@ def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) ->
     return None if same else "rows computed at once have another gradient"
 
 
-def _is_native(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> bool:
-    """Whether C computes a model that is computed at once, and as it does itself; it reads so many samples at once."""
+def _numbers_in_c(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> int:
+    """How many numbers C keeps of each sample, if it computes the model, and as that does itself; it reads so many
+    samples at once."""
     try:
         two = _Two(module, samples, loss, stochastic, native=True)
-        return two.way.is_native(two.samples) and two.agree()
+        numbers = two.way.native_numbers(two.samples)
+        return numbers if numbers and two.agree() else 0
     except Exception as error:  # a forward that refuses so many, say
         if is_out_of_memory(error):
             raise
-        return False
+        return 0
 
 
 class _Two:
@@ -240,21 +264,32 @@ class _Two:
         self._row = row = self._layout.row(module)
         gradient = Gradient(self._layout, torch.zeros(2, self._layout.width).to(row))
         recorded = Recorded(module, self._layout, loss, compiled=native, native=native)
-        self.way = Rowwise(recorded, row.repeat(2, 1), gradient)
+        running = recorded.statistics
+        self._running = running.row(module).repeat(2, 1) if running.names else None
+        self._statistics = running
+        self.way = Rowwise(recorded, row.repeat(2, 1), gradient, statistics=self._running)
         self.samples = samples.take(torch.arange(self._count).repeat(2, 1))
         index = torch.arange(2 * self._count).view(2, self._count)
         self._keys = sample_keys(torch.arange(2), index).to(row.device)
         self.way.draw_by(self._keys if stochastic else None)
 
     def agree(self) -> bool:
-        """Whether they have the model's own gradient and outputs."""
+        """Whether they have the model's own gradient and outputs, and what runs on as it does."""
         self.way.add_gradient(self.samples, torch.ones(2, self._count).to(self._row))
         gradients = torch.stack([self.way.gradient.row(row) for row in range(2)])
         outputs = self.way.outputs(self._own.inputs, self._count)
-        own = [_gradient(self._module, self._layout, self._own, self._loss, keys) for keys in self._keys]
-        with torch.no_grad(), evaluating(self._module):
-            given = as_outputs(call(self._module, self._own.inputs), self._count)
-        return _agree(gradients, torch.stack(own)) and outputs.shape[1:] == given.shape and _agree(outputs, given)
+        parts = 2 if self._running is None else 1  # without statistics of a batch none depends on the others
+        for row, keys in enumerate(self._keys):
+            with _kept_buffers(self._module):
+                own = _gradient(self._module, self._layout, self._own, self._loss, keys, parts)
+                ran_on = self._running is None or _agree(self._running[row], self._statistics.row(self._module))
+                with torch.no_grad(), evaluating(self._module):
+                    given = as_outputs(call(self._module, self._own.inputs), self._count)
+            if not (ran_on and _agree(gradients[row], own)):
+                return False
+            if outputs.shape[1:] != given.shape or not _agree(outputs[row], given):
+                return False
+        return True
 
 
 def _place(error: BaseException) -> str:
@@ -267,13 +302,13 @@ def _place(error: BaseException) -> str:
     return found
 
 
-def _gradient(module: nn.Module, layout: Layout, samples: Samples, loss: Loss, keys: Tensor) -> Tensor:
-    """The row's gradient (P,) by plain autograd, a half of the samples after the other: none depends on the others.
+def _gradient(module: nn.Module, layout: Layout, samples: Samples, loss: Loss, keys: Tensor, parts: int) -> Tensor:
+    """The row's gradient (P,) by plain autograd, so many parts of the samples one after the other.
 
     What dropout draws, it draws for the keys of the samples.
     """
-    found, half = torch.zeros(1, layout.width).to(layout.row(module)), len(samples) // 2
-    for part in (slice(0, half), slice(half, None)):
+    found, length = torch.zeros(1, layout.width).to(layout.row(module)), len(samples) // parts
+    for part in (slice(low, low + length) for low in range(0, len(samples), length)):
         own = samples.take(part)
         with Drawing(keys[part]), sdpa_kernel(SDPBackend.MATH):  # whose dropout is seen
             outputs = as_outputs(call(module, own.inputs), len(own))

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from tunecli.engine.rowwise.layers import KINDS, Layer
 
-_IN_PLACE = {"add", "weigh", "shift", "normalize", "softmax", "log_softmax", *KINDS[KINDS.index("dropout") :]}
+_IN_PLACE = {
+    "add",
+    "weigh",
+    "shift",
+    "normalize",
+    "softmax",
+    "log_softmax",
+    "batch_norm",
+    *KINDS[KINDS.index("dropout") :],
+}
 """Layers that may write the gradient of what they read over that of what they give."""
 
 

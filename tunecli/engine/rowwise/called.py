@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
+class Unrecordable(Exception):
+    """A graph would not do what the function does; the message says why, of a model's forward pass."""
+
+
 def called(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """What a function gives, which the graph that is being recorded is to call as it stands."""
     recorder: Any = _get_current_dispatch_mode()

@@ -175,7 +175,7 @@ class _Largest(torch.autograd.Function):
         return called(to_largest, gradients[0], *ctx.saved_tensors, ctx.windows), None
 
 
-def _by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:
+def by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:
     """A function of samples whose vmap is `rows`."""
 
     class ByRows(torch.autograd.Function):
@@ -209,7 +209,7 @@ def _largest_alone(images: Tensor, windows: Windows) -> Tensor:
     return torch.max_pool2d(images, windows.kernel, windows.stride, windows.padding)
 
 
-_CONVOLVED, _POOLED = _by_rows(_Convolution, _convolved_alone), _by_rows(_Largest, _largest_alone)
+_CONVOLVED, _POOLED = by_rows(_Convolution, _convolved_alone), by_rows(_Largest, _largest_alone)
 
 
 def conv2d(

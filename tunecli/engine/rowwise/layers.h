@@ -7,7 +7,7 @@
 /* In the order of layers.py. */
 enum kind {
     LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX,
-    LOG_SOFTMAX, SUM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, MISH, SOFTPLUS, HARDSWISH,
+    LOG_SOFTMAX, SUM, BATCH_NORM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, MISH, SOFTPLUS, HARDSWISH,
     CLAMP, HARDTANH, EXP, LOG, SQRT, RSQRT, RECIPROCAL, ABS
 };
 
@@ -36,6 +36,26 @@ void unlog_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, co
 void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
 void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y);
 void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to);
+
+/* Of a micro-batch so many channels, lines of m samples in so many places of each, of which the first `real` count. */
+struct channels {
+    ptrdiff_t count, places, m, real;
+};
+
+/* Of each channel the mean of its numbers, and the sum of the squares of how far they are from it. */
+void moments(const struct channels *own, const REAL *x, REAL *means, REAL *squares);
+
+/* The sum of its gradients, and of them times how far the numbers are from a mean of theirs. */
+void total(const struct channels *own, const REAL *means, const REAL *x, const REAL *d, REAL *sums, REAL *along);
+
+/* (x - mean) * scale + bias, and back: d * scale - of_mean - (x - mean) * of_variance, 0 where a sample is not real. */
+void shift_and_scale(ptrdiff_t n, REAL mean, REAL scale, REAL bias, const REAL *x, REAL *y);
+
+struct spread {
+    REAL mean, scale, of_mean, of_variance;
+};
+
+void spread(const struct spread *how, ptrdiff_t lines, ptrdiff_t m, ptrdiff_t real, const REAL *x, const REAL *d, REAL *to);
 
 /* An image (C, H, W) of m samples, and where a kernel lies over it at each place of its outputs. */
 struct windows {

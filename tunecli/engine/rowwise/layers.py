@@ -29,6 +29,7 @@ KINDS = (
     "softmax",
     "log_softmax",
     "sum",
+    "batch_norm",
     "dropout",
     "scale",
     "relu",
@@ -61,14 +62,16 @@ MOST_LINES = 1 << 19
 class Layer:
     """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
 
-    `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); of "product" (H, I, K)
-    times (H, K, J) -> (H, I, J); rows of an "embedding", and how many numbers each has; of "normalize", "sum" and both
-    kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which lines are
-    weighed or shifted. `windows` lie over images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are
-    multiplied by, and what is added; the slope below zero; what is added to a variance; the bounds of "clamp" and
-    "hardtanh", of which the first alone has a gradient at them; a softmax of -inf alone is 0 where it is shifted. By
-    `elements` dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in
-    `weight`, or are told the `values` themselves.
+    `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); of "product" (H,
+    I, K) times (H, K, J) -> (H, I, J); rows of an "embedding", and how many numbers each has; of "normalize", "sum"
+    and both kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which
+    lines are weighed or shifted; of "batch_norm" its channels, how many numbers a sample has of each, the place of
+    its running means, which variances and the number of batches follow, and 1 where it goes by these. `windows` lie
+    over images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are multiplied by, and what is added;
+    the slope below zero; a momentum, and what is added to a variance; the bounds of "clamp" and "hardtanh", of
+    which the first alone has a gradient at them; a softmax of -inf alone is 0 where it is shifted. By `elements`
+    dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in `weight`,
+    or are told the `values` themselves.
     """
 
     kind: str

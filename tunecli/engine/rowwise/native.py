@@ -31,27 +31,33 @@ SHAPES = frozenset(("label_smoothing",))
 
 
 class Network:
-    """What computes the losses and the gradients of rows of a model, which reads so many `samples` at once; so many
-    `threads` share the rows, which changes no bit."""
+    """What computes the losses and the gradients of rows of a model, which reads a `batch` in a step, so many `samples`
+    at once; so many `threads` share the rows, which changes no bit."""
 
-    def __init__(self, model: Layers, samples: int, loss: int, dtype: torch.dtype, threads: int = 1) -> None:
+    def __init__(
+        self, model: Layers, samples: int, batch: int, loss: int, dtype: torch.dtype, threads: int = 1
+    ) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
-        self.samples, self.dtype, self.threads = samples, dtype, threads
-        self.operations = samples * sum(map(_operations, layers))
+        self.samples, self.batch, self.dtype, self.threads = samples, batch, dtype, threads
+        self.operations = batch * sum(map(_operations, layers))
         self._kept: list[Any] = []
         told, end = self._forward(layers)
-        end += self._backward(told, layers, end)
+        each = end + self._backward(told, layers, end)
+        self.numbers = each // samples
+        end = each * (batch // samples)
         scratch = end, end + max(_scratch(layer, samples) for layer in layers)
         read = scratch[1] + max(own.lines for layer in told for own in layer.sources) * samples
-        counts = read + self.inputs * samples
-        size = counts + -(-samples // APART) * APART
+        counts = read + self.inputs * batch
+        size = counts + -(-batch // APART) * APART
         workspaces = self._keep(torch.zeros(threads, size, dtype=dtype))
         self._told = _Network(
             ctypes.addressof(told),
             len(told),
             samples,
+            batch,
             self.inputs,
             loss,
+            each,
             scratch,
             read,
             counts,
@@ -80,6 +86,8 @@ class Network:
                 end += padded_numbers(windows_of(layer))
             if layer.kind == "normalize":
                 end += self.samples * layer.sizes[0]
+            if layer.kind == "batch_norm":
+                end += -(-6 * layer.sizes[0] // WHOLE) * WHOLE
             if layer.elements is not None:
                 own.elements = self._keep(layer.elements.contiguous()).data_ptr()
                 own.dropout = _Dropout(own.elements, layer.dropped, layer.scale)
@@ -143,8 +151,8 @@ def _operations(layer: Layer) -> int:
 
 
 class Rows:
-    """The rows of a block that C computes: their weights and gradients, (B, *shape) each, and by how much the targets
-    of each are smoothed (B,), if they are."""
+    """The rows of a block that C computes: their weights, behind which running statistics may stand, and gradients, (B,
+    *shape) each, and by how much the targets of each are smoothed (B,), if they are."""
 
     def __init__(
         self, network: Network, weights: Sequence[Tensor], gradients: Sequence[Tensor], smoothing: Tensor | None
@@ -165,13 +173,23 @@ class Rows:
         return self._told.rows  # type: ignore[no-any-return]  # a field
 
     def add_gradient(
-        self, inputs: Tensor, targets: Tensor, present: Tensor, counts: Tensor, keys: Tensor | None, *, over: bool
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        present: Tensor,
+        counts: Tensor,
+        keys: Tensor | None,
+        real: Tensor,
+        *,
+        over: bool,
     ) -> Tensor:
         """The loss sums (B,) of a step; the gradients are added to what is there, or written `over` it. Of inputs (B,
-        m, *feature) and of targets (B, m) each counts as `present` (B, m), in the gradient by its `counts`."""
+        m, *feature) and of targets (B, m) each counts as `present` (B, m), in the gradient by its `counts`; the first
+        ones are `real` (B,), the others only fill."""
         inputs = inputs.to(self.network.dtype)
-        read = [own.contiguous() for own in (inputs, targets, present, counts, *([] if keys is None else [keys]))]
-        step = _Step(*(own.data_ptr() for own in read))
+        given = inputs, targets, present, counts, keys, real
+        read = [None if own is None else own.contiguous() for own in given]
+        step = _Step(*(None if own is None else own.data_ptr() for own in read))
         losses = present.new_empty(len(self))
         told = self.network.address, self.address, ctypes.addressof(step)
         self.functions.learn_step(*told, losses.data_ptr(), over, self.network.shared(len(self)))
@@ -190,8 +208,8 @@ class Rows:
 class Steps:
     """Steps that are laid out for the rows of a block: many at once, updates by `update.c` included.
 
-    `index`, `present` and, where something is drawn, `keys` (S, B, m); `shares` and `active` (S, B), as `Stretch` and
-    the block have them. `samples` lie in memory, whole.
+    `index`, `present` and, where something is drawn, `keys` (S, B, m); `shares`, `active` and `real` (S, B), as
+    `Stretch` and the block have them. `samples` lie in memory, whole.
     """
 
     def __init__(
@@ -202,15 +220,16 @@ class Steps:
         present: Tensor,
         shares: Tensor,
         active: Tensor,
+        real: Tensor,
         keys: Tensor | None,
     ) -> None:
         self._functions, network = rows.functions, rows.network
         assert isinstance(samples.inputs, Tensor)
-        aims = samples.targets.new_empty(network.threads, network.samples)
-        given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), keys, aims
+        aims = samples.targets.new_empty(network.threads, network.batch)
+        given = samples.inputs, samples.targets, index, present, shares, active.to(torch.uint8), real, keys, aims
         self._rows, self._kept = rows, [None if own is None else own.contiguous() for own in given]
         self._told = _Stretch(network.address, rows.address, not samples.inputs.is_floating_point())
-        names = "inputs", "targets", "index", "present", "shares", "active", "keys", "aims"
+        names = "inputs", "targets", "index", "present", "shares", "active", "real", "keys", "aims"
         for name, own in zip(names, self._kept, strict=True):
             setattr(self._told, name, None if own is None else own.data_ptr())
         self.at_once = max(1, AT_ONCE * network.threads // (len(rows) * network.operations))
@@ -269,6 +288,10 @@ class Steps:
 
 AT_ONCE = 1 << 32
 """Products and sums in one call: beyond, nobody could stop what runs."""
+
+MOST_NUMBERS = 1 << 26
+"""Of a batch that is read at once so many are kept for the backward pass, 256 MiB for each thread: a larger one is left
+to torch. Up to here C is faster, though less so than where all that it keeps is near the core."""
 
 FUNCTION = 256
 """So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
@@ -343,7 +366,7 @@ class _Network(ctypes.Structure):
 
     _fields_ = (
         ("layers", ctypes.c_void_p),
-        *((name, ctypes.c_ssize_t) for name in ("count", "samples", "inputs", "loss")),
+        *((name, ctypes.c_ssize_t) for name in ("count", "samples", "batch", "inputs", "loss", "each")),
         ("scratch", ctypes.c_ssize_t * 2),
         *((name, ctypes.c_ssize_t) for name in ("read", "counts")),
         ("workspaces", ctypes.c_void_p),
@@ -363,7 +386,7 @@ class _Block(ctypes.Structure):
 class _Step(ctypes.Structure):
     """`struct step`."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("inputs", "targets", "present", "counts", "keys"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("inputs", "targets", "present", "counts", "keys", "real"))
 
 
 class _Stretch(ctypes.Structure):
@@ -374,7 +397,7 @@ class _Stretch(ctypes.Structure):
         ("block", ctypes.c_void_p),
         ("whole", ctypes.c_ssize_t),
         *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
-        *((name, ctypes.c_void_p) for name in ("aims", "updates")),
+        *((name, ctypes.c_void_p) for name in ("real", "aims", "updates")),
         *((name, ctypes.c_ssize_t) for name in ("low", "high", "over", "threads")),
         *((name, ctypes.c_void_p) for name in ("losses", "norms")),
     )

@@ -43,12 +43,14 @@ struct layer {
     double scale, shift;
 };
 
-/* A workspace of so many numbers begins with the inputs, at 0; at each of `scratch` there is room for the widest layer,
+/* A step reads a `batch`, which is computed `samples` by samples, a micro-batch after the other: all of them reach a layer
+   that takes the statistics of the batch before one goes beyond it. A workspace of so many numbers begins with what each
+   micro-batch has for itself, so many `each`, its inputs first; at each of `scratch` there is room for the widest layer,
    and at `read` and `counts` for the inputs of a step as they lie, and for what each sample counts in it. Each of
    the threads that share the rows of a block has a workspace of its own. */
 struct network {
     const struct layer *layers;
-    ptrdiff_t count, samples, in, loss;
+    ptrdiff_t count, samples, batch, in, loss, each;
     ptrdiff_t scratch[2], read, counts;
     REAL *workspaces;
     ptrdiff_t size;
@@ -68,7 +70,8 @@ struct block {
 };
 
 /* What one row reads in a step, and the workspace that it has: inputs (m, in); targets, what each sample's loss and what
-   its gradient count, and what it draws by, (m,). Its gradients are added to what is there, or written `over` it. */
+   its gradient count, and what it draws by, (m,). Behind the first `real` samples there are only such as fill. Its
+   gradients are added to what is there, or written `over` it. `own` is what its micro-batch has of the workspace. */
 struct row {
     const struct network *n;
     const struct block *block;
@@ -78,7 +81,9 @@ struct row {
     const void *targets;
     const REAL *present, *counts;
     const int64_t *keys;
+    ptrdiff_t real;
     int over;
+    REAL *own;
 };
 
 static REAL *weights_of(const struct row *r, ptrdiff_t which)
@@ -93,7 +98,51 @@ static REAL *gradient_of(const struct row *r, ptrdiff_t which)
 
 static REAL *at(const struct row *r, ptrdiff_t place)
 {
+    return r->own + place;
+}
+
+/* What all micro-batches share. */
+static REAL *common(const struct row *r, ptrdiff_t place)
+{
     return r->workspace + place;
+}
+
+static size_t size_of_target(const struct network *n)
+{
+    return n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
+}
+
+/* How many micro-batches a step has; one where there is nothing to read. */
+static ptrdiff_t micros_of(const struct row *r)
+{
+    const ptrdiff_t m = r->n->samples;
+    return r->real > m ? (r->real + m - 1) / m : 1;
+}
+
+/* Of these so many samples are real. */
+static ptrdiff_t real_of(const struct row *r, ptrdiff_t which)
+{
+    const ptrdiff_t m = r->n->samples, left = r->real - which * m;
+    return left < m ? left : m;
+}
+
+/* The row as one of its micro-batches has it. */
+static struct row micro_of(const struct row *r, ptrdiff_t which)
+{
+    const struct network *n = r->n;
+    const ptrdiff_t from = which * n->samples;
+    struct row own = *r;
+    own.inputs += from * n->in;
+    if (r->targets) { /* in training */
+        own.targets = (const char *)r->targets + from * (ptrdiff_t)size_of_target(n);
+        own.present += from;
+        own.counts += from;
+    }
+    own.keys = r->keys ? r->keys + from : NULL;
+    own.real = real_of(r, which);
+    own.over = r->over && !which;
+    own.own = r->workspace + which * n->each;
+    return own;
 }
 
 /* Whether the gradient of a layer's weight, or of its bias, is written over what is there. */
@@ -179,11 +228,84 @@ static void join(const struct layer *l, ptrdiff_t n, const REAL *one, const REAL
     }
 }
 
-static void forward(const struct row *r)
+/* Of a layer that takes the statistics of a batch: whether it goes by those of the batches so far, and takes none. */
+static int is_fixed(const struct layer *l)
+{
+    return l->sizes[3] != 0;
+}
+
+/* What is known of the channels of a batch: their means, the inverses of their standard deviations, and what is subtracted
+   from the gradient of each number for the mean's sake, and for the variance's times how far the number is from the mean;
+   of a micro-batch its mean and squares, or what its gradients come to. */
+enum known { MEANS, INVERSES, OF_MEANS, OF_VARIANCES, FIRST, SECOND };
+
+/* That of the whole batch is where the first micro-batch has its own. */
+static REAL *known(const struct row *r, const struct layer *l, enum known which)
+{
+    return (which < FIRST ? common(r, l->more) : at(r, l->more)) + which * l->sizes[0];
+}
+
+/* What a micro-batch has. */
+static double of_micro(const struct row *r, const struct layer *l, enum known which, ptrdiff_t c, ptrdiff_t k)
+{
+    return (double)common(r, l->more + which * l->sizes[0] + c)[k * r->n->each];
+}
+
+static REAL factor(const struct row *r, const struct layer *l, ptrdiff_t c)
+{
+    return known(r, l, INVERSES)[c] * (l->weight < 0 ? 1 : weights_of(r, l->weight)[c]);
+}
+
+/* The mean of each channel, and the inverse of its standard deviation: those of a batch, which become a part of those of
+   all batches so far, or these. A step that reads nothing has none. */
+static void take_statistics(const struct row *r, const struct layer *l)
+{
+    const ptrdiff_t channels = l->sizes[0], places = l->sizes[1], kept = l->sizes[2], count = r->real * places;
+    const ptrdiff_t micros = micros_of(r);
+    REAL *means = known(r, l, MEANS), *inverses = known(r, l, INVERSES);
+    REAL *running = weights_of(r, kept), *variances = weights_of(r, kept + 1), *batches = weights_of(r, kept + 2);
+    const int fixed = is_fixed(l) || !count;
+    *batches += !fixed;
+    const double share = l->scale < 0 ? 1 / (double)*batches : l->scale;
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        double mean = fixed ? (double)running[c] : 0, squares = 0;
+        for (ptrdiff_t k = 0; k < micros && !fixed; k++)
+            mean += of_micro(r, l, FIRST, c, k) * (double)(real_of(r, k) * places) / (double)count;
+        for (ptrdiff_t k = 0; k < micros && !fixed; k++) {
+            const double off = of_micro(r, l, FIRST, c, k) - mean;
+            squares += of_micro(r, l, SECOND, c, k) + off * off * (double)(real_of(r, k) * places);
+        }
+        const double variance = fixed ? (double)variances[c] : squares / (double)count;
+        means[c] = (REAL)mean;
+        inverses[c] = (REAL)(1 / sqrt(variance + l->shift));
+        if (fixed)
+            continue;
+        running[c] += (REAL)((mean - (double)running[c]) * share);
+        variances[c] += (REAL)((squares / (double)(count - 1) - (double)variances[c]) * share);
+    }
+}
+
+static void forward_batch_norm(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
+{
+    const REAL *means = known(r, l, MEANS);
+    const ptrdiff_t n = l->sizes[1] * r->n->samples;
+    for (ptrdiff_t c = 0; c < l->sizes[0]; c++)
+        shift_and_scale(n, means[c], factor(r, l, c), bias ? bias[c] : 0, x + c * n, y + c * n);
+}
+
+/* The next layer that takes the statistics of a batch, or the end. */
+static const struct layer *norm_from(const struct layer *l, const struct layer *end)
+{
+    while (l < end && l->kind != BATCH_NORM)
+        l++;
+    return l;
+}
+
+/* The layers from one to another, of a micro-batch. */
+static void forward_through(const struct row *r, const struct layer *l, const struct layer *end)
 {
     const ptrdiff_t m = r->n->samples;
-    transpose(m, r->n->in, r->inputs, r->n->in, r->workspace, m);
-    for (const struct layer *l = r->n->layers; l < r->n->layers + r->n->count; l++) {
+    for (; l < end; l++) {
         const REAL *x = at(r, l->from[0].at), *other = at(r, l->from[1].at);
         const REAL *bias = l->bias < 0 ? NULL : weights_of(r, l->bias);
         const ptrdiff_t groups = l->sizes[0], each = l->sizes[1], lines = l->out;
@@ -213,6 +335,7 @@ static void forward(const struct row *r)
         case WEIGH:
         case SHIFT: weigh_or_shift(r, l, x, y); break;
         case NORMALIZE: normalize(groups, each, m, l->shift, x, y, at(r, l->more)); break;
+        case BATCH_NORM: forward_batch_norm(r, l, x, bias, y); break;
         case SOFTMAX: softmax(groups, each, m, l->shift != 0, x, y); break;
         case LOG_SOFTMAX: log_softmax(groups, each, m, x, y); break;
         case SUM: add_up(groups, each, m, l->scale, x, y); break;
@@ -222,10 +345,38 @@ static void forward(const struct row *r)
     }
 }
 
+/* The layers from one to another, of all micro-batches; and of what the other takes the statistics of, if it is one that
+   does, those of each micro-batch, while it is near the core. */
+static void forward_to(const struct row *r, const struct layer *l, const struct layer *norm)
+{
+    for (ptrdiff_t k = 0; k < micros_of(r); k++) {
+        const struct row own = micro_of(r, k);
+        if (l == r->n->layers)
+            transpose(r->n->samples, r->n->in, own.inputs, r->n->in, own.own, r->n->samples);
+        forward_through(&own, l, norm);
+        if (norm < r->n->layers + r->n->count) {
+            const struct channels how = {norm->sizes[0], norm->sizes[1], r->n->samples, own.real};
+            moments(&how, at(&own, norm->from[0].at), known(&own, norm, FIRST), known(&own, norm, SECOND));
+        }
+    }
+}
+
+static void forward(const struct row *r)
+{
+    const struct layer *end = r->n->layers + r->n->count, *norm = norm_from(r->n->layers, end);
+    forward_to(r, r->n->layers, norm);
+    while (norm < end) {
+        const struct layer *l = norm;
+        take_statistics(r, l);
+        norm = norm_from(l + 1, end);
+        forward_to(r, l, norm);
+    }
+}
+
 /* Where the gradient of what a layer reads is written; `add_to` adds it to what is there, if that is wanted. */
 static REAL *target(const struct row *r, const struct source *from)
 {
-    return from->gradient < 0 ? NULL : at(r, from->add ? r->n->scratch[1] : from->gradient);
+    return from->gradient < 0 ? NULL : from->add ? common(r, r->n->scratch[1]) : at(r, from->gradient);
 }
 
 static void add(ptrdiff_t n, REAL scale, const REAL *found, REAL *to)
@@ -247,7 +398,7 @@ static void of_matrices(const struct row *r, ptrdiff_t tokens, ptrdiff_t rows, p
 {
     const ptrdiff_t m = r->n->samples, wide = (columns + STRIPE - 1) / STRIPE * STRIPE;
     const int as_it_is = inputs && wide == columns;
-    REAL *lines = at(r, r->n->scratch[0]), *to = found;
+    REAL *lines = common(r, r->n->scratch[0]), *to = found;
     struct product p = {rows, wide, m, m, 1, as_it_is ? r->n->in : wide, wide, !over};
     if (wide > columns) {
         to = lines + m * wide;
@@ -284,7 +435,7 @@ static void backward_convolution(const struct row *r, const struct layer *l, con
     const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = l->taps->K;
     const int padded = l->over->padding[0] || l->over->padding[1];
     const REAL *weights = weights_of(r, l->weight);
-    REAL *scratch = at(r, r->n->scratch[0]);
+    REAL *scratch = common(r, r->n->scratch[0]);
     dots(channels, l->taps, d, padded ? at(r, l->more) : x, gradient_of(r, l->weight), !is_over(r, l, 0));
     if (l->bias >= 0)
         sums(channels, places, d, gradient_of(r, l->bias), !is_over(r, l, 1));
@@ -356,16 +507,53 @@ static void backward_join(const struct row *r, const struct layer *l, const REAL
     }
 }
 
-/* From the gradient with respect to the outputs to that of all weights. */
-static void backward(const struct row *r)
+/* What the gradients of a batch come to, of each channel: its weight's and its bias's, and what is subtracted. */
+static void total_gradients(const struct row *r, const struct layer *l)
 {
-    const struct network *n = r->n;
-    const ptrdiff_t m = n->samples;
-    for (const struct layer *l = n->layers + n->count - 1; l >= n->layers; l--) {
+    const ptrdiff_t count = r->real * l->sizes[1];
+    const double share = count && !is_fixed(l) ? 1 / (double)count : 0;
+    for (ptrdiff_t c = 0; c < l->sizes[0]; c++) {
+        double sum = 0, along = 0;
+        for (ptrdiff_t k = 0; k < micros_of(r); k++) {
+            sum += of_micro(r, l, FIRST, c, k);
+            along += of_micro(r, l, SECOND, c, k);
+        }
+        const double inverse = (double)known(r, l, INVERSES)[c], by = (double)factor(r, l, c) * share;
+        known(r, l, OF_MEANS)[c] = (REAL)(sum * by);
+        known(r, l, OF_VARIANCES)[c] = (REAL)(along * by * inverse * inverse);
+        if (l->weight >= 0) {
+            REAL *of_weight = gradient_of(r, l->weight) + c, *of_bias = gradient_of(r, l->bias) + c;
+            *of_weight = (REAL)(along * inverse) + (is_over(r, l, 0) ? 0 : *of_weight);
+            *of_bias = (REAL)sum + (is_over(r, l, 1) ? 0 : *of_bias);
+        }
+    }
+}
+
+static void backward_batch_norm(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
+{
+    const ptrdiff_t places = l->sizes[1], m = r->n->samples, n = places * m;
+    for (ptrdiff_t c = 0; c < l->sizes[0] && to; c++) {
+        const struct spread how = {known(r, l, MEANS)[c], factor(r, l, c), known(r, l, OF_MEANS)[c],
+                                   known(r, l, OF_VARIANCES)[c]};
+        spread(&how, places, m, r->real, x + c * n, d + c * n, to + c * n);
+    }
+}
+
+static void clear(const struct row *r, const struct layer *l)
+{
+    for (ptrdiff_t i = 0; i < l->clearings; i++)
+        memset(at(r, l->cleared[i].at), 0, sizeof(REAL) * (size_t)(l->cleared[i].lines * r->n->samples));
+}
+
+/* Back from one layer to another, of a micro-batch. */
+static void backward_through(const struct row *r, const struct layer *l, const struct layer *end)
+{
+    const ptrdiff_t m = r->n->samples;
+    for (; l >= end; l--) {
         if (!l->wanted)
             continue;
-        for (ptrdiff_t i = 0; i < l->clearings; i++)
-            memset(at(r, l->cleared[i].at), 0, sizeof(REAL) * (size_t)(l->cleared[i].lines * m));
+        if (l->kind != BATCH_NORM) /* whose were before */
+            clear(r, l);
         const REAL *x = at(r, l->from[0].at), *other = at(r, l->from[1].at), *y = at(r, l->at), *d = at(r, l->gradient);
         const ptrdiff_t groups = l->sizes[0], each = l->sizes[1];
         REAL *to = target(r, &l->from[0]);
@@ -394,6 +582,7 @@ static void backward(const struct row *r)
         case WEIGH:
         case SHIFT: backward_weigh(r, l, x, d, to); break;
         case NORMALIZE: unnormalize(groups, each, m, y, at(r, l->more), d, to); break;
+        case BATCH_NORM: backward_batch_norm(r, l, x, d, to); break;
         case SOFTMAX: unsoftmax(groups, each, m, y, d, to); break;
         case LOG_SOFTMAX: unlog_softmax(groups, each, m, y, d, to); break;
         case SUM: hand_out(groups, each, m, l->scale, d, to); break;
@@ -402,6 +591,45 @@ static void backward(const struct row *r)
         }
         if (l->from[0].add && to)
             add_to(r, &l->from[0], to, 1);
+    }
+}
+
+/* Back through the layers that lie between, of all micro-batches; and what the gradients of each come to for the layer
+   before them, if there is one: it takes the statistics of a batch. */
+static void backward_to(const struct row *r, const struct layer *first, const struct layer *end)
+{
+    const struct layer *norm = first - 1;
+    for (ptrdiff_t k = 0; k < micros_of(r); k++) {
+        const struct row own = micro_of(r, k);
+        backward_through(&own, end - 1, first);
+        if (first > r->n->layers && norm->wanted) {
+            const struct channels how = {norm->sizes[0], norm->sizes[1], r->n->samples, own.real};
+            clear(&own, norm);
+            total(&how, known(r, norm, MEANS), at(&own, norm->from[0].at), at(&own, norm->gradient),
+                  known(&own, norm, FIRST), known(&own, norm, SECOND));
+        }
+    }
+}
+
+/* Those layers that follow the last one before the end that takes the statistics of a batch. */
+static const struct layer *behind_norm(const struct layer *first, const struct layer *end)
+{
+    while (end > first && end[-1].kind != BATCH_NORM)
+        end--;
+    return end;
+}
+
+/* From the gradient with respect to the outputs to that of all weights. */
+static void backward(const struct row *r)
+{
+    const struct layer *first = r->n->layers, *end = first + r->n->count, *l = behind_norm(first, end);
+    backward_to(r, l, end);
+    while (l > first) {
+        end = l;
+        if (end[-1].wanted)
+            total_gradients(r, end - 1);
+        l = behind_norm(first, end - 1);
+        backward_to(r, l, end);
     }
 }
 
@@ -427,17 +655,15 @@ static const REAL *losses_of(const struct row *r)
 static REAL learn(const struct row *r)
 {
     forward(r);
-    const REAL *losses = losses_of(r);
     REAL sum = 0;
-    for (ptrdiff_t i = 0; i < r->n->samples; i++)
-        sum += losses[i] * r->present[i];
+    for (ptrdiff_t k = 0; k < micros_of(r); k++) {
+        const struct row own = micro_of(r, k);
+        const REAL *losses = losses_of(&own);
+        for (ptrdiff_t i = 0; i < r->n->samples; i++)
+            sum += losses[i] * own.present[i];
+    }
     backward(r);
     return sum;
-}
-
-static size_t size_of_target(const struct network *n)
-{
-    return n->loss == SQUARED_ERROR ? sizeof(REAL) : sizeof(int64_t);
 }
 
 static REAL *workspace_of(const struct network *n, ptrdiff_t thread)
@@ -445,12 +671,12 @@ static REAL *workspace_of(const struct network *n, ptrdiff_t thread)
     return n->workspaces + thread * n->size;
 }
 
-/* What a step reads of all rows: as `struct row`, (B, ...). */
+/* What a step reads of all rows: as `struct row`, (B, ...); so many samples of each are `real`, (B,). */
 struct step {
     const REAL *inputs;
     const void *targets;
     const REAL *present, *counts;
-    const int64_t *keys;
+    const int64_t *keys, *real;
 };
 
 struct one_step {
@@ -466,10 +692,10 @@ static void learn_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
     const struct one_step *o = given;
     const struct step *s = o->s;
     const size_t target = size_of_target(o->n);
-    const ptrdiff_t from = row * o->n->samples;
+    const ptrdiff_t from = row * o->n->batch;
     const struct row r = {o->n, o->b, row, workspace_of(o->n, thread), s->inputs + from * o->n->in,
                           (const char *)s->targets + from * target, s->present + from, s->counts + from,
-                          s->keys ? s->keys + from : NULL, o->over};
+                          s->keys ? s->keys + from : NULL, s->real[row], o->over, NULL};
     o->losses[row] = learn(&r);
 }
 
@@ -481,9 +707,10 @@ void learn_step(const struct network *n, const struct block *b, const struct ste
     share(b->rows, threads, learn_row, &told);
 }
 
-/* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); what
-   a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples: inputs (N, in) and targets
-   (N,), which are gathered for a step, the targets at `aims` (threads, m). Inputs may be whole numbers.
+/* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); how
+   many of them are real, what a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples:
+   inputs (N, in) and targets (N,), which are gathered for a step, the targets at `aims` (threads, m). Inputs may be whole
+   numbers.
 
    Those from `low` to `high` are trained, updates included. What a row has of a gradient at first is added to, or written
    `over`; a gradient that is used up is zero in the end. */
@@ -496,7 +723,7 @@ struct stretch {
     const int64_t *index;
     const REAL *present, *shares;
     const uint8_t *active;
-    const int64_t *keys;
+    const int64_t *keys, *real;
     char *aims;
     const struct rows *updates;
     ptrdiff_t low, high, over, threads;
@@ -508,7 +735,7 @@ static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *wo
     const struct network *n = s->network;
     const size_t target = size_of_target(n);
     REAL *read = workspace + n->read, *counts = workspace + n->counts;
-    for (ptrdiff_t i = 0; i < n->samples; i++) {
+    for (ptrdiff_t i = 0; i < n->batch; i++) {
         const int64_t sample = s->index[from + i];
         const int64_t *whole = (const int64_t *)s->inputs + sample * n->in;
         if (!s->whole)
@@ -526,15 +753,15 @@ static void train_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
     const struct stretch *s = given;
     const struct network *n = s->network;
     REAL *workspace = workspace_of(n, thread);
-    char *aims = s->aims + thread * n->samples * (ptrdiff_t)size_of_target(n);
+    char *aims = s->aims + thread * n->batch * (ptrdiff_t)size_of_target(n);
     int fresh = (int)s->over;
     for (ptrdiff_t at = s->low; at < s->high; at++) {
-        const ptrdiff_t place = at * s->block->rows + row, from = place * n->samples;
+        const ptrdiff_t place = at * s->block->rows + row, from = place * n->batch;
         if (!s->active[place])
             continue;
         gather(s, from, s->shares[place], workspace, aims);
         const struct row r = {n, s->block, row, workspace, workspace + n->read, aims, s->present + from,
-                              workspace + n->counts, s->keys ? s->keys + from : NULL, fresh};
+                              workspace + n->counts, s->keys ? s->keys + from : NULL, s->real[place], fresh, NULL};
         s->losses[row] += learn(&r);
         fresh = s->updates->due[at * s->updates->rows + row];
         if (fresh)
@@ -565,7 +792,8 @@ static void evaluate_row(const void *given, ptrdiff_t row, ptrdiff_t thread)
     const struct layer *last = n->layers + n->count - 1;
     REAL *workspace = workspace_of(n, thread), *outputs = e->outputs + row * e->count * last->out;
     for (ptrdiff_t s = 0; s < e->count; s += n->samples, outputs += n->samples * last->out) {
-        const struct row r = {.n = n, .block = e->b, .row = row, .workspace = workspace, .inputs = e->inputs + s * n->in};
+        const struct row r = {
+            .n = n, .block = e->b, .row = row, .workspace = workspace, .inputs = e->inputs + s * n->in, .real = n->samples};
         forward(&r);
         transpose(last->out, n->samples, workspace + last->at, n->samples, outputs, last->out);
     }

@@ -14,6 +14,7 @@ from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.images import Windows
 from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Unread, demand, owners
+from tunecli.engine.rowwise.normed import normed
 from tunecli.engine.rowwise.reader import (
     Codes,
     Constant,
@@ -31,11 +32,11 @@ from tunecli.engine.rowwise.record import Recording
 aten = torch.ops.aten
 
 
-def layers_of(recording: Recording, weights: int, samples: int) -> Layers | None:
-    """The layers of a model whose forward pass was recorded for two rows, simplified, from its weights, inputs (2, m,
-    *feature) and keys, if any, to outputs (2, m, O); None where there are others than C has."""
+def layers_of(recording: Recording, weights: int, statistics: int, samples: int) -> Layers | None:
+    """The layers of a model whose forward pass was recorded for two rows, simplified, from its weights, running
+    statistics, inputs (2, m, *feature) and keys, if any, to outputs (2, m, O); None where C has not all of them."""
     try:
-        return Reader(_OPERATIONS, weights, samples).layers(recording)
+        return Reader(_OPERATIONS, weights, statistics, samples).layers(recording)
     except Unread:
         return None
 
@@ -293,6 +294,24 @@ def _group_norm(reader: Reader, node: fx.Node, given: Any, weight: Any, bias: An
     return [Values(_grouped(reader, "normalize", grouped, shift=eps).view(index.shape))]
 
 
+def _batch_norm(
+    reader: Reader, node: fx.Node, given: Any, mean: Any, variance: Any, batches: Any, weight: Any, bias: Any, *how: Any
+) -> Values:
+    """Of (2, N, C, ...), where N are all samples of a row, each as often as the others."""
+    fixed, momentum, epsilon = how
+    index = reader.index(given).movedim(2, 1)
+    of = owners(index)
+    demand(torch.equal(of, of[:, :1].expand_as(of)))
+    demand(torch.equal(of[:, 0].flatten(1) // reader.samples, torch.arange(2)[:, None].expand(2, of[0, 0].numel())))
+    kept = [reader.whole(own) for own in (mean, variance, batches)]
+    demand(kept == [*range(kept[0], kept[0] + 3)])
+    weight, bias = (-1 if own is None else reader.whole(own) for own in (weight, bias))
+    lines, channels = reader.lines.read(index), index.shape[1]
+    sizes = channels, len(lines) // channels, kept[0], int(fixed)
+    layer = Layer("batch_norm", (lines,), len(lines), weight, bias, sizes=sizes, scale=momentum, shift=epsilon)
+    return Values(reader.lines.emit(layer, of).movedim(1, 2))
+
+
 def _mean(reader: Reader, node: fx.Node, given: Any, dims: Any, keep: bool = False) -> Values:
     return _summed(reader, node, given, dims, keep, mean=True)
 
@@ -363,6 +382,7 @@ _OPERATIONS: dict[Any, Operation] = {
     aten.bmm.default: _multiplied,
     images.unfold: _unfolded,
     images.largest: _largest,
+    normed: _batch_norm,
     noise: _noise,
     aten.add.Tensor: _added,
     aten.add.Scalar: _added,

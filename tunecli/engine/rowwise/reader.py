@@ -80,10 +80,11 @@ Found = Any
 class Reader:
     """Reads a graph from its arguments on."""
 
-    def __init__(self, operations: Mapping[Any, Operation], weights: int, samples: int) -> None:
-        self._operations, self._arguments, self.samples = operations, weights, samples
+    def __init__(self, operations: Mapping[Any, Operation], weights: int, statistics: int, samples: int) -> None:
+        self._operations, self.samples = operations, samples
+        self._trained, self._arguments = weights, weights + statistics
         self.lines = Lines(2 * samples)
-        self.weights: list[tuple[int, int]] = []  # where each begins, and how many numbers it has
+        self.weights: list[tuple[int, int]] = []  # and statistics: where each begins, and how many numbers it has
         self.found: dict[fx.Node, Found] = {}
 
     def layers(self, recording: Recording) -> Layers:
@@ -97,7 +98,7 @@ class Reader:
         (outputs,) = recording.graph.output_node().args
         found = self.lines.finish(self.index(outputs[0]))  # type: ignore[index]  # a tuple
         used = {own for layer in found.layers for own in (layer.weight, layer.bias)} - {-1}
-        demand(used == set(range(self._arguments)))
+        demand(used == set(range(self._trained)))
         return found
 
     def _argument(self, node: fx.Node) -> Found:

@@ -19,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tunecli.engine.rowwise import images
+from tunecli.engine.norms import BatchNorm
+from tunecli.engine.rowwise import images, normed
+from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.dropout import noise, which_draw
 from tunecli.engine.rowwise.recurrent import in_steps
 
@@ -29,10 +31,6 @@ aten = torch.ops.aten
 READS = "its forward pass reads a tensor's value (if, float, print): use torch.where"
 WRITES = "its forward pass writes into part of a tensor: use torch.cat"
 STALE = "its forward pass reads a tensor after writing into part of it: use torch.cat"
-
-
-class Unrecordable(Exception):
-    """A graph would not do what the function does; the message says why, of a model's forward pass."""
 
 
 class Recording(NamedTuple):
@@ -201,6 +199,7 @@ def _in_plain_operations() -> Iterator[None]:
             sdpa_kernel(SDPBackend.MATH),
             in_steps(),
             patch.multiple(functional, linear=_linear, embedding=_embedding, **_WINDOWS),
+            patch.object(BatchNorm, "forward", normed.forward),
         ):
             yield
     finally:

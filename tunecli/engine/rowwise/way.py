@@ -14,14 +14,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.attributes import attributes, changed, written
+from tunecli.engine.batches import length_at_once
 from tunecli.engine.compiler import has_functions
 from tunecli.engine.forward import arguments, as_matrix, as_outputs, evaluating
 from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
+from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.layers import Layers
 from tunecli.engine.rowwise.loss import loss_gradient
 from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
-from tunecli.engine.rowwise.record import READS, Recording, Unrecordable, record
+from tunecli.engine.rowwise.record import READS, Recording, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify, stops_gradients
 from tunecli.metrics import Loss
 
@@ -31,8 +33,9 @@ Computed = Callable[..., tuple[Tensor]]
 class Recorded:
     """What a model and its loss compute for the rows of a lane, recorded once for each shape of what they read.
 
-    What forward does while it is recorded is fixed for good: it must change nothing of the module. `compiled`: what C
-    of our own can do is done by it, and all of the model if it may be `native`, the rows shared by so many `threads`.
+    What forward does while it is recorded is fixed for good: it must change nothing of the module, but for the running
+    `statistics`, of which each row has its own. `compiled`: what C of our own can do is done by it, and all of the
+    model if it may be `native`, at most `cap` samples at once, the rows shared by so many `threads`.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Recorded:
         compiled: bool = False,
         native: bool = False,
         threads: int = 1,
+        cap: int | None = None,
     ) -> None:
         self._module, self.layout, self._loss, self._compiled = module, layout, loss, compiled
-        self._native, self._threads = native, threads
+        self._native, self._threads, self._cap = native, threads, cap
+        self.statistics = Layout.of_statistics(module)
         self._computed: dict[Any, Computed] = {}
         self._networks: dict[Any, Network | None] = {}
 
@@ -95,8 +100,9 @@ class Recorded:
     def network(
         self, weights: list[Tensor], inputs: Inputs, targets: Tensor | None, keys: Tensor | None
     ) -> Network | None:
-        """What computes the model in C, if it may and knows all of its layers: for inputs (B, m, *feature) and
-        keys (B, m) as a step reads them, or without targets in evaluation mode. Raises Unrecordable."""
+        """What computes the model in C, if it may and knows all of its layers: for weights and statistics, inputs (B,
+        m, *feature) and keys (B, m) as a step reads them, or without targets in evaluation mode. Raises
+        Unrecordable."""
         first = weights[0]
         if not self._native or not isinstance(inputs, Tensor) or not has_functions(first.dtype):
             return None
@@ -107,18 +113,21 @@ class Recorded:
             fits = alike and inputs.dtype in (first.dtype, torch.int64) and known[0] % WHOLE == 0
             self._networks[known] = None
             if fits and loss is not None:
-                layers = self._layers(weights, inputs, keys, training=targets is not None)
+                batch, samples = known[0], length_at_once(known[0], self._cap)
+                read = inputs[:, :samples], None if keys is None else keys[:, :samples]
+                layers = self._layers(weights, *read, training=targets is not None)
                 if layers is not None:
-                    self._networks[known] = Network(layers, known[0], loss, first.dtype, self._threads)
+                    self._networks[known] = Network(layers, samples, batch, loss, first.dtype, self._threads)
         return self._networks[known]
 
     def _layers(self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool) -> Layers | None:
         """The layers of the model, recorded for two rows, however many a block has."""
         two, read = [_twice(own) for own in weights], _twice(inputs)
         drawn = None if keys is None else _twice(keys)
+        names, statistics = self._names, len(self.statistics.names)
 
         def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
-            found = self._call(dict(zip(self.layout.names, values, strict=True)), inputs, read.shape[1])
+            found = self._call(dict(zip(names, values, strict=True)), inputs, read.shape[1])
             return as_matrix(found) if training else found
 
         # Nothing here has a gradient: with autograd on, it is seen where the model turns it off.
@@ -131,13 +140,18 @@ class Recorded:
         if training and stops_gradients(recording.graph):
             return None
         simplify(recording.graph)
-        return layers_of(recording, len(weights), read.shape[1])
+        return layers_of(recording, len(weights) - statistics, statistics, read.shape[1])
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.layout.names + self.statistics.names
 
     def outputs(self, weights: list[Tensor], inputs: Inputs, samples: int) -> Computed:
-        """From weights and inputs (B, N, *feature) to outputs (B, N, ...), in evaluation mode. Raises Unrecordable."""
+        """From weights, statistics and inputs (B, N, *feature) to outputs (B, N, ...), in evaluation mode. Raises
+        Unrecordable."""
         known = "evaluation", len(weights[0]), samples
         if known not in self._computed:
-            names, inputs = self.layout.names, tree_map(torch.clone, inputs)
+            names, inputs = self._names, tree_map(torch.clone, inputs)
 
             def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
                 return self._call(dict(zip(names, values, strict=True)), inputs, samples)
@@ -193,11 +207,20 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 class Rowwise:
-    """A block of B rows that share one model. A sample's loss counts by how `present` it is."""
+    """A block of B rows that share one model. A sample's loss counts by how `present` it is. Each row has running
+    `statistics` (B, Q), where the model has any."""
 
-    def __init__(self, recorded: Recorded, weights: Tensor, gradient: Gradient, shape: Shape = NO_SHAPE) -> None:
+    def __init__(
+        self,
+        recorded: Recorded,
+        weights: Tensor,
+        gradient: Gradient,
+        shape: Shape = NO_SHAPE,
+        statistics: Tensor | None = None,
+    ) -> None:
         self._recorded, self._shape, self.gradient = recorded, shape, gradient
         self._weights = list(recorded.layout.views(weights).values())
+        self._statistics = [] if statistics is None else list(recorded.statistics.views(statistics).values())
         self._keys: Tensor | None = None
         self._rows: dict[Network, Rows] = {}
 
@@ -207,10 +230,17 @@ class Rowwise:
 
     @torch.no_grad()
     def add_gradient(
-        self, samples: Samples, present: Tensor, share: Tensor | None = None, *, over: bool = False
+        self,
+        samples: Samples,
+        present: Tensor,
+        share: Tensor | None = None,
+        *,
+        over: bool = False,
+        real: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Add the gradient of each row's loss sum, or its `share` (B,) of that, to what the row has, or write it `over`
-        that; returns the loss sums (B,). Inputs (B, m, *feature), targets and present (B, m).
+        that; returns the loss sums (B,). Inputs (B, m, *feature), targets and present (B, m), of which the first ones
+        are `real` (B,), or all, and the others only fill.
 
         The second value is what the sums count, None where that was known before.
         """
@@ -220,7 +250,8 @@ class Rowwise:
         rows = self._rows_of(samples)
         if rows is not None:
             assert isinstance(samples.inputs, Tensor)
-            losses = rows.add_gradient(samples.inputs, samples.targets, present, counts, self._keys, over=over)
+            real = torch.full((len(present),), present.shape[1]) if real is None else real
+            losses = rows.add_gradient(samples.inputs, samples.targets, present, counts, self._keys, real, over=over)
             return losses, None
         how = {"over": over, "apart": self.gradient.apart}
         computed = self._recorded.losses_and_gradient(weights, samples, present, shape, self._keys, **how)
@@ -234,19 +265,32 @@ class Rowwise:
         """Whether C computes the gradient of all of the model, for samples as a step reads them."""
         return self._rows_of(samples) is not None
 
+    def native_numbers(self, samples: Samples) -> int:
+        """How many numbers C keeps of each of these samples; 0 where it does not compute the model."""
+        rows = self._rows_of(samples)
+        return 0 if rows is None else rows.network.numbers
+
     def _rows_of(self, samples: Samples) -> Rows | None:
         """What computes these rows in C, where it can, for samples as a step reads them."""
         known = self._shape.keys() <= SHAPES
         return self._by_network(samples.inputs, samples.targets, self._keys) if known else None
 
     def _by_network(self, inputs: Inputs, targets: Tensor | None, keys: Tensor | None) -> Rows | None:
-        network = self._recorded.network(self._weights, inputs, targets, keys)
+        told = self._weights + self._statistics
+        network = self._recorded.network(told, inputs, targets, keys)
         if network is not None and network not in self._rows:
-            self._rows[network] = Rows(network, self._weights, self.gradient.views, self._shape.get("label_smoothing"))
+            self._rows[network] = Rows(network, told, self.gradient.views, self._shape.get("label_smoothing"))
         return None if network is None else self._rows[network]
 
     def steps(
-        self, samples: Samples, index: Tensor, present: Tensor, shares: Tensor, active: Tensor, keys: Tensor | None
+        self,
+        samples: Samples,
+        index: Tensor,
+        present: Tensor,
+        shares: Tensor,
+        active: Tensor,
+        real: Tensor,
+        keys: Tensor | None,
     ) -> Steps | None:
         """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
         inputs = samples.inputs
@@ -255,7 +299,7 @@ class Rowwise:
             return None
         self.draw_by(None if keys is None else keys[0])
         rows = self._rows_of(samples.take(index[0]))
-        return None if rows is None else Steps(rows, samples, index, present, shares, active, keys)
+        return None if rows is None else Steps(rows, samples, index, present, shares, active, real, keys)
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
@@ -266,5 +310,6 @@ class Rowwise:
             native = self._by_network(each[:, :WHOLE], None, None)
             if native is not None:
                 return native.evaluate(inputs)
-        (found,) = self._recorded.outputs(self._weights, each, samples)(*self._weights, *tree_leaves(each))
+        told = self._weights + self._statistics
+        (found,) = self._recorded.outputs(told, each, samples)(*told, *tree_leaves(each))
         return found

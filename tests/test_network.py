@@ -465,6 +465,32 @@ def test_a_layer_that_nothing_reads_has_no_gradient() -> None:
     assert_equal_alone(InHalf().double(), samples, LOSSES["cross_entropy"], 2, native=True)
 
 
+class ReadTwice(nn.Module):
+    """What an activation reads is read by something else too: as it is, in parts, or not at all."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.head = how, nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        own = {
+            "whole": lambda: h.relu() + h,
+            "twice": lambda: h.relu() * h.sigmoid(),
+            "part": lambda: torch.cat([h.tanh()[:, :2], h[:, 1:3]], 1),
+            "alone": lambda: h.sigmoid(),
+            "curved": lambda: functional.gelu(h.relu()),
+        }
+        found: Tensor = self.head(own[self.how]()).relu()
+        return found
+
+
+@pytest.mark.parametrize("how", ["whole", "twice", "part", "alone", "curved"])
+def test_an_activation_overwrites_nothing_that_is_read_again(how: str) -> None:
+    samples = Samples(torch.randn(32, 4).double(), torch.randint(CLASSES, (32,)))
+    assert_equal_alone(ReadTwice(how).double(), samples, LOSSES["cross_entropy"], 2, native=True)
+
+
 class Rounded(nn.Module):
     def __init__(self) -> None:
         super().__init__()

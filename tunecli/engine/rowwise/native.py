@@ -15,6 +15,7 @@ from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.backward import Source, backward_of
 from tunecli.engine.rowwise.layers import KINDS, Layer, Layers
+from tunecli.engine.rowwise.places import places_of
 from tunecli.engine.rowwise.taps import padded_numbers, taps_back, taps_of, windows_back, windows_of
 from tunecli.metrics import LOSSES, Loss
 
@@ -73,10 +74,11 @@ class Network:
     def _forward(self, layers: Sequence[Layer]) -> tuple[Any, int]:
         """What C is told of the layers, and where their values end."""
         told = self._keep((_Layer * len(layers))())
-        at, end = self.inputs * self.samples, self.samples * (self.inputs + sum(layer.outputs for layer in layers))
+        self._places, lines = places_of(layers, self.inputs)
+        start, end = self.inputs, lines * self.samples
         for layer, own in zip(layers, told, strict=True):
             own.kind, own.out, own.weight, own.bias = KINDS.index(layer.kind), layer.outputs, layer.weight, layer.bias
-            own.at, at, own.more = at, at + layer.outputs * self.samples, end
+            own.at, start, own.more = self._place(start), start + layer.outputs, end
             own.scale, own.shift = layer.scale, layer.shift
             own.sizes[: len(layer.sizes)] = layer.sizes
             if layer.windows is not None:
@@ -89,11 +91,16 @@ class Network:
             if layer.kind == "batch_norm":
                 end += -(-6 * layer.sizes[0] // WHOLE) * WHOLE
             if layer.elements is not None:
-                own.elements = self._keep(layer.elements.contiguous()).data_ptr()
+                elements = self._places[layer.elements].int() if layer.kind == "gather" else layer.elements
+                own.elements = self._keep(elements.contiguous()).data_ptr()
                 own.dropout = _Dropout(own.elements, layer.dropped, layer.scale)
             if layer.values is not None:
                 own.values = self._keep(layer.values.to(self.dtype)).data_ptr()
         return told, end
+
+    def _place(self, line: int) -> int:
+        """Where a line is in the workspace, in numbers."""
+        return int(self._places[line]) * self.samples
 
     def _backward(self, told: Any, layers: Sequence[Layer], start: int) -> int:
         """Tell the layers how gradients are passed on, which begin in the workspace at `start`; how many numbers."""
@@ -103,7 +110,7 @@ class Network:
             cleared = [_Some(start + lines.start * self.samples, len(lines)) for lines in how.cleared]
             own.cleared = ctypes.addressof(self._keep((_Some * len(cleared))(*cleared)))
             own.clearings = len(cleared)
-            sources = [_source(source, start, self.samples) for source in how.sources]
+            sources = [self._source(source, start) for source in how.sources]
             own.sources[: len(sources)] = sources
             if how.gathered is not None:
                 to = torch.where(how.gathered < 0, -1, start + how.gathered * self.samples)
@@ -118,15 +125,14 @@ class Network:
             own.over_back = ctypes.addressof(self._keep(back))
             own.taps_back = ctypes.addressof(self._keep(taps_back(layer, back, stripe)))
 
+    def _source(self, source: Source, start: int) -> _Source:
+        gradient = -1 if source.gradient < 0 else start + source.gradient * self.samples
+        return _Source(self._place(source.lines.start), gradient, len(source.lines), source.add)
+
     def _keep(self, told: Any) -> Any:
         """C reads it as long as there is this network."""
         self._kept.append(told)
         return told
-
-
-def _source(source: Source, start: int, samples: int) -> _Source:
-    gradient = -1 if source.gradient < 0 else start + source.gradient * samples
-    return _Source(source.lines.start * samples, gradient, len(source.lines), source.add)
 
 
 def _scratch(layer: Layer, samples: int) -> int:

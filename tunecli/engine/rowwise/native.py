@@ -39,7 +39,7 @@ class Network:
         self, model: Layers, samples: int, batch: int, loss: int, dtype: torch.dtype, threads: int = 1
     ) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
-        self.samples, self.batch, self.dtype, self.threads = samples, batch, dtype, threads
+        self.samples, self.batch, self.dtype = samples, batch, dtype
         self.operations = batch * sum(map(_operations, layers))
         self._kept: list[Any] = []
         told, end = self._forward(layers)
@@ -50,7 +50,8 @@ class Network:
         read = scratch[1] + max(own.lines for layer in told for own in layer.sources) * samples
         counts = read + self.inputs * batch
         size = counts + -(-batch // APART) * APART
-        workspaces = self._keep(torch.zeros(threads, size, dtype=dtype))
+        self.threads = max(1, min(threads, MOST_SHARED // size))
+        workspaces = self._keep(torch.zeros(self.threads, size, dtype=dtype))
         self._told = _Network(
             ctypes.addressof(told),
             len(told),
@@ -298,6 +299,9 @@ AT_ONCE = 1 << 32
 MOST_NUMBERS = 1 << 26
 """Of a batch that is read at once so many are kept for the backward pass, 256 MiB for each thread: a larger one is left
 to torch. Up to here C is faster, though less so than where all that it keeps is near the core."""
+
+MOST_SHARED = 1 << 28
+"""So many have the workspaces of all threads together, a gibibyte: fewer threads share the rows of a large model."""
 
 FUNCTION = 256
 """So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products

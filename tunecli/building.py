@@ -23,18 +23,9 @@ from tempfile import TemporaryDirectory
 from tunecli.files import cache_folder, make_folder
 from tunecli.machine import cores, processor
 
-HERE = Path(__file__).parent / "engine"
-SOURCES = (
-    HERE / "update.c",
-    *(
-        HERE / "rowwise" / f"{name}.c"
-        for name in ("images", "losses", "products", "sums", "elementwise", "lanes", "norms", "threads", "network")
-    ),
-)
-HEADERS = (
-    HERE / "update.h",
-    *(HERE / "rowwise" / f"{name}.h" for name in ("parts", "functions", "layers", "contracted", "products", "threads")),
-)
+HERE = Path(__file__).parent / "engine" / "c"
+SOURCES, HEADERS = (sorted(HERE.glob(own), key=lambda path: -path.stat().st_size) for own in ("*.c", "*.h"))
+"""The longest first, for some are built at a time."""
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-pthread")
 """None of them changes what is computed: no product is contracted with a sum, and nothing is reordered."""

@@ -3,7 +3,7 @@
 
    What layers.py calls lines are here (lines, m), the samples innermost, and m is whole stripes. REAL is float or double. */
 
-#include "../update.h"
+#include "update.h"
 #include "functions.h"
 #include "layers.h"
 #include "products.h"

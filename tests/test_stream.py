@@ -323,5 +323,5 @@ def test_a_nan_in_a_file_is_found(tmp_path: Path) -> None:
     x = np.ones((60, 4), dtype=np.float32) * np.arange(4)
     x[7, 2] = np.nan
     np.savez(tmp_path / "t.npz", inputs=x, targets=np.arange(60) % 2)
-    with pytest.raises(DataError, match="NaN or an infinity in the inputs of 1 samples"):
+    with pytest.raises(DataError, match="NaN or an infinity in the inputs of 1 sample for"):
         load(tmp_path / "t.npz", stream=True)

@@ -39,8 +39,8 @@ WINDOW, SAMPLES = 32, 1437
 Announce = Callable[[tuple[int, ...]], None]
 
 
-def make_local(name: str, plan: Plan, announce: Announce = lambda trials: None) -> LocalEngine:
-    return LocalEngine(make_task(name, SAMPLES), plan, "cpu", announce, threads=plan.threads)
+def make_local(name: str, plan: Plan, threads: int, announce: Announce = lambda trials: None) -> LocalEngine:
+    return LocalEngine(make_task(name, SAMPLES), plan, "cpu", announce, threads)
 
 
 def engine_epoch(engine: Engine, runs: Sequence[Run]) -> Callable[[], None]:
@@ -63,15 +63,18 @@ def make_epoch(side: str, name: str, trials: int) -> Callable[[], None]:
         return plain(task, runs, resident if kind == "res" else loaded)
     processes = kind.partition(" ")[0]
     weights = sum(p.numel() for p in task.build(runs[0]).parameters())
+    native = is_native(task, runs[0])
     plan = replace(
-        choose_plan(weights, WINDOW, native=is_native(task, runs[0])),
-        threads=int(threads),
+        choose_plan(weights, WINDOW, native=native),
+        threads=1 if native else int(threads),  # torch's
         compiled=can_compile("cpu"),
     )
-    local = make_local(name, plan)
+    local = make_local(name, plan, int(threads))
     if processes == "1":
         return engine_epoch(local, runs)
-    return engine_epoch(Processes(local, partial(make_local, name, plan), int(processes), len(runs), print), runs)
+    return engine_epoch(
+        Processes(local, partial(make_local, name, plan, int(threads)), int(processes), len(runs), print), runs
+    )
 
 
 def work(orders: Connection, side: str, trials: int) -> None:

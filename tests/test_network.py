@@ -4,9 +4,14 @@ what has other layers is computed otherwise."""
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +27,13 @@ from tests.test_rowwise import assert_equal_alone
 from tunecli import models
 from tunecli.data import Samples
 from tunecli.engine import LOOPED, LocalEngine, choose_plan, plan
+from tunecli.engine.block import Block
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.plan import NATIVE_WEIGHTS
 from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native
 from tunecli.engine.task import evaluate
-from tunecli.errors import ModelError
+from tunecli.errors import ModelError, OutOfMemory
 from tunecli.metrics import LOSSES
 from tunecli.models.bundled import mlp as mlp_of_table
 
@@ -727,6 +733,69 @@ def test_other_threads_train_what_an_engine_has_begun(monkeypatch: pytest.Monkey
     assert outcomes_of(again) == outcomes_of(engine) == expected
     assert again.begin()
     again.close()
+
+
+def test_memory_that_runs_out_where_a_tick_begins_is_told_by_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the runs in the middle of a tick were at is there for their snapshots."""
+    task = make_task(samples=160)
+    run, other = (make_run(trial, batch_size=16, optimizer=own) for trial, own in enumerate(("adam", "sgd")))
+    stopped = start(LocalEngine(task, BLOCKS_OF_32), [run])
+    for _ in range(6):
+        assert stopped.advance(-1.0) == []
+    snapshot = stopped.snapshot(run)
+    assert snapshot is not None
+    engine = start(LocalEngine(task, replace(BLOCKS_OF_32, block_rows=1), threads=2), [other])
+    engine.restore(run, snapshot)
+    real, begun = Block.begin, list[Block]()
+
+    def begin(self: Block) -> None:
+        begun.append(self)
+        if len(begun) == 2:
+            raise MemoryError("not now")
+        real(self)
+
+    monkeypatch.setattr(Block, "begin", begin)
+    assert not engine.begin()
+    with pytest.raises(OutOfMemory):
+        engine.advance(-1.0)
+    kept = engine.snapshot(run)
+    assert kept is not None
+    assert kept.numbers["step"] == 6
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms")
+def test_no_thread_goes_on_for_a_trial_whose_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the alarm comes just as they begin."""
+    monkeypatch.setattr(native, "SHARED", 1)
+    task = replace(make_task(samples=4000), trial_seconds=30.0)
+    engine = start(LocalEngine(task, BLOCKS_OF_32, threads=2), [make_run(trial, batch_size=1) for trial in range(4)])
+    real = Steps.begin
+
+    def begin(self: Steps, *given: Any, **keys: Any) -> None:
+        functions = self._functions
+
+        def begin_training(told: int) -> Any:
+            found = functions.begin_training(told)
+            signal.raise_signal(signal.SIGALRM)
+            return found
+
+        own = {name: getattr(functions, name) for name in ("is_taken", "end_sharing")}
+        self._functions = SimpleNamespace(begin_training=begin_training, **own)
+        try:
+            real(self, *given, **keys)
+        finally:
+            self._functions = functions
+
+    monkeypatch.setattr(Steps, "begin", begin)
+    threads = threading_count()
+    measured = engine.advance(time.monotonic() + 60)
+    assert all("search.trial_timeout" in str(own.failure) for own in measured)
+    assert threading_count() == threads
+
+
+def threading_count() -> int:
+    """Those of C included."""
+    return len(os.listdir("/proc/self/task")) if Path("/proc/self/task").is_dir() else 0
 
 
 def test_one_thread_trains_in_advance_alone() -> None:

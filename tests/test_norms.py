@@ -312,3 +312,21 @@ def test_each_trial_begins_with_statistics_of_its_own() -> None:
     assert engine.traits(runs[0]).native
     for run in runs:
         assert engine.weights(run)["1.running_mean"].eq(run.trial).all()
+
+
+def test_the_statistics_of_a_run_wait_until_it_joins_a_block_that_is_behind_it() -> None:
+    module = lambda: nn.Sequential(nn.Linear(30, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))  # noqa: E731
+    task = make_task(module, samples=160)
+    run, other = (make_run(trial, batch_size=16, optimizer="sgd", learning_rate=0.05) for trial in (0, 5))
+    whole, stopped, again = (LocalEngine(task, BLOCKS_OF_32) for _ in range(3))
+    (expected,) = tick(start(whole, [run]), [run])
+    start(stopped, [run])
+    for _ in range(6):
+        assert stopped.advance(-1.0) == []
+    snapshot = stopped.snapshot(run)
+    assert snapshot is not None
+    start(again, [other])
+    again.restore(run, snapshot)
+    found, _ = tick(again, [run, other])
+    assert found.validation_loss == expected.validation_loss
+    torch.testing.assert_close(again.weights(run), whole.weights(run), rtol=0, atol=0)

@@ -138,6 +138,9 @@ class Block:
         found = lay_out(low, high, self._batches, self._orders, len(gradient), self._lane.weights)
         self._index, self._active = found.index.to(gradient.device), found.active.to(gradient.device)
         self._present, self._real = found.present.to(gradient), found.real
+        for row, start in enumerate(self._starts):
+            if start > low:
+                self._real[: start - low, row] = 0  # until it joins its statistics must not go on
         if self._updates is None or (low, high) != (self._low, self._high):
             self._updates = self._make_updates(low, high)
         self._low, self._high = low, high
@@ -223,8 +226,9 @@ class Block:
 
     def settle(self) -> None:
         """Wait for the steps that have begun."""
-        if self._native is not None:
+        if self._native is not None and self._native.busy:
             self._step += self._native.end()
+            self._seconds += time.monotonic() - self._began
 
     def train(self, deadline: float) -> bool:
         """Go on with this tick, by one micro-step at least; False where the deadline came first."""
@@ -244,6 +248,8 @@ class Block:
                     if now >= deadline:
                         break
         except (Exception, SystemExit, Overdue) as error:
+            if self._native is not None:
+                self._native.end()  # what fails is over
             self._failure, now = self._reason(error), time.monotonic()
             short = out_of_memory(error) if is_out_of_memory(error) else None
         self._seconds += now - began

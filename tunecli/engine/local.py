@@ -59,6 +59,7 @@ class LocalEngine:
         self._lanes: dict[tuple[int, Shape], Lane] = {}
         self._slots: dict[int, Slot] = {}
         self._work: deque[Block] = deque()
+        self._short: OutOfMemory | None = None
         torch.set_num_threads(plan.threads)
         keep_memory()
         try:
@@ -132,16 +133,23 @@ class LocalEngine:
         self._slots[run.trial] = self._lanes[key].start(run, module)
 
     def begin(self) -> bool:
-        with suppress(OutOfMemory, MemoryError):  # `advance` meets it again, and tells
+        try:
             if not self._work:
                 self._work.extend(self._begin_tick())
-            if self._work and self._threads > 1:
-                self._announce(self._work[0].trials)
-                self._work[0].begin_steps()
-                return self._work[0].elsewhere
-        return False
+        except OutOfMemory as error:
+            self._short = error.with_traceback(None)  # which `advance` tells
+            return False
+        if not self._work or self._threads == 1:
+            return False
+        self._announce(self._work[0].trials)
+        with suppress(MemoryError):  # `advance` goes without other threads
+            self._work[0].begin_steps()
+        return self._work[0].elsewhere
 
     def advance(self, deadline: float) -> list[Measurement]:
+        if self._short is not None:
+            short, self._short = self._short, None
+            raise short
         if not self._work:
             self._work.extend(self._begin_tick())
         measured: list[Measurement] = []

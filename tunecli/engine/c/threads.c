@@ -8,7 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#ifdef __linux__
+#ifdef __GLIBC__
 #include <sched.h>
 #endif
 
@@ -17,7 +17,7 @@ struct shared {
     const void *told;
     ptrdiff_t rows, helpers;
     atomic_ptrdiff_t next, begun;
-#ifdef __linux__
+#ifdef __GLIBC__
     cpu_set_t cores;
 #endif
     pthread_t threads[];
@@ -32,47 +32,52 @@ static void work(struct shared *s, ptrdiff_t thread)
 static void *help(void *given)
 {
     struct shared *s = given;
-#ifdef __linux__
+#ifdef __GLIBC__
     sched_setaffinity(0, sizeof s->cores, &s->cores); /* from here on it may go where the system wants it */
 #endif
     work(s, atomic_fetch_add(&s->begun, 1));
     return NULL;
 }
 
-#ifdef __linux__
-/* Have a thread begin on the next core. Linux has it wait behind the one that begins it where the others sleep, as the
-   cores of a virtual machine then seem to be gone: for 9 ms, where there was work for 5. */
-static void place(pthread_t thread, const struct shared *s, int *core)
+/* A thread that begins on the next core, if that can be had. Linux has it wait behind the one that begins it where the
+   others sleep, as the cores of a virtual machine then seem to be gone: for 9 ms, where there was work for 5. It is told
+   before there is a thread: one that has ended already is nobody, and Linux takes that for who asks. */
+static int begin_thread(struct shared *s, int *core)
 {
-    cpu_set_t next;
-    do
-        *core = (*core + 1) % CPU_SETSIZE;
-    while (!CPU_ISSET(*core, &s->cores));
-    CPU_ZERO(&next);
-    CPU_SET(*core, &next);
-    pthread_setaffinity_np(thread, sizeof next, &next);
-}
+    pthread_t *thread = s->threads + s->helpers;
+#ifdef __GLIBC__
+    pthread_attr_t how;
+    if (*core >= 0 && !pthread_attr_init(&how)) {
+        cpu_set_t next;
+        do
+            *core = (*core + 1) % CPU_SETSIZE;
+        while (!CPU_ISSET(*core, &s->cores));
+        CPU_ZERO(&next);
+        CPU_SET(*core, &next);
+        const int failed = pthread_attr_setaffinity_np(&how, sizeof next, &next) || pthread_create(thread, &how, help, s);
+        pthread_attr_destroy(&how);
+        if (!failed)
+            return 1;
+    }
 #endif
+    return !pthread_create(thread, NULL, help, s);
+}
 
 struct shared *begin_sharing(ptrdiff_t rows, ptrdiff_t threads, one_row *one, const void *told)
 {
     const ptrdiff_t most = threads < rows ? threads : rows;
     struct shared *s = calloc(1, sizeof *s + sizeof(pthread_t) * (size_t)most);
+    int core = -1;
     if (!s)
         return NULL;
     s->one = one, s->told = told, s->rows = rows, s->begun = 1;
-#ifdef __linux__
-    const int placed = most > 1 && !sched_getaffinity(0, sizeof s->cores, &s->cores);
-    int core = sched_getcpu();
+#ifdef __GLIBC__
+    if (most > 1 && !sched_getaffinity(0, sizeof s->cores, &s->cores))
+        core = sched_getcpu();
 #endif
     /* Where no thread can be had, the rows are trained all the same. */
-    while (s->helpers < most - 1 && !pthread_create(s->threads + s->helpers, NULL, help, s)) {
-#ifdef __linux__
-        if (placed && core >= 0)
-            place(s->threads[s->helpers], s, &core);
-#endif
+    while (s->helpers < most - 1 && begin_thread(s, &core))
         s->helpers++;
-    }
     return s;
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunecli.alarm import held
 from tunecli.data import Samples
 from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
@@ -255,7 +256,8 @@ class Steps:
         told.low, told.high, told.over, told.updates = low, high, over, updates.address()
         told.losses, told.norms = losses.data_ptr(), norms.data_ptr()
         told.threads = self._threads(high - low)
-        self._begun = self._functions.begin_training(ctypes.addressof(told))
+        with held():  # or who they are were lost, and they would write where others compute
+            self._begun = self._functions.begin_training(ctypes.addressof(told))
         if self._begun is None:
             raise MemoryError("no memory to begin threads with")
 
@@ -283,10 +285,11 @@ class Steps:
 
     def end(self) -> int:
         """Help with the steps that have begun until they are over; how many they were."""
-        begun, self._begun = self._begun, None
-        if begun is None:
+        if self._begun is None:
             return 0
-        self._functions.end_sharing(begun)
+        with held():
+            self._functions.end_sharing(self._begun)
+            self._begun = None
         return int(self._told.high - self._told.low)
 
     def __del__(self) -> None:

@@ -1568,6 +1568,36 @@ def test_a_model_that_keeps_what_is_no_plain_value_has_no_snapshot() -> None:
     assert engine.snapshot(run) is None
 
 
+class Noisy(nn.Module):
+    """Keeps a generator, and more numbers than Python writes."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.head = nn.Linear(FEATURES, CLASSES)
+        if kept == "generator":
+            self.generator = torch.Generator().manual_seed(1)
+        else:
+            self.many = torch.zeros(5000)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if hasattr(self, "generator"):
+            inputs = inputs + torch.randn(inputs.shape, generator=self.generator)
+        else:
+            self.many[2500] += 1
+        outputs: Tensor = self.head(inputs)
+        return outputs
+
+
+def test_what_python_writes_in_short_is_seen_to_change_too() -> None:
+    run = make_run(0, batch_size=16)
+    for kept in ("generator", "numbers"):
+        engine = start(LocalEngine(make_task(partial(Noisy, kept)), LOOPED), [run])
+        tick(engine, [run])
+        snapshot = engine.snapshot(run)
+        assert (snapshot is None) == (kept == "generator"), "whose state is no plain value"
+        assert snapshot is None or "attributes" in snapshot.numbers
+
+
 class Opaque(torch.optim.SGD):
     """Keeps what is neither a tensor nor a number."""
 

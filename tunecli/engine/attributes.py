@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from torch import nn
-from torch.utils._pytree import tree_leaves
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 _OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "forward", "train"))
 _EMPTY = nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict
@@ -33,7 +38,26 @@ def _is_torchs(part: nn.Module) -> bool:
 def written(values: Mapping[str, Any]) -> dict[str, str]:
     """Each as Python writes it: what was changed in place differs from what was written before."""
     once: dict[int, str] = {}  # the parts of a large model may all keep its one configuration
-    return {name: once.get(id(value)) or once.setdefault(id(value), repr(value)) for name, value in values.items()}
+    return {name: once.get(id(value)) or once.setdefault(id(value), _write(value)) for name, value in values.items()}
+
+
+def _write(value: Any) -> str:
+    return repr(tree_map(_in_full, value))
+
+
+def _in_full(own: Any) -> Any:
+    """What Python writes in short, or by its address alone: the numbers of a tensor, the state of a generator."""
+    if isinstance(own, Tensor):
+        with suppress(RuntimeError, TypeError):  # of a sparse one, or of one that a transformation of torch made
+            numbers = own.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            return own.dtype, own.shape, hashlib.sha256(numbers.tobytes()).hexdigest()
+    if isinstance(own, torch.Generator):
+        return _in_full(own.get_state())
+    if isinstance(own, random.Random):
+        return own.getstate()
+    if isinstance(own, np.random.Generator):
+        return own.bit_generator.state
+    return own
 
 
 def changed(module: nn.Module, before: Mapping[str, str]) -> dict[str, Any]:

@@ -567,6 +567,12 @@ def test_integers_of_a_file_that_a_model_reads_as_numbers_are_standardized(tunec
         "search", "t.npz", "--set", "model.source=own.py:Numbers", "--set", "train.epochs=1", "--trials", "1"
     )
     assert (done.code, "whole numbers" in done.err) == (0, False)
+    assert "inputs are standardized; data.as_is = true leaves them as they are" in " ".join(done.err.split())
+    np.savez(tmp_path / "b.npz", inputs=x.astype(np.uint8), targets=(x == 7).any(1).astype(int))
+    done = tunecli(
+        "search", "b.npz", "--set", "model.source=own.py:Numbers", "--set", "train.epochs=1", "--trials", "1"
+    )
+    assert "0 to 255 become 0 to 1; data.as_is = true leaves them as they are" in " ".join(done.err.split())
     manifest = json.loads((best_checkpoint(tmp_path / "studies" / "t") / "manifest.json").read_text())
     assert manifest["preprocessing"]["kind"] == "array"
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from tunecli.data import Data, Samples
 from tunecli.engine import resolve_device
 from tunecli.errors import ModelError, OutOfMemory
@@ -37,12 +39,14 @@ def make_ready(study: Study, record: Record | None, folder: Path, device: str) -
     if record is not None and record.data_hash != fingerprint:
         raise contradiction(folder, [f"data.source: {data.name} holds other samples than it did"])
     device = resolve_device(device)
+    scaled = is_function(study.model.source) and data.preprocessing.get("kind") == "array"
     try:
-        return Ready(study, data, fingerprint, fit(study, data, device, record))
+        fitted = fit(study, data, device, record)
+        notices = (*data.notices, *([_scaled(data)] if scaled else []))
+        return Ready(study, replace(data, notices=notices), fingerprint, fitted)
     except OutOfMemory:
         raise
     except ModelError:
-        scaled = is_function(study.model.source) and data.preprocessing.get("kind") == "array"
         if scaled and record is None and study.data.as_is is None:
             study, data = _load(study.with_data(as_is=True))
             if _are_whole(data):
@@ -57,6 +61,14 @@ def _load(study: Study) -> tuple[Study, Data]:
     """The data of a study, which then says whether they stream."""
     data = load_data(study)
     return study.with_data(stream=True) if data.streamed else study, data
+
+
+def _scaled(data: Data) -> str:
+    """What a model of the user's own, which may do the same once more, should know of a file of arrays."""
+    assert isinstance(data.train, Samples)
+    inputs = data.train.raw(slice(0, 1)).inputs
+    done = "0 to 255 become 0 to 1" if getattr(inputs, "dtype", None) == torch.uint8 else "inputs are standardized"
+    return f"{data.name}: {done}; data.as_is = true leaves them as they are"
 
 
 def _are_whole(data: Data) -> bool:

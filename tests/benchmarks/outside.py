@@ -100,7 +100,7 @@ class Instant:
 
     clock: Clock
 
-    def __init__(self, task: Task, plan: Plan, device: str = "cpu") -> None:
+    def __init__(self, task: Task, plan: Plan, device: str = "cpu", threads: int = 1) -> None:
         self._runs: dict[int, tuple[Run, int]] = {}
         self._weights = {"weight": torch.zeros(9610)}
 

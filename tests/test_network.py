@@ -573,7 +573,7 @@ def test_targets_are_smoothed_as_by_torch(smoothing: float) -> None:
     weights = torch.randn(2, layout.width, dtype=torch.float64)
     gradient = Gradient(layout, torch.zeros_like(weights))
     recorded = Recorded(module, layout, LOSSES["cross_entropy"], compiled=True, native=True)
-    way = Rowwise(recorded, weights, gradient, {"label_smoothing": torch.tensor([smoothing, 0.3])})
+    way = Rowwise(recorded, weights, gradient, {"label_smoothing": torch.tensor([smoothing, 0.3], dtype=torch.float64)})
     samples = Samples(inputs, targets)
     assert way.is_native(samples)
     losses, _ = way.add_gradient(samples, torch.ones_like(inputs[..., 0]))

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch  # noqa: F401 - which saves: once training has taken all memory, nothing can be loaded
+
 from tunecli import __version__, checkpoint
 from tunecli.engine import Snapshot
 from tunecli.errors import CheckpointError, StorageError

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 def test_a_search_in_limited_memory_computes_less_at_once(tmp_path: Path, full: bool, report: Report) -> None:
-    """It takes about 890 MiB where it may. What saves weights is loaded before: at 300 there was no room left for it."""
+    """It takes about 890 MiB where it may. What saves weights is loaded before: at 300 no room was left for it."""
     (tmp_path / "limited.py").write_text(SEARCH)
     limits = range(100, 800, 50) if full else (500, 300)
     for more in limits:

@@ -19,7 +19,7 @@ from tunecli.engine.compiler import is_compiled
 from tunecli.engine.device import is_out_of_memory, out_of_memory
 from tunecli.engine.gradients import Gradient, Looped, Shape
 from tunecli.engine.plan import EVALUATION_SAMPLES
-from tunecli.engine.rowwise import Rowwise, Steps, sample_keys
+from tunecli.engine.rowwise import LaidOut, Rowwise, Steps, sample_keys
 from tunecli.engine.schedule import rate_factors
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.shortage import GRADIENTS, STATE, Shortage, fits_alone
@@ -159,7 +159,8 @@ class Block:
         if self._updates is None or self._updates.compiled is None:
             return None
         keys = sample_keys(self._seeds, self._index) if lane.stochastic else None
-        return way.steps(self._train, self._index, self._present, self._share, self._active, self._real, keys)
+        told = LaidOut(self._index, self._present, self._share, self._active, self._real, keys)
+        return way.steps(self._train, told)
 
     def _shares(self, sizes: Tensor) -> Tensor:
         """What a sample's gradient is divided by, inverted, (S, B), from what the batches count (S, K).

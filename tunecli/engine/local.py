@@ -6,29 +6,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tunecli.data import Samples, each
 from tunecli.engine.batches import batch_length, epoch_updates, longest_batch, micro_length
 from tunecli.engine.block import Block
 from tunecli.engine.device import is_out_of_memory, keep_memory, out_of_memory
-from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating, forward_in_bfloat16
-from tunecli.engine.functions import Step
-from tunecli.engine.gradients import Layout, sample_losses
+from tunecli.engine.forward import forward_in_bfloat16
+from tunecli.engine.gradients import Layout
 from tunecli.engine.lane import Lane, Slot
-from tunecli.engine.misfit import are_probabilities, check_tables, check_unwritten, misfit
-from tunecli.engine.plan import NATIVE_WEIGHTS, Plan
-from tunecli.engine.rowwise.native import MOST_NUMBERS, SHAPES, WHOLE
+from tunecli.engine.plan import Plan
+from tunecli.engine.rowwise.native import MOST_NUMBERS
 from tunecli.engine.rules import RULES
 from tunecli.engine.snapshot import Snapshot, put_snapshot, take_snapshot
 from tunecli.engine.task import Task
-from tunecli.engine.traits import Traits, bears_channels_last, step_traits, traits
-from tunecli.errors import ModelError, OutOfMemory, TunecliError
-from tunecli.metrics import Loss
+from tunecli.engine.traits import Traits
+from tunecli.engine.tried import told, try_model
+from tunecli.errors import OutOfMemory, TunecliError
 from tunecli.space import settings_of
 from tunecli.trial import Measurement, Run, Value
 
@@ -230,13 +225,13 @@ class LocalEngine:
         task = self._task.of(run)
         shape = _shape(task, run)
         if shape not in self._traits:
-            self._traits[shape] = _try_model(task, run, self._device, self._plan)
+            self._traits[shape] = try_model(task, run, self._device, self._plan)
         found, optimizer = self._traits[shape], str(run.hparams["optimizer"])
         if optimizer not in RULES and found.looped_because is None:
-            return _looped(found, f"{optimizer} steps a module, not a block")
+            return found.looped(f"{optimizer} steps a module, not a block")
         if found.native and found.mixes_samples:
             if _IN_HALF in shape:
-                return _looped(found, "BatchNorm in half precision mixes the samples of a batch")
+                return found.looped("BatchNorm in half precision mixes the samples of a batch")
             return _by_batch(found, run.hparams["batch_size"], len(self._train))
         return found
 
@@ -250,92 +245,13 @@ def _shape(task: Task, run: Run) -> Shape:
     shape share a lane."""
     built = tuple(sorted(own for own in run.hparams.items() if own[0].startswith("model.") or own[0] == "loss"))
     half = (_IN_HALF,) if settings_of(run.settings, run.hparams)["precision"] == "bf16" else ()
-    return (*built, *half, *((name, True) for name in _told(task, run)))
-
-
-def _told(task: Task, run: Run) -> dict[str, float]:
-    """What the loss of a run is told beside outputs and targets."""
-    return {} if isinstance(task.loss, Step) else task.loss.shape(settings_of(run.settings, run.hparams))
-
-
-_ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = true trains many trials at once"
-
-
-def _looped(found: Traits, because: str) -> Traits:
-    return replace(found, way="looped", looped_because=because, native=False)
+    return (*built, *half, *((name, True) for name in told(task, run)))
 
 
 def _by_batch(found: Traits, batch_size: Value, samples: int) -> Traits:
     """What a model allows that reads its batches of so many samples whole."""
     if batch_length(batch_size, samples) == 1:
-        return _looped(found, "a batch of one sample has no statistics")
+        return found.looped("a batch of one sample has no statistics")
     if longest_batch(batch_size, samples) * found.numbers > MOST_NUMBERS:
-        return _looped(found, "so large a batch is computed whole")
+        return found.looped("so large a batch is computed whole")
     return found
-
-
-def _try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:
-    count = max(2, min(8, len(task.train)) // 2 * 2)
-    samples = task.train.to(device).take(slice(0, count))
-    inputs = each(lambda own: own.clone() if isinstance(own, Tensor) else own, samples.inputs)  # or texts
-    module = task.build(run).to(device)
-    twin = task.build(Run(run.trial, run.study_seed + 1, run.hparams, run.epochs)).to(device)
-    remark = None
-    try:
-        found = step_traits(module, samples, task.loss) if isinstance(task.loss, Step) else None
-        if found is None or task.metric.function is not None:
-            with torch.no_grad(), evaluating(module):
-                outputs = as_outputs(call(module, samples.inputs), count)
-            _check_outputs(task, outputs, samples.targets)
-            if (
-                task.classes
-                and not (isinstance(task.loss, Step) or task.loss.own)
-                and are_probabilities(module, outputs)
-            ):
-                remark = (
-                    f"the model gives probabilities, and {task.loss.name} takes logits: leave its last activation out"
-                )
-        if found is None:
-            assert isinstance(task.loss, Loss)
-            may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
-            weights = sum(own.numel() for own in module.parameters() if own.requires_grad)
-            may = may and _told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
-            more = task.train.take(slice(0, WHOLE)).to(device) if may else None
-            found = traits(module, twin, samples, task.loss, plan.way, more)
-        check_unwritten(samples, inputs)
-        check_tables(module, samples, (task.train, task.validation))
-        if not isinstance(task.train, Samples) and found.looped_because is None:
-            found = _looped(found, _ITEMS_ARE_READ)
-        if found.way == "looped":
-            losses = partial(_losses, task, module, samples)
-            found = replace(found, channels_last=bears_channels_last(module, losses))
-        return replace(found, remark=remark)
-    except TunecliError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise misfit(module, samples, error) from error
-
-
-def _losses(task: Task, module: nn.Module, samples: Samples) -> Tensor:
-    """What a model's training sums up, (N,) or, by a step of the user's own, ()."""
-    if isinstance(task.loss, Step):
-        return task.loss(module, samples.batch())[0]
-    return sample_losses(task.loss, as_outputs(call(module, samples.inputs), len(samples)), samples.targets)
-
-
-def _check_outputs(task: Task, found: Tensor, targets: Tensor) -> None:
-    if task.metric.own:
-        task.metric_of(found[None], targets)
-    if isinstance(task.loss, Step) or task.loss.own:
-        return
-    outputs, needed = as_matrix(found).shape[1], task.loss.outputs(task.classes)
-    fits = outputs >= needed if not task.loss.one_output else outputs == 1
-    if not fits:
-        what = f"{task.classes} classes" if task.classes else "one target"
-        raise ModelError(
-            f"the model gives {outputs} output{'s' if outputs != 1 else ''} a sample, "
-            f"the data have {what} and {task.loss.name} needs {needed}",
-            hint='give it two, or one and train.loss = "binary_cross_entropy"'
-            if task.classes == 2 and outputs == 1
-            else "change the model's last layer",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,10 @@ class Traits:
     native: bool = False
     numbers: int = 0
     remark: str | None = None
+
+    def looped(self, because: str) -> Traits:
+        """The same for a model that is looped all the same."""
+        return replace(self, way="looped", looped_because=because, native=False)
 
 
 def traits(
@@ -264,9 +268,8 @@ class _Two:
         self._row = row = self._layout.row(module)
         gradient = Gradient(self._layout, torch.zeros(2, self._layout.width).to(row))
         recorded = Recorded(module, self._layout, loss, compiled=native, native=native)
-        running = recorded.statistics
-        self._running = running.row(module).repeat(2, 1) if running.names else None
-        self._statistics = running
+        self._statistics = recorded.statistics
+        self._running = self._statistics.row(module).repeat(2, 1) if self._statistics.names else None
         self.way = Rowwise(recorded, row.repeat(2, 1), gradient, statistics=self._running)
         self.samples = samples.take(torch.arange(self._count).repeat(2, 1))
         index = torch.arange(2 * self._count).view(2, self._count)

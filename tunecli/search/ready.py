@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tunecli.data import Data, Samples
+from tunecli.data.samples import Inputs
 from tunecli.engine import resolve_device
 from tunecli.errors import ModelError, OutOfMemory
 from tunecli.search.fit import Fitted, fit
@@ -42,19 +43,28 @@ def make_ready(study: Study, record: Record | None, folder: Path, device: str) -
     scaled = is_function(study.model.source) and data.preprocessing.get("kind") == "array"
     try:
         fitted = fit(study, data, device, record)
-        notices = (*data.notices, *([_scaled(data)] if scaled else []))
-        return Ready(study, replace(data, notices=notices), fingerprint, fitted)
     except OutOfMemory:
         raise
     except ModelError:
-        if scaled and record is None and study.data.as_is is None:
-            study, data = _load(study.with_data(as_is=True))
-            if _are_whole(data):
-                with suppress(ModelError):
-                    fitted = fit(study, data, device, record)
-                    told = f"{data.name}: its whole numbers are left as they are, for the model reads them only so"
-                    return Ready(study, replace(data, notices=(*data.notices, told)), data.fingerprint(), fitted)
-        raise
+        found = _as_it_is(study, device) if scaled and record is None and study.data.as_is is None else None
+        if found is None:
+            raise
+        return found
+    return Ready(study, _noting(data, _scaled(data)) if scaled else data, fingerprint, fitted)
+
+
+def _as_it_is(study: Study, device: str) -> Ready | None:
+    """A new study whose model reads the whole numbers of its file as they are; None where they are none, or it does
+    not."""
+    study, data = _load(study.with_data(as_is=True))
+    inputs = _first(data)
+    if isinstance(inputs, tuple | dict) or inputs.is_floating_point():
+        return None
+    with suppress(ModelError):
+        fitted = fit(study, data, device, None)
+        told = f"{data.name}: its whole numbers are left as they are, for the model reads them only so"
+        return Ready(study, _noting(data, told), data.fingerprint(), fitted)
+    return None
 
 
 def _load(study: Study) -> tuple[Study, Data]:
@@ -63,16 +73,19 @@ def _load(study: Study) -> tuple[Study, Data]:
     return study.with_data(stream=True) if data.streamed else study, data
 
 
+def _noting(data: Data, told: str) -> Data:
+    return replace(data, notices=(*data.notices, told))
+
+
 def _scaled(data: Data) -> str:
     """What a model of the user's own, which may do the same once more, should know of a file of arrays."""
-    assert isinstance(data.train, Samples)
-    inputs = data.train.raw(slice(0, 1)).inputs
-    done = "0 to 255 become 0 to 1" if getattr(inputs, "dtype", None) == torch.uint8 else "inputs are standardized"
+    done = (
+        "0 to 255 become 0 to 1" if getattr(_first(data), "dtype", None) == torch.uint8 else "inputs are standardized"
+    )
     return f"{data.name}: {done}; data.as_is = true leaves them as they are"
 
 
-def _are_whole(data: Data) -> bool:
-    """Whether the inputs of a file of arrays are integers."""
+def _first(data: Data) -> Inputs:
+    """The inputs of a sample of a file of arrays, as they lie there."""
     assert isinstance(data.train, Samples)
-    inputs = data.train.raw(slice(0, 1)).inputs
-    return not (isinstance(inputs, tuple | dict) or inputs.is_floating_point())
+    return data.train.raw(slice(0, 1)).inputs

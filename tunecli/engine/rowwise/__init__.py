@@ -6,7 +6,7 @@ those that one would write by hand for a block of rows. What cannot be recorded 
 
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.dropout import Drawing, sample_keys
-from tunecli.engine.rowwise.native import Steps
+from tunecli.engine.rowwise.native import LaidOut, Steps
 from tunecli.engine.rowwise.way import Recorded, Rowwise
 
-__all__ = ["Drawing", "Recorded", "Rowwise", "Steps", "Unrecordable", "sample_keys"]
+__all__ = ["Drawing", "LaidOut", "Recorded", "Rowwise", "Steps", "Unrecordable", "sample_keys"]

@@ -21,10 +21,11 @@ from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.layers import Layers
 from tunecli.engine.rowwise.loss import loss_gradient
-from tunecli.engine.rowwise.native import SHAPES, WHOLE, Network, Rows, Steps, loss_number
+from tunecli.engine.rowwise.native import SHAPES, LaidOut, Rows, Steps, loss_number
 from tunecli.engine.rowwise.network import layers_of
 from tunecli.engine.rowwise.record import READS, Recording, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify, stops_gradients
+from tunecli.engine.rowwise.workspace import WHOLE, Network
 from tunecli.metrics import Loss
 
 Computed = Callable[..., tuple[Tensor]]
@@ -282,24 +283,15 @@ class Rowwise:
             self._rows[network] = Rows(network, told, self.gradient.views, self._shape.get("label_smoothing"))
         return None if network is None else self._rows[network]
 
-    def steps(
-        self,
-        samples: Samples,
-        index: Tensor,
-        present: Tensor,
-        shares: Tensor,
-        active: Tensor,
-        real: Tensor,
-        keys: Tensor | None,
-    ) -> Steps | None:
+    def steps(self, samples: Samples, laid_out: LaidOut) -> Steps | None:
         """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
         inputs = samples.inputs
         whole = isinstance(inputs, Tensor) and inputs.is_contiguous() and samples.targets.is_contiguous()
         if samples.chunked is not None or samples.scaling is not None or not whole:
             return None
-        self.draw_by(None if keys is None else keys[0])
-        rows = self._rows_of(samples.take(index[0]))
-        return None if rows is None else Steps(rows, samples, index, present, shares, active, real, keys)
+        self.draw_by(None if laid_out.keys is None else laid_out.keys[0])
+        rows = self._rows_of(samples.take(laid_out.index[0]))
+        return None if rows is None else Steps(rows, samples, laid_out)
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:

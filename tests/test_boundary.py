@@ -59,7 +59,10 @@ OUTSIDE = ("../x", "/tmp/x", "a/b", "..", ".", "", "a\\b", "~x", "a\n", "-x", "x
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_name_that_leaves_the_home_is_refused(tunecli: Command, tmp_path: Path, name: str) -> None:
+def test_a_name_that_leaves_the_home_is_refused(
+    tunecli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # ".." is a folder of whatever lies beside the project
     (tmp_path / "own.toml").write_text(f'name = {json.dumps(name)}\n[data]\nsource = "iris"\n')
     with pytest.raises(TunecliError, match="a study's name has"):
         find_study("own.toml", tmp_path / "home", (), {})

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,15 +27,17 @@ from tests.test_engine import BLOCKS_OF_32, BY_TORCH, PLANS, make_run, make_task
 from tests.test_rowwise import assert_equal_alone
 from tunecli import models
 from tunecli.data import Samples
+from tunecli.data.scaling import Scaling
 from tunecli.engine import LOOPED, LocalEngine, choose_plan, plan
 from tunecli.engine.block import Block
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
 from tunecli.engine.plan import NATIVE_WEIGHTS
-from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native
+from tunecli.engine.rowwise import Recorded, Rowwise, Steps, native, workspace
 from tunecli.engine.task import evaluate
 from tunecli.errors import ModelError, OutOfMemory
 from tunecli.metrics import LOSSES
+from tunecli.models.bundled import cnn
 from tunecli.models.bundled import mlp as mlp_of_table
 
 pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
@@ -672,6 +675,26 @@ def test_steps_that_are_taken_at_once_have_the_bits_of_one_after_the_other(
             assert outcomes(LocalEngine(task, PLANS[plan]), runs) == at_once
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.bool])
+def test_inputs_of_bytes_are_trained_on_as_what_they_are_scaled_to(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, many steps in one call: C reads the bytes."""
+    raw = torch.randint(0, 256, (61, 1, 6, 6), dtype=torch.uint8)
+    raw = raw > 99 if kind == torch.bool else raw.view(kind)
+    samples = Samples(raw, torch.randint(CLASSES, (61,)), scaling=Scaling(torch.tensor(3.0), torch.tensor(7.0)))
+    others, runs = samples.take(slice(0, 37)), [make_run(trial, batch_size=23) for trial in range(3)]
+    make = partial(cnn, (1, 6, 6), CLASSES, (4, 5))
+    scaled = LocalEngine(
+        make_task(make, train=samples.take(slice(0, 61)), validation=others), PLANS["rules, blocks of 8"]
+    )
+    expected = outcomes(scaled, runs)
+    bytewise = LocalEngine(make_task(make, train=samples, validation=others), PLANS["rules, blocks of 8"])
+    assert bytewise.traits(runs[0]).native
+    monkeypatch.setattr(Rowwise, "add_gradient", None)  # what a single step takes
+    assert outcomes(bytewise, runs) == expected
+
+
 ATTENDING = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.2, batch_first=True)
 
 
@@ -708,7 +731,7 @@ def test_a_run_in_c_depends_on_nothing_but_itself(
     crowd = outcomes(engine, runs)
     for run in (runs[1], runs[4]):
         assert outcomes(LocalEngine(task, BLOCKS_OF_32), [run])[run.trial] == crowd[run.trial]
-    monkeypatch.setattr(native, "SHARED", 1)
+    monkeypatch.setattr(workspace, "SHARED", 1)
     assert outcomes(LocalEngine(task, BLOCKS_OF_32, threads=3), runs) == crowd
     monkeypatch.setattr(native, "AT_ONCE", 1)
     assert outcomes(LocalEngine(task, BLOCKS_OF_32), runs[::-1]) == crowd
@@ -716,7 +739,7 @@ def test_a_run_in_c_depends_on_nothing_but_itself(
 
 def test_other_threads_train_what_an_engine_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until they are through it can be left, asked for snapshots and closed; what comes of it is the same."""
-    monkeypatch.setattr(native, "SHARED", 1)
+    monkeypatch.setattr(workspace, "SHARED", 1)
     task, runs = make_task(), [make_run(trial, batch_size=1) for trial in range(7)]
     expected = outcomes(LocalEngine(task, BLOCKS_OF_32), runs, ticks=1)
 
@@ -766,7 +789,7 @@ def test_memory_that_runs_out_where_a_tick_begins_is_told_by_advance(monkeypatch
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms")
 def test_no_thread_goes_on_for_a_trial_whose_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the alarm comes just as they begin."""
-    monkeypatch.setattr(native, "SHARED", 1)
+    monkeypatch.setattr(workspace, "SHARED", 1)
     task = replace(make_task(samples=4000), trial_seconds=30.0)
     engine = start(LocalEngine(task, BLOCKS_OF_32, threads=2), [make_run(trial, batch_size=1) for trial in range(4)])
     real = Steps.begin

@@ -44,6 +44,13 @@ class Scaling:
         values = values / self.scale if values is inputs else values.div_(self.scale)
         return values.clamp_(-LARGEST, LARGEST) if inputs.is_floating_point() else values
 
+    def of_bytes(self, kind: torch.dtype) -> Tensor | None:
+        """What becomes of inputs of one byte each, (256,) float32 by how it reads unsigned; None for inputs of another
+        kind, or where that depends on the feature."""
+        if kind.itemsize > 1 or self.scale.dim() or (self.mean is not None and self.mean.dim()):
+            return None
+        return self(torch.arange(256, dtype=torch.uint8).view(kind))
+
     def to(self, device: torch.device) -> Scaling:
         return Scaling(None if self.mean is None else self.mean.to(device), self.scale.to(device))
 

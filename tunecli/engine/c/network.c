@@ -710,7 +710,7 @@ void learn_step(const struct network *n, const struct block *b, const struct ste
 /* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); how
    many of them are real, what a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples:
    inputs (N, in) and targets (N,), which are gathered for a step, the targets at `aims` (threads, m). Inputs may be whole
-   numbers.
+   numbers, or bytes, each of which stands for one of `bytes` (256,).
 
    Those from `low` to `high` are trained, updates included. What a row has of a gradient at first is added to, or written
    `over`; a gradient that is used up is zero in the end. */
@@ -718,6 +718,7 @@ struct stretch {
     const struct network *network;
     const struct block *block;
     ptrdiff_t whole;
+    const REAL *bytes;
     const void *inputs;
     const char *targets;
     const int64_t *index;
@@ -730,6 +731,19 @@ struct stretch {
     double *losses, *norms; /* (B,) */
 };
 
+static void read_inputs(const struct stretch *s, int64_t sample, REAL *restrict to)
+{
+    const ptrdiff_t count = s->network->in, at = sample * count;
+    if (s->bytes)
+        for (ptrdiff_t k = 0; k < count; k++)
+            to[k] = s->bytes[((const uint8_t *)s->inputs)[at + k]];
+    else if (s->whole)
+        for (ptrdiff_t k = 0; k < count; k++)
+            to[k] = (REAL)((const int64_t *)s->inputs)[at + k];
+    else
+        memcpy(to, (const REAL *)s->inputs + at, sizeof(REAL) * (size_t)count);
+}
+
 static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *workspace, char *aims)
 {
     const struct network *n = s->network;
@@ -737,11 +751,7 @@ static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *wo
     REAL *read = workspace + n->read, *counts = workspace + n->counts;
     for (ptrdiff_t i = 0; i < n->batch; i++) {
         const int64_t sample = s->index[from + i];
-        const int64_t *whole = (const int64_t *)s->inputs + sample * n->in;
-        if (!s->whole)
-            memcpy(read + i * n->in, (const REAL *)s->inputs + sample * n->in, sizeof(REAL) * (size_t)n->in);
-        for (ptrdiff_t k = 0; k < n->in && s->whole; k++)
-            read[i * n->in + k] = (REAL)whole[k];
+        read_inputs(s, sample, read + i * n->in);
         memcpy(aims + i * target, s->targets + sample * target, target);
         counts[i] = s->present[from + i] * share;
     }

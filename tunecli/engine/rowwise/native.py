@@ -99,13 +99,14 @@ class LaidOut:
 
 class Steps:
     """Steps that are laid out for the rows of a block, trained many at once, updates by `update.c` included. `samples`
-    lie in memory, whole."""
+    lie in memory, whole; inputs of bytes are what `meaning` (256,) has of each."""
 
-    def __init__(self, rows: Rows, samples: Samples, laid_out: LaidOut) -> None:
+    def __init__(self, rows: Rows, samples: Samples, laid_out: LaidOut, meaning: Tensor | None = None) -> None:
         self._functions, network = rows.functions, rows.network
         assert isinstance(samples.inputs, Tensor)
         aims = samples.targets.new_empty(network.threads, network.batch)
-        given = {"inputs": samples.inputs, "targets": samples.targets, "aims": aims}
+        given: dict[str, Tensor | None] = {"inputs": samples.inputs, "targets": samples.targets, "aims": aims}
+        given["bytes"] = None if meaning is None else meaning.to(network.dtype)
         given |= {own.name: getattr(laid_out, own.name) for own in fields(laid_out)}
         given["active"] = laid_out.active.to(torch.uint8)
         self._rows, self._kept = rows, {name: None if own is None else own.contiguous() for name, own in given.items()}
@@ -210,7 +211,8 @@ class _Stretch(ctypes.Structure):
         ("network", ctypes.c_void_p),
         ("block", ctypes.c_void_p),
         ("whole", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
+        *((name, ctypes.c_void_p) for name in ("bytes", "inputs", "targets", "index")),
+        *((name, ctypes.c_void_p) for name in ("present", "shares", "active", "keys")),
         *((name, ctypes.c_void_p) for name in ("real", "aims", "updates")),
         *((name, ctypes.c_ssize_t) for name in ("low", "high", "over", "threads")),
         *((name, ctypes.c_void_p) for name in ("losses", "norms")),

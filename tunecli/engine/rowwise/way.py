@@ -285,13 +285,15 @@ class Rowwise:
 
     def steps(self, samples: Samples, laid_out: LaidOut) -> Steps | None:
         """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
-        inputs = samples.inputs
-        whole = isinstance(inputs, Tensor) and inputs.is_contiguous() and samples.targets.is_contiguous()
-        if samples.chunked is not None or samples.scaling is not None or not whole:
+        inputs, scaling = samples.inputs, samples.scaling
+        if not isinstance(inputs, Tensor) or not inputs.is_contiguous() or not samples.targets.is_contiguous():
+            return None
+        meaning = None if scaling is None else scaling.of_bytes(inputs.dtype)
+        if samples.chunked is not None or (scaling is not None and meaning is None):
             return None
         self.draw_by(None if laid_out.keys is None else laid_out.keys[0])
         rows = self._rows_of(samples.take(laid_out.index[0]))
-        return None if rows is None else Steps(rows, samples, laid_out)
+        return None if rows is None else Steps(rows, samples, laid_out, meaning)
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:

@@ -210,6 +210,21 @@ def test_losses_equal_those_of_torch() -> None:
     torch.testing.assert_close(LOSSES["huber"].per_sample(outputs[:, :1], numbers, huber_delta=0.3), expected)
 
 
+@given(st.integers(1, 70), st.integers(1, 12), st.integers(2, 40), st.integers(0, 99))
+@examples(30)
+def test_the_losses_of_many_rows_are_those_of_each_to_the_bit(samples: int, rows: int, classes: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = 5 * torch.randn(rows, samples, classes, generator=generator)
+    targets = torch.randint(classes, (samples,), generator=generator)
+    for loss in (own for own in LOSSES.values() if own.of_rows is not None):
+        assert loss.of_rows is not None
+        found = loss.of_rows(outputs, targets)
+        expected = [nn.CrossEntropyLoss(reduction="none")(own, targets) for own in outputs]
+        torch.testing.assert_close(found, torch.stack(expected))
+        alone = [loss.of_rows(own[None].clone(), targets)[0] for own in outputs]
+        assert torch.equal(found, torch.stack(alone))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_label_smoothing_equals_torchs(smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -25,6 +25,9 @@ from tunecli.space import DEFAULT_SETTINGS
 from tunecli.study import Study
 from tunecli.trial import Hparams, Run, Value
 
+SCORED_AT_ONCE = 1 << 24
+"""Numbers of outputs whose losses are computed in one call: 64 MiB, of which it makes a few copies."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
@@ -71,6 +74,9 @@ class Task:
         """(K, N)"""
         loss = self.loss
         assert isinstance(loss, Loss)
+        if loss.of_rows is not None and not shape and outputs.dim() == 3:
+            some = outputs.split(max(1, SCORED_AT_ONCE // outputs[0].numel()))  # type: ignore[no-untyped-call]  # torch's own
+            return torch.cat([loss.of_rows(own, targets) for own in some])
         # A row at a time: vmap would save nothing here, and load sympy, for half a second of every search.
         rows = [{name: column[row] for name, column in shape.items()} for row in range(len(outputs))]
         return torch.stack([sample_losses(loss, own, targets, told) for own, told in zip(outputs, rows, strict=True)])

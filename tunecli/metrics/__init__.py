@@ -41,6 +41,7 @@ class Loss:
 
     `shaped_by` are the hparams that `per_sample` takes by their names, none of them required. A user's `own` gets
     outputs and targets as they are; with `per_batch` it is one number for a whole batch, the same for all samples.
+    `of_rows`, where there is one, computes many rows at once, unshaped: outputs (K, N, O) -> (K, N).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Loss:
     shaped_by: tuple[str, ...] = ()
     own: bool = False
     per_batch: bool = False
+    of_rows: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def shape(self, settings: Mapping[str, Value]) -> dict[str, float]:
         """What `per_sample` is told of a run's settings; a label smoothing of zero is none."""
@@ -94,7 +96,14 @@ class Metric:
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", "classification", losses.cross_entropy, False, ("label_smoothing",)),
+        Loss(
+            "cross_entropy",
+            "classification",
+            losses.cross_entropy,
+            False,
+            ("label_smoothing",),
+            of_rows=losses.cross_entropies,
+        ),
         Loss("binary_cross_entropy", "classification", losses.binary_cross_entropy, True, ("label_smoothing",)),
         Loss("focal", "classification", losses.focal, False, ("focal_gamma", "label_smoothing")),
         Loss("mse", "regression", losses.squared_error, True),

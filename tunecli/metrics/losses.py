@@ -20,6 +20,14 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: Tensor | fl
     return _smoothed(-outputs.log_softmax(-1), targets, label_smoothing)
 
 
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(K, N) of K rows of outputs (K, N, C), each of which has the bits that it has alone."""
+    from torch.nn import functional
+
+    # Over the middle dimension: torch's softmax over a last one of ten is eight times slower.
+    return functional.cross_entropy(outputs.transpose(1, 2), targets.expand(len(outputs), -1), reduction="none")
+
+
 def focal(
     outputs: Tensor,
     targets: Tensor,

@@ -18,7 +18,7 @@ from tests.conftest import examples
 from tunecli import data
 from tunecli.data import Data, Samples, mapped, order
 from tunecli.data.order import Chunked
-from tunecli.engine import LOOPED, LocalEngine, Plan, block
+from tunecli.engine import LOOPED, LocalEngine, Plan, epoch
 from tunecli.engine.task import Task, make_task
 from tunecli.errors import DataError, InputError
 from tunecli.search import search
@@ -217,7 +217,7 @@ def test_within_a_chunk_a_run_has_the_bits_of_one_on_data_in_memory(
 def test_a_batch_larger_than_what_is_evaluated_at_once_is_read_in_micro_batches(
     tmp_path: Path, question: Callable[..., Study], plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block, "EVALUATION_SAMPLES", 128)
+    monkeypatch.setattr(epoch, "EVALUATION_SAMPLES", 128)
     task = task_of(write(tmp_path), question, stream=True)
     found = curves(task, plan, [run_of(0, batch_size=16), run_of(1, batch_size="full")])
     assert all("None)" in own for curve in found.values() for own in curve[:-1])  # none failed

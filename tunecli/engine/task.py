@@ -74,7 +74,7 @@ class Task:
         """(K, N)"""
         loss = self.loss
         assert isinstance(loss, Loss)
-        if loss.of_rows is not None and not shape and outputs.dim() == 3:
+        if loss.of_rows is not None and not shape and outputs.dim() == 3 and len(outputs) > 1:
             some = outputs.split(max(1, SCORED_AT_ONCE // outputs[0].numel()))  # type: ignore[no-untyped-call]  # torch's own
             return torch.cat([loss.of_rows(own, targets) for own in some])
         # A row at a time: vmap would save nothing here, and load sympy, for half a second of every search.

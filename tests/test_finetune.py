@@ -204,12 +204,15 @@ def test_where_the_metric_fell_the_starting_checkpoint_stays_in_use(folder: Path
     assert result.updates_before == 0
 
 
+AND_NOT_KEPT = "starting from trial 3 did not help; it is compared with, and not kept"
+
+
 @pytest.mark.parametrize(
     ("direction", "scratch", "said"),
     [
-        ("maximize", 0.9375, "\nfrom scratch came out better, by 0.0625: starting from trial 3 did not help\n"),
+        ("maximize", 0.9375, f"\nfrom scratch came out better, by 0.0625: {AND_NOT_KEPT}; --set learning_rate=0."),
         ("maximize", 0.875, None),
-        ("minimize", 0.5, "\nfrom scratch came out better, by 0.3750: starting from trial 3 did not help\n"),
+        ("minimize", 0.5, f"\nfrom scratch came out better, by 0.3750: {AND_NOT_KEPT}; --set learning_rate=0."),
         ("minimize", float("nan"), None),
     ],
 )
@@ -220,6 +223,9 @@ def test_where_training_from_scratch_came_out_better_it_is_said(
     live.print_finetuned(result, live.progress_console())
     told = capsys.readouterr().err
     assert said in told if said is not None else "came out better" not in told
+    # At a rate that is no smaller there is none to go back to.
+    live.print_finetuned(replace(result, learning_rate=result.scratch_learning_rate), live.progress_console())
+    assert "--set learning_rate" not in capsys.readouterr().err
 
 
 # The same again

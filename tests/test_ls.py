@@ -163,6 +163,21 @@ def test_each_state_has_its_word(tunecli: Command, home: Path, question: Questio
     assert state_of("planned") == "done"
 
 
+def test_a_study_all_of_whose_trials_failed_is_not_done(tunecli: Command, tmp_path: Path, question: Question) -> None:
+    wild = question(name="wild", trials=2, space={"learning_rate": 1e30, "optimizer": "sgd"})
+    list(search(wild, tmp_path / "studies" / "wild"))
+    line = tunecli("ls").out.splitlines()[1].split()
+    assert line[:5] == ["wild", "2", "of", "2", "failed"]
+
+
+def test_a_study_without_a_complete_trial_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    draw_studies([Listed("pruned", "done", NOW, 9, 9, "accuracy", "validation", "maximize")], NOW, VisibleConsole())
+    assert "pruned  9 of 9  done   none complete  0 s\n" in capsys.readouterr().out
+
+
 def test_the_value_of_a_program_is_from_no_split_that_is_known(tunecli: Command, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 1, 2)\n")
     assert tunecli("search", "script.py:objective", "--trials", "1").code == 0

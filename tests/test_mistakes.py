@@ -278,6 +278,28 @@ def test_a_second_search_on_one_study(refused: Callable[..., str], home: Path) -
         assert "held by another tunecli" in refused(5, "search", "tiny", "--trials", "99")
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--target", "pric"), "houses.csv has no column 'pric'"),
+        (("--set", "data.weight=rom"), "houses.csv has no weight column 'rom'"),
+        (("--set", "data.features=[rom]"), "houses has no column 'rom'"),
+    ],
+)
+def test_a_mistyped_column_of_a_study_that_was_begun_is_no_other_question(
+    refused: Callable[..., str], tunecli: Command, tmp_path: Path, option: tuple[str, str], said: str
+) -> None:
+    rows = "".join(f"{number},{number * 0.5 + 0.25},{number * 2.0}\n" for number in range(60))
+    (tmp_path / "houses.csv").write_text(f"room,area,price\n{rows}")
+    quick = ("--trials", "1", "--set", "train.epochs=1")
+    assert tunecli("search", "houses.csv", "--target", "price", *quick).code == 0
+    told = refused(3, "search", "houses.csv", *option)
+    assert said in told
+    assert "did you mean" in told
+    assert "another question" not in told
+    assert "another question" in refused(3, "search", "houses.csv", "--target", "area")
+
+
 def test_a_study_file_that_contradicts_its_database(refused: Callable[..., str], home: Path) -> None:
     said = refused(3, "search", "tiny", "--seed", "7", "--set", "train.epochs=9", "--set", "space.l1=0")
     for line in ("seed: 0 -> 7", "train.epochs: 4 -> 9"):

@@ -25,7 +25,9 @@ from tunecli.errors import NoUsableTrial
 from tunecli.finetune import Finetuned, Request, finetune
 from tunecli.predict import predict
 from tunecli.search import search
+from tunecli.source import load_function
 from tunecli.store import create_study, hold, read
+from tunecli.study.code import changed_code, code_of_model
 from tunecli.trial import State
 
 NAMES = {"setosa": "=1+1", "versicolor": "-versi", "virginica": "virginica"}
@@ -429,7 +431,7 @@ def test_a_users_own_function_gives_inputs_and_a_fine_tuned_model_its_other_head
         ("own.py:none", "no function 'none'"),
         ("flowers.csv", "no such file"),
         ("own.py:words", "inputs must be numbers"),
-        ("digits", "neither a table nor a function"),
+        ("digits", "no file to read"),
     ],
 )
 def test_what_the_model_cannot_read_is_refused(tunecli: Command, own: Path, source: str, words: str) -> None:
@@ -504,6 +506,59 @@ def test_code_of_the_model_that_changed_after_training_is_told_of(tunecli: Comma
         assert [told in line for line in done.err.splitlines() if "changed" in line] == [True] * (name == "other")
     tuned = tunecli("predict", "own", f"{name}/own.py:load", "--finetuned", "1", "--home", f"{name}/studies")
     assert (tuned.code, "changed" in tuned.err) == (0, False)
+
+
+USED = """
+import torch
+from torch import nn
+WIDTH = 4
+ROWS = 9
+torch.set_default_dtype(torch.float32)
+
+def layer(width): return nn.Linear(2, width)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = layer(WIDTH)
+
+def load(): return ROWS
+
+def make(): return Net()
+
+if __name__ == "__main__":
+    make()
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("WIDTH = 4", "WIDTH = 5", True),
+        ("nn.Linear(2, width)", "nn.Linear(2, width, bias=False)", True),
+        ("return Net()", "return nn.Sequential(Net())", True),
+        ("torch.float32", "torch.float64", True),
+        ("from torch import nn", "from torch import nn as nn\nclass nn(nn.Module): pass", True),
+        ("return Net()", "return Net(", True),
+        ("ROWS = 9", "ROWS = 5  # fewer", False),
+        ("def load(): return ROWS", "def load():\n    return ROWS, more()\n\ndef more(): return 1", False),
+        ("class Net(nn.Module):", 'class Net(nn.Module):\n    """Mine."""\n', False),
+        ("    make()", "    print(make())", False),
+        ("nn.Linear(2, width)", "nn.Linear(\n    2,\n    width,\n)", False),
+    ],
+)
+def test_only_what_makes_the_model_counts_as_its_code(
+    question: Question, tmp_path: Path, old: str, new: str, told: bool
+) -> None:
+    for name, code in (("before", USED), ("after", USED.replace(old, new))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(code)
+    study = question(base=tmp_path / "before", model={"source": "own.py:make"})
+    load_function("own.py:make", study.base)
+    manifest = {"trial": 7, "model": {"source": "own.py:make"}, "code": code_of_model(study)}
+    assert changed_code(manifest, study.base) is None
+    said = "own.py changed after trial 7 was trained" if told else None
+    assert changed_code(manifest, tmp_path / "after") == said
 
 
 def test_code_that_makes_a_model_of_another_shape_is_the_hint(tunecli: Command, own: Path) -> None:
@@ -752,7 +807,8 @@ def test_a_function_gives_the_columns_of_a_table_of_numbers_in_order(tunecli: Co
         (["flowers", "flowers.csv", "--trial", "99"], 3, "has no trial 99"),
         (["flower", "flowers.csv"], 3, "no study 'flower'"),
         (["flowers", "none.csv"], 3, "no such file"),
-        (["flowers", "flowers"], 3, "neither a table nor a function"),
+        (["flowers", "flowers"], 3, "no file to read"),
+        (["flowers"], 2, "flowers is a study: what is it to predict?"),
         (["flowers", "own.py:load"], 3, "takes a table (.csv, .tsv, .parquet), and own.py:load is none"),
         (["flowers", "flowers.csv", "--device", "tpu9"], 2, "device"),
     ],

@@ -106,6 +106,13 @@ def predict(
     )
 
 
+def takes(folder: Path, database: Database | None = None) -> str:
+    """What the model of the study in `folder` reads, in words. Raises what `choose` does."""
+    from tunecli.data import inputs
+
+    return inputs.takes(choose(folder, database=database).manifest["preprocessing"])
+
+
 def choose(
     folder: Path, trial: int | None = None, finetuned: int | None = None, database: Database | None = None
 ) -> Chosen:

@@ -114,20 +114,20 @@ def named_functions(document: Any) -> Iterator[str]:
             yield from named_functions(own)
 
 
-_loaded: dict[Path, str] = {}
-"""The user's files that this process has loaded, each with the hash of what it held then."""
+_loaded: dict[Path, bytes] = {}
+"""The user's files that this process has loaded, each with what it held then."""
 
 
-def loaded_code(sources: Iterable[str], base: Path) -> dict[Path, str]:
-    """The files that these functions were loaded from, modules beside them included, with the hashes of what was
-    loaded; what they import later, when they are called, is not seen."""
+def loaded_code(sources: Iterable[str], base: Path) -> dict[Path, bytes]:
+    """The files that these functions were loaded from, modules beside them included, with what was loaded; what they
+    import later, when they are called, is not seen."""
     folders = [source_file(source, base).parent for source in sources]
     return {path: code for path, code in _loaded.items() if any(map(path.is_relative_to, folders))}
 
 
-def code_now(path: Path) -> str:
-    """The hash of what a file of `loaded_code` holds: as this process has loaded it, else as it is now."""
-    return _loaded.get(path) or _hash(path)
+def code_now(path: Path) -> bytes:
+    """What a file of `loaded_code` holds: as this process has loaded it, else as it is now; b"" where it is gone."""
+    return _loaded.get(path) or _read(path)
 
 
 def _note_code(folder: Path) -> None:
@@ -135,13 +135,13 @@ def _note_code(folder: Path) -> None:
     for module in tuple(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and file.startswith(below) and "site-packages" not in file:
-            _loaded.setdefault(Path(file), _hash(Path(file)))
+            _loaded.setdefault(Path(file), _read(Path(file)))
 
 
-def _hash(path: Path) -> str:
+def _read(path: Path) -> bytes:
     with suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return ""
+        return path.read_bytes()
+    return b""
 
 
 @contextmanager

@@ -98,10 +98,27 @@ def finetune(
 
 
 def _split_settings(settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`--set` of finetune: hparams by name, and keys of the new data's function as data.KEY."""
+    """`--set` of finetune: hparams by name, and keys of the new data's function as data.KEY. Raises UsageError."""
     from tunecli.study.overrides import parse_override
 
-    parsed = dict(parse_override(setting) for setting in settings)
-    keys = {key.removeprefix("data."): value for key, value in parsed.items() if key.startswith("data.")}
-    hparams = {key.removeprefix("space."): v for key, v in parsed.items() if not key.startswith("data.")}
+    hparams: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
+    for key, value in map(parse_override, settings):
+        section, dot, name = key.partition(".")
+        if key in _OPTIONS:
+            raise UsageError(f"--set {key}: that has an option of its own", hint=f"{_OPTIONS[key]} {value}")
+        if section == "data" and dot:
+            keys[name] = value
+        else:
+            # Those of [train] that a space may have are hparams here.
+            hparams[name if section in ("space", "train") and dot else key] = value
     return hparams, keys
+
+
+_OPTIONS = {
+    **{f"{section}epochs": "--epochs" for section in ("", "train.", "finetune.")},
+    **{f"{section}layers": "--layers" for section in ("", "finetune.")},
+    "data.source": "--data",
+    "data.target": "--target",
+}
+"""What a study file says, and `finetune` takes as an option."""

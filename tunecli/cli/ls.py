@@ -11,10 +11,12 @@ import typer
 
 from tunecli.cli.options import HOME, HomeOption, StorageOption, TextOrJson, address_of, home_option, output_console
 from tunecli.errors import InputError, StorageError, TunecliError
+from tunecli.trial import State
 
 if TYPE_CHECKING:
     from tunecli.report.studies import Listed
     from tunecli.storage import Address, Database
+    from tunecli.store import Overview
 
 
 def ls(
@@ -95,7 +97,7 @@ def _of_database(study: str, folder: Path | None, database: Database, written: d
         return Listed(study, "unreadable", written, reason=error.message)
     return Listed(
         study=study,
-        state="running" if running else "done" if own.ended >= own.asked else "unfinished",
+        state="running" if running else _state(own),
         written=own.written if isinstance(database, Shared) else written,
         done=own.ended,
         asked=own.asked,
@@ -105,6 +107,13 @@ def _of_database(study: str, folder: Path | None, database: Database, written: d
         best=own.best,
         value=own.value,
     )
+
+
+def _state(own: Overview) -> str:
+    """Of a study that nobody searches now: one all of whose trials failed is not done, however many there were."""
+    if own.ended and own.counts.get(State.FAILED, 0) == own.ended:
+        return "failed"
+    return "done" if own.ended >= own.asked else "unfinished"
 
 
 def _of_file(path: Path) -> Listed:

@@ -46,9 +46,13 @@ def predict(
     from tunecli import live
     from tunecli.predict import as_csv
     from tunecli.predict import predict as predictions_of
+    from tunecli.predict import takes as takes_of
 
     study, source = (None, *arguments) if len(arguments) == 1 else arguments
     assert source is not None
+    if study is None and _is_study(source, home):
+        takes = takes_of(*find_results(source, home, storage))
+        raise UsageError(f"{source} is a study: what is it to predict?", hint=f"its model takes {takes}")
     folder, database = find_results(study, home, storage)
     console, stdout = live.progress_console(), sys.stdout
     with live.own_prints(console):
@@ -63,6 +67,13 @@ def predict(
         else:
             _write(output, as_csv(predicted))
             console.say(f"wrote {predicted.samples:,} predictions to {output}")
+
+
+def _is_study(argument: str, home: Path) -> bool:
+    """Whether the one thing typed is no data, but the study that is to predict some."""
+    from tunecli.home import is_begun
+
+    return argument.endswith(".toml") or (not Path(argument).exists() and is_begun(home / argument))
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

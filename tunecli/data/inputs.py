@@ -55,12 +55,11 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
         given = _TABLE if suffix in COLUMN_SUFFIXES else _ARRAYS
     else:
         raise DataError(
-            f"cannot predict {source!r}: it is neither a table nor a function",
-            hint=f"give {_TABLE}, {_ARRAYS}, {_PICTURES} or {_FUNCTION}: tunecli predict STUDY FILE",
+            f"cannot predict {source!r}: it is no file to read", hint=f"the model takes {takes(preprocessing)}"
         )
     if given is not _FUNCTION and not path.exists():
-        raise DataError(f"no such file: {path}", hint="give the path of what to predict")
-    expected = _EXPECTED.get(preprocessing["kind"], _FUNCTION)
+        raise DataError(f"no such file: {path}", hint=f"the model takes {takes(preprocessing)}")
+    expected = _OF_KIND.get(preprocessing["kind"], _FUNCTION)
     by_column = given is _FUNCTION and expected is _TABLE and _are_numbers(preprocessing["columns"])
     if given is not expected and not by_column:
         raise DataError(
@@ -76,8 +75,19 @@ def read(source: str, *, base: Path, preprocessing: Mapping[str, Any], features:
 _TABLE = f"a table ({', '.join(COLUMN_SUFFIXES)})"
 _ARRAYS = "arrays (.npz)"
 _PICTURES = "a picture or a folder of them"
-_FUNCTION = "a file.py:function"
-_EXPECTED = {"table": _TABLE, "array": _ARRAYS, "as_is": _ARRAYS, "pictures": _PICTURES}
+_FUNCTION = "inputs from a function of yours (file.py:function)"
+_OF_KIND = {"table": _TABLE, "array": _ARRAYS, "as_is": _ARRAYS, "pictures": _PICTURES}
+
+
+def takes(preprocessing: Mapping[str, Any]) -> str:
+    """What a model reads whose checkpoint has this `preprocessing`, in words."""
+    found = _OF_KIND.get(preprocessing["kind"], _FUNCTION)
+    if found is not _TABLE:
+        return found
+    columns = preprocessing["columns"]
+    shown = [repr(column["name"]) for column in columns[:NAMED]]
+    others = f", or a file.py:function that returns {len(columns)} numbers a row" if _are_numbers(columns) else ""
+    return f"{_TABLE} with the columns {', '.join(shown)}{', ...' if len(columns) > NAMED else ''}{others}"
 
 
 def _of_arrays(source: str, base: Path, preprocessing: Mapping[str, Any], features: Features) -> NewInputs:

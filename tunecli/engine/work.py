@@ -70,7 +70,7 @@ class _Sent:
     data: Data
     optimizers: tuple[str, ...]
     dtype: torch.dtype
-    code: Mapping[Path, str]
+    code: Mapping[Path, bytes]
 
 
 def _make_engine(sent: _Sent, plan: Plan, device: str, announce: Announce) -> LocalEngine:

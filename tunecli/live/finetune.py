@@ -89,7 +89,10 @@ def print_finetuned(result: Finetuned, console: VisibleConsole, instead: str | N
     console.print(table)
     if better(result.scratch, result.after, result.direction):
         gap = abs(result.scratch - result.after)
-        console.say(f"from scratch came out better, by {gap:.4f}: starting from {result.start} did not help")
+        console.say(
+            f"from scratch came out better, by {gap:.4f}: starting from {result.start} did not help; "
+            f"it is compared with, and not kept{_bolder(result)}"
+        )
     trained = "all layers" if len(result.trained) > 4 else ", ".join(result.trained)
     head = ", with a new head for its classes" if result.new_head else ""
     course = "falling to 0 (cosine)" if result.schedule == "cosine" else f"({result.schedule})"
@@ -104,6 +107,13 @@ def print_finetuned(result: Finetuned, console: VisibleConsole, instead: str | N
     console.say(f"checkpoint: {result.checkpoint}{unused}")
     if result.saved is not None:
         console.say(f"state dict: {result.saved}")
+
+
+def _bolder(result: Finetuned) -> str:
+    """By what the fine-tuning may come to what training from scratch came to, where its learning rate was smaller."""
+    if result.learning_rate >= result.scratch_learning_rate:
+        return ""
+    return f"; --set learning_rate={result.scratch_learning_rate:.3g}, its own, may bring the fine-tuning there"
 
 
 def finetune_json(result: Finetuned) -> str:

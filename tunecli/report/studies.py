@@ -13,7 +13,14 @@ from rich.text import Text
 
 from tunecli.output import broken
 
-_COLOURS = {"done": "green", "running": "cyan", "unfinished": "yellow", "unreadable": "red", "not begun": "dim"}
+_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "unfinished": "yellow",
+    "failed": "red",
+    "unreadable": "red",
+    "not begun": "dim",
+}
 
 LEAST_NAME = 8
 """Columns that studies' names have at least beside the rest of a line, in a narrow terminal too."""
@@ -23,7 +30,7 @@ LEAST_NAME = 8
 class Listed:
     """A study in one line. `written` is when anything was last written to it; `best` the number of its best trial.
 
-    `state` is done, running, unfinished, not begun, or unreadable for the `reason`.
+    `state` is done, running, unfinished, failed (all of its trials have), not begun, or unreadable for the `reason`.
     """
 
     study: str
@@ -80,7 +87,9 @@ def _cells(own: Listed, now: datetime, *, said: bool, numbered: bool) -> tuple[s
     trials = "" if own.asked is None else f"{own.done} of {max(own.asked, own.done)}"
     on = "" if said or own.split is None else f" on {own.split}"
     which = f" (trial {own.best})" if numbered else ""
-    best = "" if own.value is None else f"{own.metric} {own.value:.4f}{on}{which}"
+    best = "none complete" if own.state == "done" else ""
+    if own.value is not None:
+        best = f"{own.metric} {own.value:.4f}{on}{which}"
     return own.study, trials, own.state, best, age((now - own.written).total_seconds())
 
 

@@ -17,7 +17,7 @@ from tunecli.search.events import Changed, Ended, Event, Noticed, Tally
 from tunecli.space import EXHAUSTIVE
 from tunecli.storage import Database, Shared
 from tunecli.store import Earlier, Record, is_deleted, is_unfinished, read
-from tunecli.study import Question, Study
+from tunecli.study import Question, Study, load_data
 from tunecli.study.overrides import back, differences, joins
 from tunecli.trial import Hparams, State, Trial
 
@@ -151,7 +151,10 @@ def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
 
 
 def _read(study: Question, folder: Path, database: Database) -> tuple[Record | None, tuple[str, ...]]:
-    """What is recorded of this study, None where it is new, and what has changed in its question since, a line each."""
+    """What is recorded of this study, None where it is new, and what has changed in its question since, a line each.
+
+    Raises InputError where the question cannot become this one, DataError where a column that it names is none.
+    """
     if is_unfinished(database) or is_deleted(database):
         if isinstance(database, Shared) and is_remembered(folder):
             raise InputError(
@@ -175,6 +178,8 @@ def _read(study: Question, folder: Path, database: Database) -> tuple[Record | N
             changes[f"data.{key}"] = f"data.{key}: {json.dumps(bool(stored))} -> {json.dumps(now)}"
     refused = {key: line for key, line in changes.items() if not joins(key)}
     if refused:
+        if isinstance(study, Study) and refused.keys() & {"data.target", "data.weight", "data.features"}:
+            load_data(study)  # a mistyped column is no other question: it is told for what it is
         raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
     return record, tuple(changes.values())
 

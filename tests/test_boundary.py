@@ -18,7 +18,7 @@ from tests.conftest import Command, Question
 from tunecli.errors import InputError, TunecliError
 from tunecli.finetune import Request, finetune
 from tunecli.home import find_folder, find_study
-from tunecli.search import search, set_aside
+from tunecli.search import search
 from tunecli.store import hold, read
 
 # Files are the owner's alone
@@ -48,8 +48,8 @@ def test_files_are_0600_and_folders_0700_whatever_the_umask(question: Question, 
     list(search(question(trials=5), home / "tiny"))
     list(finetune(home / "tiny", Request(epochs=1)))
     assert (home / "tiny" / "finetuned" / "1" / "manifest.json").exists()
-    assert set_aside(home / "tiny") is not None
-    list(search(question(trials=2), home / "tiny"))
+    list(search(question(trials=2), home / "tiny", fresh=True))
+    assert len(list(home.iterdir())) == 2
     assert modes(home.parent) == only
 
 

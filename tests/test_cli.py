@@ -235,6 +235,38 @@ def test_fresh_sets_the_old_study_aside(tunecli: Command, home: Path) -> None:
     assert len(read(home / "tiny" / "study.db").trials) == 3
 
 
+def test_fresh_leaves_the_old_study_where_the_new_one_cannot_begin(tunecli: Command, home: Path) -> None:
+    """A model that does not fit, a script that does not load: nothing is lost by trying."""
+    before = {path: path.read_bytes() for path in home.rglob("*.*") if path.is_file()}
+    Path("own.py").write_text(
+        "import torch\ndef make(): return torch.nn.Linear(7, 3)\ndef objective(trial): return 1\n"
+    )
+    Path("broken.py").write_text("nothing\ndef objective(trial): return 1\n")
+    for arguments in (("iris", "--set", "model.source=own.py:make"), ("broken.py:objective",)):
+        done = tunecli("search", *arguments, "--fresh", "--set", "name=tiny")
+        assert (done.code, "earlier" in done.err) == (3, False)
+        assert {path: path.read_bytes() for path in home.rglob("*.*") if path.is_file()} == before
+    done = tunecli("search", "own.py:objective", "--fresh", "--set", "name=tiny", "--trials", "2")
+    assert done.code == 0
+    (aside,) = (path for path in home.iterdir() if path.name != "tiny")
+    assert f"note: the earlier study is now studies/{aside.name}\n" in done.err
+    assert {aside / path.relative_to(home / "tiny"): own for path, own in before.items()}.items() <= {
+        path: path.read_bytes() for path in aside.rglob("*.*") if path.is_file()
+    }.items()
+    assert sorted(path.name for path in (home / "tiny" / "logs").iterdir()) == ["trial-0.txt", "trial-1.txt"]
+
+
+def test_what_is_set_aside_is_never_the_latest_nor_a_hint(tunecli: Command, home: Path) -> None:
+    aside = home / "tiny-20260102-030405"
+    shutil.copytree(home / "tiny", aside)
+    os.utime(aside / "study.toml", (2e9, 2e9))
+    assert tunecli("report").out.startswith("tiny  ")
+    assert tunecli("report", "tiny-2026").complaint[1] == "known: tiny"
+    assert tunecli("report", aside.name).code == 0
+    shutil.rmtree(home / "tiny")
+    assert tunecli("report").code == 0  # there is no other
+
+
 def test_a_database_that_cannot_be_read_is_told_with_what_to_do(tunecli: Command, home: Path) -> None:
     (home / "tiny" / "study.db").write_bytes(b"no database")
     for command in (("report", "tiny"), ("search", "tiny")):

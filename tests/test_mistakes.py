@@ -519,7 +519,13 @@ def test_a_file_without_its_function_is_told_how_to_name_one(refused: Callable[.
 
 @pytest.mark.parametrize(
     ("function", "taken"),
-    [("def load():", "nothing"), ("def load(trial, folder):", "trial, folder"), ("def load(*, seed=0):", "nothing")],
+    [
+        ("def load():", "nothing"),
+        ("def load(trial, folder):", "trial, folder"),
+        ("def load(*, seed=0):", "nothing"),
+        ("def load(folder='data'):", "folder"),
+        ("def load(rows=9, columns=4):", "rows, columns"),
+    ],
 )
 def test_a_function_that_is_no_objective_is_said_before_any_trial(
     refused: Callable[..., str], tmp_path: Path, function: str, taken: str
@@ -530,7 +536,55 @@ def test_a_function_that_is_no_objective_is_said_before_any_trial(
     assert "tunecli init own.py:load" in said
 
 
-@pytest.mark.parametrize("function", ["def load(trial, folder='.'):", "def load(*all):", "@staticmethod\ndef load():"])
+@pytest.mark.parametrize(
+    ("returned", "said", "way"),
+    [
+        ("np.zeros((9, 2)), np.zeros(9)", "returns data", "tunecli init own.py:load drafts one"),
+        ("{'train': (np.zeros((9, 2)), np.zeros(9))}", "returns data", "tunecli init own.py:load drafts one"),
+        ("torch.utils.data.TensorDataset(torch.zeros(9, 2))", "returns data", "tunecli init own.py:load drafts one"),
+        ("torch.nn.Sequential(torch.nn.Linear(2, 2))", "returns a model", '[model] source = "own.py:load"'),
+    ],
+)
+def test_a_function_of_data_or_of_a_model_is_told_after_one_call(
+    refused: Callable[..., str], tunecli: Command, tmp_path: Path, returned: str, said: str, way: str
+) -> None:
+    (tmp_path / "own.py").write_text(f"import numpy as np, torch\ndef load(size): return {returned}\n")
+    told = refused(3, "search", "own.py:load")
+    assert f"own.py:load {said}, an objective returns a number\n" in told
+    assert way in told
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_function_that_returns_data_after_it_returned_numbers_is_an_objective(
+    tunecli: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text("def load(trial): return trial.number or [range(3)]\n")
+    done = tunecli("search", "own.py:load", "--trials", "3", "--window", "1")
+    assert (done.code, "returns data" in done.err) == (3, True)
+    (tmp_path / "own.py").write_text("def load(trial): return [range(3)] if trial.number else 1\n")
+    done = tunecli("search", "own.py:load", "--trials", "3", "--window", "1")
+    assert done.code == 0
+    assert "note: trial 1 failed: the objective returned [range(0, 3)], which is no number" in done.err
+
+
+def test_a_study_all_of_whose_trials_failed_makes_way_for_another_question(tunecli: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def objective(trial): raise ValueError('no')\n")
+    assert tunecli("search", "own.py:objective", "--trials", "1").code == 3
+    (tmp_path / "own.toml").write_text('[data]\nsource = "iris"\n[train]\nepochs = 1\n[search]\ntrials = 1\n')
+    done = tunecli("search", "own.toml")
+    assert done.code == 0
+    (aside,) = (own.name for own in (tmp_path / "studies").glob("own-*"))
+    assert f"note: the earlier study is now studies/{aside}: all its trials failed\n" in done.err
+    assert [own["study"] for own in tunecli("ls", "--format", "json").document["studies"]] == ["own"]
+    assert [own["study"] for own in tunecli("ls", "--all", "--format", "json").document["studies"]] == ["own", aside]
+    assert tunecli("ls").err == "1 set aside for another: tunecli ls --all lists all\n"
+    assert tunecli("report", aside).code == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["def load(trial, folder='.'):", "def load(trial=None):", "def load(*all):", "@staticmethod\ndef load():"],
+)
 def test_a_function_that_may_be_an_objective_is_tried(tunecli: Command, tmp_path: Path, function: str) -> None:
     (tmp_path / "own.py").write_text(f"{function}\n    raise ValueError('no')\n")
     done = tunecli("search", "own.py:load", "--trials", "1")

@@ -22,10 +22,10 @@ from tunecli import data as data_room
 from tunecli.engine import child
 from tunecli.errors import InputError, ModelError, SourceError, StorageError, UsageError
 from tunecli.given import shown
-from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, Progress, search, set_aside
+from tunecli.search import Changed, Differed, Ended, Event, Noticed, Opened, Progress, search
 from tunecli.search import loop as search_room
 from tunecli.space import build_space
-from tunecli.store import Store, hold, read, writer
+from tunecli.store import Store, hold, is_held, read, writer
 from tunecli.study import Study, make_study, read_study
 from tunecli.trial import State, Trial
 
@@ -586,17 +586,44 @@ def test_other_data_under_the_same_name_are_refused(question: Question, tmp_path
 
 def test_a_study_set_aside_stays_readable(finished: tuple[Study, Path], tmp_path: Path) -> None:
     study, folder = finished
-    assert set_aside(tmp_path / "tiny") is None
     shutil.copytree(folder, tmp_path / "tiny")
-    aside = set_aside(tmp_path / "tiny")
-    assert aside is not None
-    assert aside.parent == tmp_path
-    assert aside.name.startswith("tiny-")
-    assert not (tmp_path / "tiny").exists()
-    assert answer(aside) == answer(folder)
-    run(replace(study, seed=3), tmp_path / "tiny")
+    run(replace(study, seed=3), tmp_path / "tiny", fresh=True)
+    (aside,) = tmp_path.glob("tiny-*")
     assert trials(tmp_path / "tiny")[1].hparams != trials(aside)[1].hparams
     assert answer(aside) == answer(folder)
+
+
+def test_the_new_study_is_held_and_the_one_set_aside_is_not(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    for _ in search(study, tmp_path / "tiny", fresh=True):
+        (aside,) = tmp_path.glob("tiny-*")
+        assert (is_held(tmp_path / "tiny"), is_held(aside)) == (True, False)
+        with pytest.raises(StorageError, match="held by another"):
+            next(search(study, tmp_path / "tiny"))
+    assert not is_held(tmp_path / "tiny")
+
+
+def test_a_kill_between_the_old_study_and_the_new_one_loses_neither(
+    finished: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(*given: object) -> None:
+        raise Crash
+
+    study, folder = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr("tunecli.search.begin.write_question", crash)
+        with pytest.raises(Crash):
+            run(study, tmp_path / "tiny", fresh=True)
+    (aside,) = tmp_path.iterdir()
+    assert answer(aside) == answer(folder)
+    run(study, tmp_path / "tiny", fresh=True)
+    assert list(tmp_path.glob("tiny-*")) == [aside]
+    assert answer(tmp_path / "tiny") == answer(folder)
 
 
 # What goes wrong

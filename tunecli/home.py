@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def find_study(
         *bundled_names(),
         *data.BUNDLED,
         *(own.stem for own in home.glob("*.toml")),
-        *(own.name for own in _begun_folders(home)),
+        *(own.name for own in _begun_folders(home) if not is_set_aside(own.name)),
     }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
 
@@ -152,15 +153,17 @@ def find_folder(argument: str | None, home: Path, address: Address | None = None
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
     if address is None and not is_begun(home / name):
-        names = [own.name for own in _begun_folders(home)]
+        names = [own.name for own in _begun_folders(home) if not is_set_aside(own.name)]
         hint = did_you_mean(name, names) if names else f"`tunecli search {argument}` begins it"
         raise InputError(f"no study {name!r} in {home} yet", hint=hint)
     return home / name
 
 
 def latest_folder(home: Path, address: Address | None = None) -> Path | None:
-    """The study that a search wrote to last; with an `address`, of those in that database."""
+    """The study that a search wrote to last; with an `address`, of those in that database. One that was set aside is
+    none, unless there is no other."""
     found = [own for own in _begun_folders(home) if address is None or _remembered(own) == str(address)]
+    found = [own for own in found if not is_set_aside(own.name)] or found
     # A search marks the question, which nothing else writes: finetune writes to the database as well.
     return max(found, key=lambda folder: (folder / "study.toml").stat().st_mtime, default=None)
 
@@ -225,11 +228,21 @@ def _address(folder: Path, text: str) -> Address:
         raise InputError(f"{folder / 'storage'} holds no URL of a database", hint=error.hint) from error
 
 
+def new_name(folder: Path) -> Path:
+    """The folder for the study in this one where it makes way for another now."""
+    return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def is_set_aside(name: str) -> bool:
+    """Whether a study of this name made way for another: it is read by its name, and nowhere meant without it."""
+    return re.search(r".-\d{8}-\d{6}\Z", name) is not None
+
+
 def set_aside_by_half(folder: Path, database: Shared) -> Path | None:
     """The folder that was renamed before its study in `database` was, when a kill came between."""
     for found in sorted(folder.parent.glob(f"{folder.name}-*")):
-        stamp = re.fullmatch(r"\d{8}-\d{6}", found.name.removeprefix(f"{folder.name}-"))
-        if stamp and is_remembered(found) and _remembered(found) == str(database):
+        is_its_own = is_set_aside(found.name) and len(found.name) == len(new_name(folder).name)
+        if is_its_own and is_remembered(found) and _remembered(found) == str(database):
             return found
     return None
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def ls(
     home: HomeOption = HOME,
     storage: StorageOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", metavar="", help="List those too that were set aside for another (--fresh).")
+    ] = False,
     output: Annotated[TextOrJson, typer.Option("--format", help="What goes to stdout.")] = TextOrJson.TEXT,
 ) -> None:
     """List the studies in the home, the latest first: how far they are, their best trial, and their age.
@@ -29,22 +32,28 @@ def ls(
     With --storage those in that database, wherever they were searched.
     """
     from tunecli import live
+    from tunecli.home import is_set_aside
     from tunecli.report.formats import strict_json
     from tunecli.report.studies import as_document, draw_studies
 
     address = address_of(storage)
     found = _in_home(home) if address is None else _in_database(address)
+    hidden = [] if everything else [own for own in found if is_set_aside(own.study)]
+    found = [own for own in found if own not in hidden]
     found.sort(key=lambda own: (own.written, own.study), reverse=True)
     if output is TextOrJson.JSON:
         print(strict_json(as_document(found)))
-    elif found:
+        return
+    if found:
         draw_studies(found, datetime.now(UTC), output_console())
-    else:
+    there = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
+    if not found:
         where: object = address
         if address is None:
             where = home if home == HOME or home.is_dir() else f"{home}, which is not there"
-        begins = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
-        live.progress_console().say(f"no study in {where} yet; tunecli search{begins} begins one")
+        live.progress_console().say(f"no study in {where} yet; tunecli search{there} begins one")
+    if hidden:
+        live.progress_console().say(f"{len(hidden)} set aside for another: tunecli ls{there} --all lists all")
 
 
 def _in_home(home: Path) -> list[Listed]:

@@ -94,7 +94,6 @@ def search(
     from tunecli.given import trial_of
     from tunecli.home import find_command, find_database, find_study, latest_folder
     from tunecli.search import search as events
-    from tunecli.search import set_aside
 
     _check_known("--sampler", sampler, SAMPLERS)
     _check_known("--pruner", pruner, PRUNERS)
@@ -116,8 +115,6 @@ def search(
         )
     timeout_seconds = _seconds(timeout)
     database = find_database(folder, address, fresh=fresh)
-    if fresh and (aside := set_aside(folder, database)):
-        console.say(f"the earlier study is now {aside}")
     with live.Interrupt(typed_command()).listening() as interrupt:
         found = events(
             question,
@@ -127,6 +124,7 @@ def search(
             workers=workers,
             timeout_seconds=timeout_seconds,
             tries=points,
+            fresh=fresh,
             stop=interrupt,
         )
         with live.own_prints(console):

@@ -9,7 +9,7 @@ A worker is told its task in one line of JSON and answers in lines of JSON, over
     {"prune": true}                                     {"answer": true or false}
     {"attribute": KEY, "value": VALUE}
     {"end": "complete", "value": VALUE}                 ends the trial; or
-    {"end": "pruned"}, {"end": "failed", "reason": TEXT}, {"end": "interrupted"},
+    {"end": "pruned"}, {"end": "failed", "reason": TEXT, "holds": WHAT}, {"end": "interrupted"},
     {"end": "unloadable", "reason": TEXT, "hint": TEXT}
 
 A worker whose search is gone ends itself, with every process that it began.

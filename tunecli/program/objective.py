@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -116,7 +116,19 @@ def _call(objective: Callable[[optuna.Trial], Any], trial: optuna.Trial, path: P
         return "complete", {"value": float(value)}
     except (TypeError, ValueError):
         shown = repr(value) if len(repr(value)) <= 60 else type(value).__name__
-        return "failed", {"reason": f"the objective returned {shown}, which is no number"}
+        reason = f"the objective returned {shown}, which is no number"
+        return "failed", {"reason": reason, "holds": _what_it_holds(value)}
+
+
+def _what_it_holds(value: Any) -> str | None:
+    """Whether what was returned is "data" or "a model": then the function is no objective at all."""
+    if hasattr(value, "parameters") and hasattr(value, "forward"):
+        return "a model"
+    if isinstance(value, Mapping | tuple | list):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return "data" if any(_what_it_holds(part) == "data" for part in parts) else None
+    is_set = hasattr(value, "__getitem__") and hasattr(value, "__len__")  # a Dataset, a DataLoader
+    return "data" if getattr(value, "shape", ()) or (is_set and not isinstance(value, str | bytes)) else None
 
 
 def _make_trial(channel: Channel) -> optuna.Trial:

@@ -9,18 +9,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.errors import UsageError
 from tunecli.home import find_database, remember, remove_unknown_checkpoints
 from tunecli.loading import loading
-from tunecli.search.aside import set_aside
+from tunecli.search.aside import Held
 from tunecli.search.events import Changed, Differed, Ended, Event, Failed, Noticed, Opened, OpenedProgram, Progress
 from tunecli.search.resume import Found, find
 from tunecli.storage import Database
-from tunecli.store import hold
 from tunecli.study import ProgramStudy, Question
 from tunecli.trial import Hparams
 
@@ -39,7 +39,6 @@ __all__ = [
     "OpenedProgram",
     "Progress",
     "search",
-    "set_aside",
 ]
 
 
@@ -52,6 +51,7 @@ def search(
     workers: int | None = 1,
     timeout_seconds: float | None = None,
     tries: Sequence[Hparams] = (),
+    fresh: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Search until the study's trials are done, `stop()` says so, or the time is up; then everything is written.
@@ -61,6 +61,9 @@ def search(
     The same call goes on where an earlier one ended, however it ended. `tries` are hparams given by hand (checked by
     `given.given_point`), each tried once however often it is asked for: they count among the study's trials, and add
     to them where these are done. A sampler that tries every point ends the search after the last.
+
+    With `fresh` the study begins anew, and an earlier one is set aside under a name of its own, once its data are read
+    and its model was tried. So is an earlier one all of whose trials failed, where it cannot become this one.
 
     With more than one of `workers`, trials are trained in so many processes of their own: the same trials and values.
     None leaves it to the search, which begins in this process and starts workers where the study is long enough.
@@ -79,7 +82,7 @@ def search(
             hint="each run of a program is a process already; --window says how many run at a time",
         )
     database = database or find_database(folder)
-    if folder.is_dir() and not os.access(folder, os.W_OK):
+    if folder.is_dir() and not os.access(folder, os.W_OK) and not fresh:
         # Another's, or kept on a medium that is read only: it can be shown where nothing is left to write.
         found = find(study, folder, database, tries)
         if found.ended is not None:
@@ -87,10 +90,12 @@ def search(
             yield from found.told
             yield found.ended
             return
-    with hold(folder, database) as held:
-        found = find(study, folder, held, tries)
+    with closing(Held(folder, database, fresh=fresh)) as held:
+        found = find(study, folder, database if fresh else held.database, tries, fresh=fresh)
+        if found.makes_way:
+            found = replace(found, database=database, make_way=held.make_way)
         if found.record is not None:
-            remember(folder, held)
+            remember(folder, held.database)
         yield from found.told
         if found.record is not None and found.ended is not None:
             _check_device(device)
@@ -98,6 +103,8 @@ def search(
             yield found.ended
             return
         with _loop(found, device, workers) as loop:
+            if held.aside is not None:
+                yield Noticed(f"the earlier study is now {held.aside}" + ("" if fresh else ": all its trials failed"))
             yield from loop.events(timeout_seconds, stop)
 
 

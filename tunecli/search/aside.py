@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from tunecli.errors import StorageError, TunecliError
-from tunecli.home import find_database, is_begun, set_aside_by_half
+from tunecli.home import find_database, is_begun, new_name, set_aside_by_half
 from tunecli.storage import Database, Shared
 from tunecli.store import hold, is_unfinished, rename
 
 
-def set_aside(folder: Path, wanted: Database | None = None) -> Path | None:
-    """Give an earlier study a name of its own, so that a new one can begin in `wanted`; returns its new folder.
+class Held:
+    """What lies in `folder`, held by this process; a study in it can make way for a new one in `wanted`.
+
+    `database` is where the trials are as they are held, `aside` the folder of the study that made way.
+    """
+
+    def __init__(self, folder: Path, wanted: Database, *, fresh: bool) -> None:
+        self._folder, self._wanted, self._locks = folder, wanted, ExitStack()
+        earlier = find_database(folder) if fresh and is_begun(folder) else wanted
+        self.database = self._locks.enter_context(hold(folder, earlier))
+        self.aside: Path | None = None
+
+    def make_way(self) -> Database:
+        """Set aside what lies there, and hold the place for the new study: returns its database as it is held."""
+        self.aside = set_aside(self._folder, self.database)
+        if self.aside is not None:
+            # The lock went with the folder. Whoever takes the place now begins a study, and this one does not.
+            self._locks.close()
+            self.database = self._locks.enter_context(hold(self._folder, self._wanted))
+        return self.database
+
+    def close(self) -> None:
+        self._locks.close()
+
+
+def set_aside(folder: Path, database: Database) -> Path | None:
+    """Give an earlier study a name of its own; returns its new folder. The caller holds it, its trials in `database`.
 
     Deletes nothing. Where a kill had come between the two names, the second one follows.
     """
     if not is_begun(folder):
-        return _finish_setting_aside(folder, wanted)
-    database = find_database(folder)
-    with hold(folder, database) as held:
-        aside = folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        _rename(folder, aside)
-        if isinstance(held, Shared) and not is_unfinished(held):
-            try:
-                rename(held, aside.name)
-            except TunecliError:
-                _rename(aside, folder)
-                raise
+        aside = _half(folder, database)
+        if aside is not None:
+            assert isinstance(database, Shared)
+            rename(database, aside.name)
+        return aside
+    aside = new_name(folder)
+    _rename(folder, aside)
+    if isinstance(database, Shared) and not is_unfinished(database):
+        try:
+            rename(database, aside.name)
+        except TunecliError:
+            _rename(aside, folder)
+            raise
     return aside
 
 
-def _finish_setting_aside(folder: Path, database: Database | None) -> Path | None:
+def may_make_way(folder: Path, database: Database) -> bool:
+    """Whether what `database` holds by this name may be set aside by a search in `folder`: it lies here, or did."""
+    if not isinstance(database, Shared) or is_unfinished(database):
+        return True
+    if is_begun(folder):
+        return str(find_database(folder)) == str(database)
+    return _half(folder, database) is not None
+
+
+def _half(folder: Path, database: Database) -> Path | None:
+    """The folder that has its new name already, where its study in a shared database has not."""
     if not isinstance(database, Shared) or (aside := set_aside_by_half(folder, database)) is None:
         return None
     if is_unfinished(database) or not is_unfinished(replace(database, study=aside.name)):
         return None
-    with hold(folder, database) as held:
-        assert isinstance(held, Shared)
-        rename(held, aside.name)
     return aside
 
 

@@ -25,14 +25,15 @@ def open_store(
     data_hash: str,
     **environment: str,
 ) -> Store:
-    """The writer of the study that was found, as it is asked now: a new one is begun, another keeps what it was begun
-    with. `environment` is what else results may depend on.
+    """The writer of the study that was found, as it is asked now: a new one is begun, in the place of one that makes
+    way for it, another keeps what it was begun with. `environment` is what else results may depend on.
     """
+    database = found.database if found.make_way is None else found.make_way()
     if found.record is None:
         # The question first, then the empty database, then where that is: a kill leaves nothing without its question.
         write_question(found.folder, study)
         create_study(
-            found.database,
+            database,
             name=study.name,
             metric=metric,
             direction=direction,
@@ -47,9 +48,9 @@ def open_store(
                 **environment,
             },
         )
-        remember(found.folder, found.database)
+        remember(found.folder, database)
     # What a program asks for is written as it asks: in no space of ours.
-    store = Store(found.database, study.space if isinstance(study, Study) else Space(()))
+    store = Store(database, study.space if isinstance(study, Study) else Space(()))
     if found.record is not None:
         # It may ask for more trials now, or lie elsewhere; and this is the study that was searched last.
         write_question(found.folder, study)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunecli.alarm import overdue
+from tunecli.errors import SourceError
 from tunecli.importance import importance
 from tunecli.patience import PAUSE_SECONDS
 from tunecli.program import Child, wait
@@ -51,10 +55,11 @@ class ProgramLoop:
         assert isinstance(study, ProgramStudy)
         self.study, self.folder, self.database = study, folder, found.database
         self.metric = study.metric or "value"
+        self.is_new, self.is_mistake = record is None, False
         self.runs: dict[int, _Run] = {}
         self.launcher = Launcher(study, folder)
         # Before anything is written: a script that cannot be loaded is no study.
-        self.first = self.launcher.check() if record is None or study.command is not None else None
+        self.first = self._check(found)
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
         self.store = open_store(found, study, metric=self.metric, direction=study.direction, plan={}, data_hash="")
@@ -74,12 +79,28 @@ class ProgramLoop:
         pruner = make_pruner(study.search.pruner, options, UNKNOWN_LENGTH, study.direction, study.seed, ended)
         self.ledger = Ledger(self.store, pruner, study.direction, study.search.trials, trials)
 
+    def _check(self, found: Found) -> Child | None:
+        """See that trials can begin; the process of the first, where that has begun so."""
+        if found.make_way is not None:
+            # What it prints must not lie among what an earlier study's trials printed.
+            with TemporaryDirectory() as elsewhere:
+                child = Launcher(self.study, Path(elsewhere)).check()
+                if child is not None:
+                    child.kill()
+            return None
+        return self.launcher.check() if found.record is None or self.study.command is not None else None
+
     def close(self) -> None:
         """End every program that still runs."""
         for child in [*(run.child for run in self.runs.values()), *([self.first] if self.first else [])]:
             child.kill()
         self.runs.clear()
         self.store.close()
+        if self.is_mistake and isinstance(self.database, Path):
+            # In a database that others share it stays, with trials that failed; here nothing has to.
+            self.database.unlink()
+            (self.folder / "study.toml").unlink()
+            shutil.rmtree(self.folder / "logs", ignore_errors=True)
 
     def events(self, timeout_seconds: float | None, stop: Callable[[], bool]) -> Iterator[Event]:
         flight = [trial.fidelity for trial in self.ledger.in_flight]
@@ -238,6 +259,8 @@ class ProgramLoop:
         if how == "interrupted":
             self.store.flush()
             raise KeyboardInterrupt
+        if how == "failed" and message.get("holds") and not self._has_values():
+            raise self._no_objective(message["holds"], printable(message["reason"]))
         if how == "failed":
             trial = failed(trial, printable(message["reason"]))
         elif how == "pruned":
@@ -249,6 +272,24 @@ class ProgramLoop:
         else:
             trial = replace(trial, state=State.COMPLETE, value=message["value"], best_tick=None)
         self._end(run, trial)
+
+    def _has_values(self) -> bool:
+        """Whether any trial has come to a number yet."""
+        return any(trial.curve or trial.value is not None for trial in self.ledger.trials)
+
+    def _no_objective(self, holds: str, reason: str) -> SourceError:
+        """What to raise of a function that returns what is to be searched, and has nothing to search itself. All its
+        trials failed; where the study began with this search, there is none to keep."""
+        self.is_mistake = self.is_new
+        for run in list(self.runs.values()):
+            self._end(run, failed(self.ledger.trials[run.stored.number], reason))
+        self.store.flush()
+        source = self.study.program.objective
+        way = f"tunecli init {source} drafts one" if holds == "data" else f'[model] source = "{source}"'
+        return SourceError(
+            f"{source} returns {holds}, an objective returns a number",
+            hint=f"{holds} of your own {'are' if holds == 'data' else 'is'} named in a study file: {way}",
+        )
 
     def _lose(self, run: _Run) -> None:
         """A process has ended without a word."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tunecli.given import no_values, searched_part, shown, trial_of
 from tunecli.home import is_remembered
 from tunecli.points import first_point
 from tunecli.sampler import points_left
+from tunecli.search.aside import may_make_way
 from tunecli.search.events import Changed, Ended, Event, Noticed, Tally
 from tunecli.space import EXHAUSTIVE
 from tunecli.storage import Database, Shared
@@ -26,7 +27,10 @@ from tunecli.trial import Hparams, State, Trial
 class Found:
     """A study as it is to be gone on with: where it lies, what its database holds (None: nothing yet), what was asked
     of it before (`earlier`, where that has changed), what is to be `told` of it, the trials by hand to try next, and
-    how it `ended` where nothing is left to do."""
+    how it `ended` where nothing is left to do.
+
+    Where it `makes_way`, what lies there is not read: `make_way` sets it aside, and returns the database to write to.
+    """
 
     study: Question
     folder: Path
@@ -36,14 +40,28 @@ class Found:
     told: tuple[Event, ...]
     queue: list[Hparams]
     ended: Ended | None
+    makes_way: bool = False
+    make_way: Callable[[], Database] | None = None
 
 
-def find(study: Question, folder: Path, database: Database, tries: Sequence[Hparams]) -> Found:
+def find(study: Question, folder: Path, database: Database, tries: Sequence[Hparams], *, fresh: bool = False) -> Found:
     """What there is of a study that is asked now, and of `tries`, the hparams given by hand, what was not tried yet.
 
-    Raises InputError where the study cannot go on with that, or not here.
+    A study all of whose trials failed makes way for another question of its name. Raises InputError where one cannot go
+    on with what is asked, or not here.
     """
-    record, changed = _read(study, folder, database)
+    record = _read(folder, database, fresh=fresh)
+    changes = {} if record is None else _changes(study, record)
+    refused = {key: line for key, line in changes.items() if not joins(key)}
+    makes_way = fresh
+    if record is not None and refused:
+        columns = refused.keys() & {"data.target", "data.weight", "data.features"}
+        if isinstance(study, Study) and columns and "data.source" not in refused:
+            load_data(study)  # a mistyped column is no other question: it is told for what it is
+        if any(trial.state not in (State.FAILED, State.WAITING) for trial in record.trials):
+            raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
+        record, changes, makes_way = None, {}, True
+    changed = tuple(changes.values())
     told: list[Event] = []
     if record is not None:
         study = study.with_window(int(record.document["search"]["window"]))
@@ -67,7 +85,7 @@ def find(study: Question, folder: Path, database: Database, tries: Sequence[Hpar
     study = study.with_trials(total)
     earlier = _earlier(record) if record is not None and changed else None
     ended = _ended(study, record, folder)
-    return Found(study, folder, database, record, earlier, tuple(told), queue, ended)
+    return Found(study, folder, database, record, earlier, tuple(told), queue, ended, makes_way)
 
 
 def _ended(study: Question, record: Record | None, folder: Path) -> Ended | None:
@@ -150,24 +168,28 @@ def _data_may_differ(study: Study, record: Record, folder: Path) -> bool:
     return not path.is_file() or path.stat().st_mtime > (folder / "study.toml").stat().st_mtime
 
 
-def _read(study: Question, folder: Path, database: Database) -> tuple[Record | None, tuple[str, ...]]:
-    """What is recorded of this study, None where it is new, and what has changed in its question since, a line each.
-
-    Raises InputError where the question cannot become this one, DataError where a column that it names is none.
-    """
+def _read(folder: Path, database: Database, *, fresh: bool) -> Record | None:
+    """What is recorded of a study, None where it is new, or begins anew (`fresh`). Raises InputError where it is not
+    this home's, or lost."""
+    if fresh and may_make_way(folder, database):
+        return None
     if is_unfinished(database) or is_deleted(database):
         if isinstance(database, Shared) and is_remembered(folder):
             raise InputError(
                 f"{database} no longer holds the study {database.study}, which was begun in it",
                 hint="put it back, or begin anew with --fresh, which sets aside what is left",
             )
-        return None, ()
-    if isinstance(database, Shared) and not (folder / "study.toml").exists():
+        return None
+    if isinstance(database, Shared) and (fresh or not (folder / "study.toml").exists()):
         raise InputError(
             f"the study {database.study} in {database} was begun in another home: its checkpoints are not in {folder}",
             hint="go on there, copy its folder here, or give this one another name (--set name=NEW)",
         )
-    record = read(database)
+    return read(database)
+
+
+def _changes(study: Question, record: Record) -> dict[str, str]:
+    """What has changed in the question since, a line a key."""
     changes = differences(record.document, study.document())
     stored_window = record.document["search"].get("window")
     if study.search.window not in (None, stored_window):
@@ -176,12 +198,7 @@ def _read(study: Question, folder: Path, database: Database) -> tuple[Record | N
     for key, stored in _found_out(record).items():
         if (now := stated.get(key)) not in (None, bool(stored)):
             changes[f"data.{key}"] = f"data.{key}: {json.dumps(bool(stored))} -> {json.dumps(now)}"
-    refused = {key: line for key, line in changes.items() if not joins(key)}
-    if refused:
-        if isinstance(study, Study) and refused.keys() & {"data.target", "data.weight", "data.features"}:
-            load_data(study)  # a mistyped column is no other question: it is told for what it is
-        raise contradiction(folder, list(refused.values()), back(record.document, list(refused)))
-    return record, tuple(changes.values())
+    return changes
 
 
 def _found_out(record: Record) -> dict[str, bool | None]:

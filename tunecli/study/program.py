@@ -178,10 +178,18 @@ def _taken_instead(path: Path, function: str) -> str | None:
     found = [own for own in tree.body if isinstance(own, ast.FunctionDef) and own.name == function]
     if len(found) != 1 or found[0].decorator_list or found[0].args.vararg is not None:
         return None
-    names = [own.arg for own in (*found[0].args.posonlyargs, *found[0].args.args)]
-    if names and len(names) - len(found[0].args.defaults) <= 1:
-        return None
-    return ", ".join(names) or "nothing"
+    names, defaults = [own.arg for own in (*found[0].args.posonlyargs, *found[0].args.args)], found[0].args.defaults
+    if not names:
+        return "nothing"
+    # A key with a default, `folder="data"`, is no trial: nobody gives those one.
+    is_key = len(names) == len(defaults) and "trial" not in names[0] and not _suggests(found[0], names[0])
+    return ", ".join(names) if is_key or len(names) - len(defaults) > 1 else None
+
+
+def _suggests(function: ast.FunctionDef, name: str) -> bool:
+    """Whether a function asks something called `name` for hparams."""
+    asked = (node for node in ast.walk(function) if isinstance(node, ast.Attribute) and "suggest" in node.attr)
+    return any(isinstance(node.value, ast.Name) and node.value.id == name for node in asked)
 
 
 def stated_direction(path: Path) -> str | None:

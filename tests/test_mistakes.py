@@ -567,6 +567,43 @@ def test_a_function_that_returns_data_after_it_returned_numbers_is_an_objective(
     assert "note: trial 1 failed: the objective returned [range(0, 3)], which is no number" in done.err
 
 
+def test_a_class_is_no_objective(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("class Net:\n    def __init__(self, width): pass\n")
+    told = refused(3, "search", "own.py:Net")
+    assert "own.py:Net: an objective is a function, Net is a class\n" in told
+    assert '[model] source = "own.py:Net"' in told
+
+
+def test_an_objective_that_fails_before_it_asks_for_anything_is_not_tried_fifty_times(
+    tunecli: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text("def make(width): return [0] * width\n")
+    done = tunecli("search", "own.py:make", "--window", "1")
+    message, hint = done.complaint
+    assert done.code == 3
+    assert message.startswith("all 5 trials failed, and none had asked for an hparam: TypeError: ")
+    assert hint.startswith("an objective asks the trial that it is given")
+    # What was sampled may be why: then it is the search.max_failures that count.
+    (tmp_path / "other.py").write_text("def f(trial): raise ValueError(trial.suggest_int('x', 1, 99) > 0)\n")
+    done = tunecli("search", "other.py:f", "--trials", "20", "--set", "search.max_failures=7")
+    assert (done.code, "7 trials in a row failed" in done.err) == (4, True)
+
+
+@pytest.mark.parametrize("written", ["own:make", "own.make"])
+def test_a_model_written_as_python_imports_it(refused: Callable[..., str], tmp_path: Path, written: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    told = refused(2, "search", "iris", "--set", f"model.source={written}")
+    assert f"unknown model '{written}'" in told
+    assert told.endswith("did you mean own.py:make?")
+
+
+def test_a_file_that_is_none_to_search(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "sheet.xlsx").write_bytes(b"PK")
+    told = refused(3, "search", "sheet.xlsx")
+    assert "sheet.xlsx is no file to search" in told
+    assert "a table is .csv, .tsv, .parquet, .npz: save it so" in told
+
+
 def test_a_study_all_of_whose_trials_failed_makes_way_for_another_question(tunecli: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def objective(trial): raise ValueError('no')\n")
     assert tunecli("search", "own.py:objective", "--trials", "1").code == 3

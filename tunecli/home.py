@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,10 @@ def find_study(
             return make_study({"data": {"source": argument}}, here, argument, overrides, replaced, where=argument)
     if argument and (path.is_dir() or path.suffix.lower() == ".npy"):
         return _of_data(path, home, overrides, replaced, anew)
+    if path.is_file():
+        raise InputError(
+            f"{argument} is no file to search", hint=f"a table is {', '.join(data.TABLE_SUFFIXES)}: save it so"
+        )
     names = {
         *bundled_names(),
         *data.BUNDLED,
@@ -228,23 +231,9 @@ def _address(folder: Path, text: str) -> Address:
         raise InputError(f"{folder / 'storage'} holds no URL of a database", hint=error.hint) from error
 
 
-def new_name(folder: Path) -> Path:
-    """The folder for the study in this one where it makes way for another now."""
-    return folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
-
-
 def is_set_aside(name: str) -> bool:
     """Whether a study of this name made way for another: it is read by its name, and nowhere meant without it."""
     return re.search(r".-\d{8}-\d{6}\Z", name) is not None
-
-
-def set_aside_by_half(folder: Path, database: Shared) -> Path | None:
-    """The folder that was renamed before its study in `database` was, when a kill came between."""
-    for found in sorted(folder.parent.glob(f"{folder.name}-*")):
-        is_its_own = is_set_aside(found.name) and len(found.name) == len(new_name(folder).name)
-        if is_its_own and is_remembered(found) and _remembered(found) == str(database):
-            return found
-    return None
 
 
 def remember(folder: Path, database: Database) -> None:

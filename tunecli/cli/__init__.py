@@ -162,6 +162,9 @@ def _usage(error: Any) -> UsageError:
     for pydantic, ours in _WORDS.items():
         message = re.sub(pydantic, ours, message)
     typed = getattr(error, "option_name", "")
+    extra = re.fullmatch(r"got unexpected extra argument\(?s?\)? \((\S+\.py:\w+)\)", message, re.IGNORECASE)
+    if extra and command == "tunecli search":
+        return UsageError(message[:1].lower() + message[1:], hint=f"a model is named by --set model.source={extra[1]}")
     if not typed or not message.lower().startswith("no such option"):
         return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
     opts = [name for own in error.ctx.command.params for name in own.opts]
@@ -179,6 +182,8 @@ def _as_key(option: str, command: str) -> str | None:
 
     typed = option.lstrip("-").replace("-", "_")
     name = elsewhere(typed) or typed
+    if command == "search" and name in ("data", "source"):
+        return "data are named without an option: tunecli search FILE"
     if command != "search":
         return f"--set {name}=..." if command == "finetune" and name in HPARAMS else None
     places = {

@@ -190,6 +190,11 @@ def _hopeless(summary: Summary, most: int, report: str) -> TunecliError:
     from tunecli.report.summary import failures
 
     reason, trials = failures(summary)[0]
+    if not any(trial.hparams for trial in summary.trials):
+        return InputError(
+            f"all {summary.ended} trials failed, and none had asked for an hparam: {reason}",
+            hint=f"an objective asks the trial that it is given, as by trial.suggest_float; {report} tells more",
+        )
     return NoUsableTrial(
         f"{most} trials in a row failed, the search.max_failures; {len(trials)} of {summary.ended}: {reason}",
         hint=f"{report} tells more; mend it and go on, or with --set search.max_failures={2 * most}:\n"

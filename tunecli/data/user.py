@@ -26,6 +26,16 @@ from tunecli.source import call, function_name, source_file
 _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 
 
+def _hint(returned: Any) -> str:
+    """What to return instead: most have a set to train on and one to test on, or arrays side by side."""
+    parts = returned if isinstance(returned, tuple | list) else ()
+    if len(parts) == 2 and all(map(_is_set, parts)):
+        return "return three sets, train, validation and test: two leave one out; or one, which is split"
+    if len(parts) in (4, 6) and all(len(getattr(part, "shape", ())) for part in parts):
+        return "return pairs (inputs, targets), three of them: train, validation, test; or one, which is split"
+    return _HINT
+
+
 def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Arrays | Stream:
     """Call `file.py:function` with the keys of [data]. Raises SourceError from it, DataError for what it returns."""
     path, returned = source_file(source, base), call(source, keys, base)
@@ -131,7 +141,7 @@ class _Reader:
             return self._checked(self._inputs(inputs), targets, None)
         if self._alone and len(getattr(value, "shape", ())) > 0:
             return self._checked(self._array(value, "inputs"), None, NOWHERE)
-        raise DataError(f"{self.source} returned {_describe(value)}", hint=_HINT)
+        raise DataError(f"{self.source} returned {_describe(value)}", hint=_hint(value))
 
     def _dataset(self, value: Any) -> Part | StreamPart:
         collate: Callable[[list[Any]], Any] = default_collate
@@ -201,12 +211,18 @@ class _Reader:
         if isinstance(part, Tensor):
             return part
         try:
-            return np.asarray(part)
+            array = np.asarray(part)
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"{self.source} returned {role} that are no array: {' '.join(str(error).split())}",
                 hint="return arrays, tensors, or lists of one shape",
             ) from error
+        if role != "targets" and hasattr(part, "columns") and array.dtype == object:
+            raise DataError(
+                f"inputs must be numbers, got {array.dtype}",
+                hint="turn text and dates into numbers first, or name the table's file itself as data.source",
+            )
+        return array
 
 
 def _plain_tensors(dataset: Any) -> tuple[Tensor, ...] | None:

@@ -155,7 +155,9 @@ def _count(number: int, thing: str) -> str:
 def _computed(event: Opened) -> list[str]:
     plan = event.plan if event.workers else replace(event.plan, threads=event.threads)
     how = "trials one after another" if event.looped_because else str(plan)
-    return [f"{event.workers} worker processes", f"in each {how}"] if event.workers else [how]
+    if event.workers:
+        return [f"{event.workers} worker processes", *f"in each {how}".split(", ")]
+    return how.split(", ")
 
 
 def _of_program(event: OpenedProgram) -> list[tuple[str, list[str]]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from tunecli.errors import StorageError, TunecliError
-from tunecli.home import find_database, is_begun, new_name, set_aside_by_half
+from tunecli.home import find_database, is_begun, is_remembered, is_set_aside
 from tunecli.storage import Database, Shared
 from tunecli.store import hold, is_unfinished, rename
 
@@ -48,7 +49,7 @@ def set_aside(folder: Path, database: Database) -> Path | None:
             assert isinstance(database, Shared)
             rename(database, aside.name)
         return aside
-    aside = new_name(folder)
+    aside = folder.with_name(f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
     _rename(folder, aside)
     if isinstance(database, Shared) and not is_unfinished(database):
         try:
@@ -69,12 +70,14 @@ def may_make_way(folder: Path, database: Database) -> bool:
 
 
 def _half(folder: Path, database: Database) -> Path | None:
-    """The folder that has its new name already, where its study in a shared database has not."""
-    if not isinstance(database, Shared) or (aside := set_aside_by_half(folder, database)) is None:
+    """The folder that has its new name already, where its study in a shared database has not: a kill came between."""
+    if not isinstance(database, Shared) or is_unfinished(database):
         return None
-    if is_unfinished(database) or not is_unfinished(replace(database, study=aside.name)):
-        return None
-    return aside
+    for found in sorted(folder.parent.glob(f"{folder.name}-*")):
+        its_own = is_set_aside(found.name) and len(found.name) == len(folder.name) + len("-20260102-030405")
+        if its_own and is_remembered(found) and str(find_database(found)) == str(database):
+            return found if is_unfinished(replace(database, study=found.name)) else None
+    return None
 
 
 def _rename(folder: Path, to: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunecli.errors import InputError, SourceError
@@ -25,13 +26,20 @@ class Launcher:
     def __init__(self, study: ProgramStudy, folder: Path) -> None:
         self._study, self._folder = study, folder
 
-    def check(self) -> Child | None:
-        """See that trials can begin; where they are calls of an objective, in the process of the first of them.
+    def check(self, *, begins: bool) -> Child | None:
+        """See that trials can begin; where they are calls of an objective, in the process of the first of them, which
+        is returned where the study `begins` with it. Else an earlier one's logs lie where its own would.
 
         Raises InputError where there is no such program, SourceError where the objective cannot be loaded.
         """
         if self._study.command is not None:
             _check_program(self._study.command.program, self._study.base)
+            return None
+        if not begins:
+            with TemporaryDirectory() as elsewhere:
+                tried = Launcher(self._study, Path(elsewhere)).check(begins=True)
+                assert tried is not None
+                tried.kill()
             return None
         child = self.objective(0)
         try:
@@ -84,6 +92,15 @@ def unloadable(message: dict[str, Any]) -> SourceError:
     """What a process said of an objective that it could not load."""
     hint = message["hint"] or "it has to load by itself: try it with python"
     return SourceError(printable(message["reason"]), hint=hint)
+
+
+def no_objective(source: str | None, holds: str) -> SourceError:
+    """What to say of a function that returns "data" or "a model"."""
+    way = f"tunecli init {source} drafts one" if holds == "data" else f'[model] source = "{source}"'
+    return SourceError(
+        f"{source} returns {holds}, an objective returns a number",
+        hint=f"{holds} of your own {'are' if holds == 'data' else 'is'} named in a study file: {way}",
+    )
 
 
 def printable(text: str) -> str:

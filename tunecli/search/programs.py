@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunecli.alarm import overdue
@@ -19,7 +18,7 @@ from tunecli.program import Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search.begin import open_store
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram, Progress
-from tunecli.search.launch import Launcher, printable, unloadable
+from tunecli.search.launch import Launcher, no_objective, printable, unloadable
 from tunecli.search.ledger import Ledger, failed
 from tunecli.search.resume import Found
 from tunecli.space import Choice, Range, distribution_json, external_value
@@ -30,6 +29,14 @@ from tunecli.trial import Measurement, State, Trial
 
 UNKNOWN_LENGTH = 10**9
 """How many reports a trial may make: no program says."""
+
+
+BLIND_FAILURES = 5
+"""As many trials that fail before they ask for an hparam end a search: all would fail so."""
+
+
+def _asked(trial: Trial) -> bool:
+    return bool(trial.hparams) or trial.state is not State.FAILED
 
 
 @dataclass(slots=True)
@@ -59,7 +66,8 @@ class ProgramLoop:
         self.runs: dict[int, _Run] = {}
         self.launcher = Launcher(study, folder)
         # Before anything is written: a script that cannot be loaded is no study.
-        self.first = self._check(found)
+        check = record is None or study.command is not None
+        self.first = self.launcher.check(begins=found.make_way is None) if check else None
         trials = record.trials if record is not None else ()
         self.asked = record.asked if record is not None else {}
         self.store = open_store(found, study, metric=self.metric, direction=study.direction, plan={}, data_hash="")
@@ -79,17 +87,6 @@ class ProgramLoop:
         pruner = make_pruner(study.search.pruner, options, UNKNOWN_LENGTH, study.direction, study.seed, ended)
         self.ledger = Ledger(self.store, pruner, study.direction, study.search.trials, trials)
 
-    def _check(self, found: Found) -> Child | None:
-        """See that trials can begin; the process of the first, where that has begun so."""
-        if found.make_way is not None:
-            # What it prints must not lie among what an earlier study's trials printed.
-            with TemporaryDirectory() as elsewhere:
-                child = Launcher(self.study, Path(elsewhere)).check()
-                if child is not None:
-                    child.kill()
-            return None
-        return self.launcher.check() if found.record is None or self.study.command is not None else None
-
     def close(self) -> None:
         """End every program that still runs."""
         for child in [*(run.child for run in self.runs.values()), *([self.first] if self.first else [])]:
@@ -106,7 +103,7 @@ class ProgramLoop:
         flight = [trial.fidelity for trial in self.ledger.in_flight]
         yield OpenedProgram(self.study, self.folder, self.metric, self.ledger.done, flight)
         how = "done"
-        self.ledger.hope_again(self.study.search.max_failures)
+        self.ledger.hope_again(self._most_failures())
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         for trial in self.ledger.in_flight:
             self.store.restart(trial.number)
@@ -116,7 +113,7 @@ class ProgramLoop:
                 how = "timeout"
                 break
             self._fill()
-            if self.ledger.is_hopeless(self.study.search.max_failures) and self.ledger.missing > 0:
+            if self.ledger.is_hopeless(self._most_failures()) and self.ledger.missing > 0:
                 how = "hopeless"
                 break
             if not self.runs:
@@ -146,12 +143,19 @@ class ProgramLoop:
 
     def _fill(self) -> None:
         """Give every free slot the next trial."""
-        most = self.study.search.max_failures
+        most = self._most_failures()
         while len(self.runs) < self.study.window and self.ledger.missing > 0 and not self.ledger.is_hopeless(most):
             trial = Trial(len(self.ledger.trials), State.RUNNING, {}, start_tick=self.ledger.tick + 1)
             self.ledger.start(trial)
             self.suggester.start(trial.number)
             self._launch(trial)
+
+    def _most_failures(self) -> int:
+        """How many failed trials in a row end the search: a few, where none has asked for an hparam, for then nothing
+        that is sampled can mend them."""
+        most = self.study.search.max_failures
+        ended = [trial for trial in self.ledger.trials if trial.state.ended]
+        return min(most, BLIND_FAILURES) if self.study.command is None and not any(map(_asked, ended)) else most
 
     def _launch(self, trial: Trial) -> None:
         """Run a trial from its start, for the first time or again."""
@@ -284,12 +288,7 @@ class ProgramLoop:
         for run in list(self.runs.values()):
             self._end(run, failed(self.ledger.trials[run.stored.number], reason))
         self.store.flush()
-        source = self.study.program.objective
-        way = f"tunecli init {source} drafts one" if holds == "data" else f'[model] source = "{source}"'
-        return SourceError(
-            f"{source} returns {holds}, an objective returns a number",
-            hint=f"{holds} of your own {'are' if holds == 'data' else 'is'} named in a study file: {way}",
-        )
+        return no_objective(self.study.program.objective, holds)
 
     def _lose(self, run: _Run) -> None:
         """A process has ended without a word."""

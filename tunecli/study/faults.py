@@ -72,7 +72,7 @@ def key_fault(detail: Any, file: type[BaseModel] = StudyFile) -> str:
         rule = f"must be {limits['expected']}"
     else:
         rule = str(detail["msg"]).removeprefix("Input ")
-    return f"{'.'.join(path)}: {rule}, got {detail['input']!r}\n{_example(file, path) or ''}"
+    return f"{'.'.join(path)}: {rule}, got {detail['input']!r}\n{_example(file, path, detail['input']) or ''}"
 
 
 _LIMITS = {
@@ -98,9 +98,11 @@ def _of_section(file: type[BaseModel], key: str) -> str | None:
     return f"did you mean {' or '.join(f'{section}.{key}' for section in of)}?" if of else None
 
 
-def _example(file: type[BaseModel], path: list[str]) -> str | None:
-    """How the key is written, by its default."""
+def _example(file: type[BaseModel], path: list[str], value: Any) -> str | None:
+    """How the key is written that got this value, by its default."""
     section, key = (path[0], path[1]) if len(path) > 1 else ("", path[0])
+    if not section and key in ("data", "model") and isinstance(value, str):
+        return f"did you mean {key}.source?"
     if not section and key in ("data", "model", "program", "train", "search", "finetune", "space"):
         return f"for example a line [{key}], and below it its keys"
     fields = _fields(file, section) if section in ("", *file.model_fields) else {}
@@ -233,8 +235,7 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         faults += _file_faults("model.source", source, base)
         faults += _strange_keys(keys, source, base, "model")
     elif source not in models.BUNDLED:
-        nearest = f"{source}:FUNCTION" if source.endswith(".py") else did_you_mean(source, models.BUNDLED)
-        faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{nearest}')
+        faults.append(f'unknown model {source!r}, neither bundled nor "file.py:function"\n{_near_model(source, base)}')
     else:
         known = sorted(models.BUNDLED[source])
         for key in keys:
@@ -254,6 +255,15 @@ def source_faults(file: StudyFile, base: Path) -> list[str]:
         elif given is not None and given not in table:
             faults.append(f"unknown {key} {given!r} in [train]\n{hint_for(given)}")
     return [*faults, *_step_faults(file.train, base)]
+
+
+def _near_model(source: str, base: Path) -> str | None:
+    """A hint for a model that is written as Python imports it, `net.Net` or `net:Net`, or by its file alone."""
+    if source.endswith(".py"):
+        return f"{source}:FUNCTION"
+    module, _, name = source.replace(":", ".").rpartition(".")
+    file = f"{module.replace('.', '/')}.py"
+    return f"did you mean {file}:{name}?" if (base / file).is_file() else did_you_mean(source, models.BUNDLED)
 
 
 def _strange_keys(keys: Iterable[str], source: str, base: Path, section: str) -> list[str]:

@@ -156,6 +156,11 @@ def _objective_faults(objective: str, base: Path, space: Mapping[str, Any]) -> l
         )
     elif not source_file(objective, base).is_file():
         faults.append(f"no such file: {source_file(objective, base)}\npaths are relative to {base}")
+    elif _is_class(source_file(objective, base), function_name(objective)):
+        faults.append(
+            f"an objective is a function, {function_name(objective)} is a class\n"
+            f'a model of your own is named in a study file: [model] source = "{objective}"'
+        )
     elif (taken := _taken_instead(source_file(objective, base), function_name(objective))) is not None:
         faults.append(
             f"an objective takes a trial, this function takes {taken}\n"
@@ -168,14 +173,22 @@ def _objective_faults(objective: str, base: Path, space: Mapping[str, Any]) -> l
     return faults
 
 
-def _taken_instead(path: Path, function: str) -> str | None:
-    """What a script's function takes that cannot be called with a trial alone: read, never run. None where it can, or
-    where it stands elsewhere."""
+def _defined(path: Path) -> list[ast.stmt]:
+    """What a script has at its top: read, never run. Nothing where it cannot be read: the trial says what is wrong."""
     try:
-        tree = ast.parse(path.read_bytes())
+        return ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
-        return None  # the trial says what is wrong with it
-    found = [own for own in tree.body if isinstance(own, ast.FunctionDef) and own.name == function]
+        return []
+
+
+def _is_class(path: Path, name: str) -> bool:
+    return any(isinstance(own, ast.ClassDef) and own.name == name for own in _defined(path))
+
+
+def _taken_instead(path: Path, function: str) -> str | None:
+    """What a script's function takes that cannot be called with a trial alone. None where it can, or where it stands
+    elsewhere."""
+    found = [own for own in _defined(path) if isinstance(own, ast.FunctionDef) and own.name == function]
     if len(found) != 1 or found[0].decorator_list or found[0].args.vararg is not None:
         return None
     names, defaults = [own.arg for own in (*found[0].args.posonlyargs, *found[0].args.args)], found[0].args.defaults

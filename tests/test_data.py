@@ -598,13 +598,53 @@ def test_a_stated_task_overrules_a_users_own_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        "return (X[:50], Y[:50]), (X[50:], Y[50:])",
+        "return [(X[:50], Y[:50]), (X[50:], Y[50:])]",
+        "return {'test': (X[50:], Y[50:]), 'Train': (X[:50], Y[:50])}",
+        "X, Y = map(torch.tensor, (X, Y)); parts = TensorDataset(X[:50], Y[:50]), TensorDataset(X[50:], Y[50:])\n"
+        "    return tuple(DataLoader(part, 7, shuffle=True) for part in parts)",
+    ],
+)
+def test_two_sets_are_one_to_split_and_one_for_test(tmp_path: Path, body: str) -> None:
+    loaded = own(tmp_path, body, split=(8, 2, 1))
+    inputs, targets = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32), np.arange(60) % 3
+    (train, validation), _ = split_indices(50, (8, 2), 0, targets[:50], ("0", "1", "2"))
+    for part, rows in zip(
+        (loaded.train, loaded.validation, loaded.test), (train, validation, range(50, 60)), strict=True
+    ):
+        assert isinstance(part, Samples)
+        assert isinstance(part.inputs, torch.Tensor)
+        np.testing.assert_allclose(part.inputs.numpy(), inputs[rows], rtol=1e-6)
+        np.testing.assert_array_equal(part.targets.numpy(), targets[rows])
+    told = "own.py:make: the second of its two sets is the test split"
+    assert (told in loaded.notices) == ("{" not in body)
+
+
+def test_two_datasets_are_split_alike(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "class Rows(torch.utils.data.Dataset):\n"
+        "    def __init__(self, low, high): self.low, self.high = low, high\n"
+        "    def __len__(self): return self.high - self.low\n"
+        "    def __getitem__(self, place): return torch.full((2,), float(self.low + place)), (self.low + place) % 2\n"
+        "def make(): return {'train': Rows(0, 50), 'test': Rows(50, 60)}\n"
+        "def three(): return {'train': Rows(0, 40), 'val': Rows(40, 50), 'test': Rows(50, 60)}\n"
+    )
+    two, three = (data.load(f"own.py:{name}", {}, base=tmp_path, seed=0) for name in ("make", "three"))
+    sizes = [[len(part) for part in (own.train, own.validation, own.test)] for own in (two, three)]
+    assert sizes == [[44, 6, 10], [40, 10, 10]]
+
+
+@pytest.mark.parametrize(
     ("body", "options", "message", "hint"),
     [
         ("return X", {}, "own.py:make returned ndarray", r"\(inputs, targets\), or three such pairs"),
         ("return None", {}, "returned NoneType", "three such pairs"),
         ("return X, Y, X", {}, "returned tuple of 3: ndarray, ndarray, ndarray", "three such pairs"),
-        ("return (X, Y), (X, Y)", {}, "returned tuple of 2: tuple, tuple", "three sets, .*: two leave one out"),
-        ("return X, Y, X, Y", {}, "returned tuple of 4: ", r"pairs \(inputs, targets\), three of them"),
+        ("return (X, Y), (X, Y), 1, 2", {}, "returned tuple of 4: tuple, tuple, int, int", "three such pairs"),
+        ("return X, Y, X, Y", {}, "returned tuple of 4: ", r"pairs: \(inputs, targets\) of train, and of test"),
         ("return {'x': X, 'z': Y}", {}, "a dict of x, z: which key is the target?", "target = "),
         ("return {'x': X, 'y': Y, 'label': Y}", {}, "a dict of 'label' and 'y': which key is the target?", "target = "),
         ("return DataLoader(TensorDataset(torch.tensor(X)))", {}, "TensorDataset of 1 tensor", "three such pairs"),

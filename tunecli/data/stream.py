@@ -37,7 +37,7 @@ _HINT = "an item is a pair (input, target), a tuple that ends with its target, o
 
 def prepare(raw: Stream, split: Sequence[float], seed: int, task: str | None, targets: str) -> Data:
     """Items as they are, split where they are one set. `targets` as in `Wishes`. Raises DataError, SourceError."""
-    for name, part in zip(PARTS, raw.parts, strict=False):
+    for name, part in zip(("train", "test") if len(raw.parts) == 2 else PARTS, raw.parts, strict=False):
         if len(part.dataset) == 0:
             where = f" for {name}" if len(raw.parts) > 1 else ""
             raise DataError(f"{raw.name} returned no samples{where}", hint="each part needs at least one sample")
@@ -52,13 +52,13 @@ def prepare(raw: Stream, split: Sequence[float], seed: int, task: str | None, ta
             [_all_targets(replace(reading, collate=part.collate), part, drawn) for part in raw.parts]
         )
     notices = raw.notices
-    if len(raw.parts) == 1:
+    parts = [(part, torch.arange(len(part.dataset))) for part in raw.parts]
+    if len(parts) < len(PARTS):
+        (whole, _), *tested = parts
         numbers = codes[0].numpy() if labels else None
-        indices, told = split_indices(len(raw.parts[0].dataset), split, seed, numbers, labels)
-        parts = [(raw.parts[0], torch.from_numpy(index)) for index in indices]
+        indices, told = split_indices(len(whole.dataset), split[:2] if tested else split, seed, numbers, labels)
+        parts = [*((whole, torch.from_numpy(index)) for index in indices), *tested]
         notices = (*notices, *told)
-    else:
-        parts = [(part, torch.arange(len(part.dataset))) for part in raw.parts]
     features = Samples(sample.inputs, sample.targets).features if _are_tensors(sample.inputs) else ()
     train, validation, test = (
         _items(replace(reading, collate=part.collate, task=task), part, index, features, drawn) for part, index in parts

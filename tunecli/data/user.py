@@ -1,6 +1,7 @@
 """A user's own data function: arrays, tensors and Datasets, taken as they are.
 
-It returns one set of samples, to be split, or three: train, validation and test. A set is a pair (inputs, targets), its
+It returns one set of samples, to be split, or three, train, validation and test, or two, train and test, the first of
+which is split into train and validation. A set is a pair (inputs, targets), its
 inputs a tensor or an array, a tuple or a dict of them; a dict of arrays with its targets in it; a torch Dataset; or a
 DataLoader, which gives its Dataset and its collate_fn.
 """
@@ -27,12 +28,10 @@ _HINT = "return (inputs, targets), or three such pairs: train, validation, test"
 
 
 def _hint(returned: Any) -> str:
-    """What to return instead: most have a set to train on and one to test on, or arrays side by side."""
+    """What to return instead: many have arrays side by side."""
     parts = returned if isinstance(returned, tuple | list) else ()
-    if len(parts) == 2 and all(map(_is_set, parts)):
-        return "return three sets, train, validation and test: two leave one out; or one, which is split"
     if len(parts) in (4, 6) and all(len(getattr(part, "shape", ())) for part in parts):
-        return "return pairs (inputs, targets), three of them: train, validation, test; or one, which is split"
+        return "return pairs: (inputs, targets) of train, and of test, or of all three parts"
     return _HINT
 
 
@@ -41,19 +40,21 @@ def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Ar
     path, returned = source_file(source, base), call(source, keys, base)
     name = f"{path.name}:{function_name(source)}"  # a file may have several
     reader = _Reader(source, wishes.target, wishes.targets == "optional", wishes.workers)
-    parts = [reader.part(value) for value in _three(returned) or (returned,)]
+    parts = [reader.part(value) for value in _sets(returned) or (returned,)]
     notices = [notice for part in parts if isinstance(part, StreamPart) for notice in part.notices]
+    if len(parts) == 2 and not isinstance(returned, Mapping):
+        notices.append(f"{name}: the second of its two sets is the test split")
     if wishes.cache:
         parts, told = _cached(parts, reader, path, wishes.seed)
         notices += told
     if all(isinstance(part, Part) for part in parts):
         places = {part.target_at for part in parts if isinstance(part, Part)}
         if len(places) > 1:
-            raise DataError(f"{source} returned three sets of different kinds", hint=_HINT)
+            raise DataError(f"{source} returned sets of different kinds", hint=_HINT)
         pairs = tuple((part.inputs, part.targets) for part in parts if isinstance(part, Part))
         return Arrays(name, pairs, target_at=places.pop(), notices=tuple(dict.fromkeys(notices)))
     if not all(isinstance(part, StreamPart) for part in parts):
-        raise DataError(f"{source} returned both tensors and Datasets", hint="return three of one kind")
+        raise DataError(f"{source} returned both tensors and Datasets", hint="return sets of one kind")
     streams = tuple(part for part in parts if isinstance(part, StreamPart))
     return Stream(name, source, path, streams, wishes.target, tuple(dict.fromkeys(notices)))
 
@@ -84,13 +85,20 @@ def _cached(
     return [own if isinstance(own, Part) else reader.collated(own) for own in found], []
 
 
-def _three(returned: Any) -> tuple[Any, ...] | None:
-    """The three sets of samples, if it is three; a dict may name them."""
-    if isinstance(returned, Mapping) and set(returned) == set(PARTS):
-        return tuple(returned[part] for part in PARTS)
-    if isinstance(returned, tuple | list) and len(returned) == 3 and all(_is_set(part) for part in returned):
-        return tuple(returned)
+def _sets(returned: Any) -> tuple[Any, ...] | None:
+    """The two or three sets of samples, if it is so many; a dict may name them."""
+    if isinstance(returned, Mapping):
+        lower = {str(name).lower(): part for name, part in returned.items()}
+        named = {_NAMES.get(name, name): part for name, part in lower.items()}
+        parts = next((own for own in (PARTS, _WITHOUT_VALIDATION) if set(own) == set(named)), None)
+        return None if parts is None else tuple(named[part] for part in parts)
+    if isinstance(returned, tuple | list) and len(returned) in (2, 3) and not _is_pair(returned):
+        return tuple(returned) if all(map(_is_set, returned)) else None
     return None
+
+
+_NAMES = {"val": "validation", "valid": "validation"}
+_WITHOUT_VALIDATION = ("train", "test")
 
 
 def _is_set(value: Any) -> bool:

@@ -191,8 +191,8 @@ def drawn(found: Summary, *, top: int = 5, width: int = 80) -> str:
 
 NARROW = """
 tiny  accuracy on validation, higher is better
-7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed; 7.5 s of
-training
+7 of 20 trials: 1 waiting, 1 running, 3 complete, 1 pruned, 3 failed;
+  7.5 s of training
 
 Best: trial 2, accuracy 0.8750 on validation, after epoch 2 of 3
   2 trials tie, the lowest number goes first
@@ -304,7 +304,7 @@ def test_a_short_training_took_some_time(seconds: float, shown: str) -> None:
 
 def test_what_was_computed_without_a_compiler_is_said() -> None:
     found = replace(summary(*TRIALS), environment={"torch": "2.13", "compiler": "none"})
-    assert "7.5 s of\ntraining, without a C compiler\n" in drawn(found)
+    assert ";\n  7.5 s of training, without a C compiler\n" in drawn(found)
     assert as_document(found)["environment"] == {"torch": "2.13", "compiler": "none"}
 
 
@@ -390,6 +390,13 @@ def test_no_hparam_is_parted_from_its_value_in_a_usual_width(width: int) -> None
     if width >= 80:
         for item in ("beta1 0.85", "beta2 0.9999", "momentum 0.9", "l1 1e-08"):
             assert item in text.partition("Top")[2]
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 64, 66])
+def test_what_is_said_of_the_best_is_broken_between_what_belongs_together(width: int) -> None:
+    best = drawn(summary(*TRIALS), width=width).partition("Best: ")[2].partition("\n  2 trials tie")[0]
+    assert best.replace("\n  ", " ") == "trial 2, accuracy 0.8750 on validation, after epoch 2 of 3"
+    assert all(part.endswith(",") for part in best.split("\n")[:-1])
 
 
 def test_only_the_best_are_shown() -> None:

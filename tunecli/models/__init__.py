@@ -56,9 +56,12 @@ def build(
             torch.default_generator.manual_seed(seed)
             _check_keys(source, keys)
             if isinstance(features, Mapping) or any(isinstance(size, tuple) for size in features):
+                alone = len(features) == 1
                 raise ModelError(
                     f"{source} takes one tensor, a sample has inputs of shapes {features}",
-                    hint="write a model of your own that takes them all",
+                    hint="return pairs (input, target), no dict; or write a model of your own"
+                    if alone
+                    else "write a model of your own that takes them all",
                 )
             return bundled.build(source, keys, features, outputs, categories)
         torch.manual_seed(seed)

@@ -67,7 +67,7 @@ def _tried(summary: Summary, trial: Trial, width: int) -> Text:
 
 def _parts(summary: Summary, top: int, width: int) -> Iterator[RenderableType]:
     yield _heading(summary)
-    yield _counts(summary)
+    yield _counts(summary, width)
     for number, lines in summary.changes:
         yield Text(wrap([f"From trial {number} on: {lines[0]}", *lines[1:]], width))
     if summary.exhausted is not None:
@@ -103,7 +103,7 @@ def _importance(summary: Summary, width: int) -> Iterator[RenderableType]:
         return
     yield Text("\nImportance of hparams", style="bold")
     best = f"best {found.best:,}" if found.best else "best tenth"
-    yield Text(f"What sets the {best} of {found.trials:,} complete and pruned trials apart, PED-ANOVA:")
+    yield Text(broken(f"What sets the {best} of {found.trials:,} complete and pruned trials apart, PED-ANOVA:", width))
     if 0 < found.best < FEW:
         yield Text("(of so few it is a hint at most, more trials tell)", style="yellow")
     few = {name: count for name, count in found.among_best.items() if count < found.best}
@@ -141,23 +141,24 @@ def _heading(summary: Summary) -> Text:
     return Text.assemble((summary.study, "bold"), f"  {summary.what}, {goal}")
 
 
-def _counts(summary: Summary) -> Text:
+def _counts(summary: Summary, width: int) -> Text:
     text = Text(f"{summary.ended} of {max(summary.asked, summary.ended)} trials: ")
     counted = [(state, count) for state, count in summary.counts.items() if count]
     for place, (state, count) in enumerate(counted):
         text.append(", " if place else "")
         text.append(f"{count} {state}", style=_COLOURS.get(state, ""))
     without = ", without a C compiler" if summary.environment.get("compiler") == "none" else ""
-    text.append(f"; {duration(summary.seconds)} of training{without}")
+    trained = f"{duration(summary.seconds)} of training{without}"
+    text.append(f"; {trained}" if len(text) + len(trained) + 2 <= width else f";\n  {trained}")
     return text
 
 
 def _best(summary: Summary, best: Trial, width: int) -> Text:
-    text = Text.assemble(
-        ("Best: ", "bold"),
-        (f"trial {best.number}", "bold green"),
-        f", {summary.metric} {best.value:.4f}{_after(summary, best)}",
+    reached = wrap(
+        f"trial {best.number}, {summary.metric} {best.value:.4f}{_after(summary, best)}".split(", "), width - 6
     )
+    which, comma, rest = reached.replace("\n", "\n  ").partition(",")
+    text = Text.assemble(("Best: ", "bold"), (which, "bold green"), comma, rest)
     if summary.ties > 1:
         text.append(f"\n  {summary.ties} trials tie, the lowest number goes first")
     for line in wrap(short_hparams(best.hparams), width - 2).splitlines():

@@ -7,11 +7,13 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -185,7 +187,8 @@ def _as_key(option: str, command: str) -> str | None:
     if command == "search" and name in ("data", "source"):
         return "data are named without an option: tunecli search FILE"
     if command != "search":
-        return f"--set {name}=..." if command == "finetune" and name in HPARAMS else None
+        set_it = f"--set {shlex.quote(f'{name}={_value_of(option)}')}"
+        return set_it if command == "finetune" and name in HPARAMS else None
     places = {
         "name": ("name",),
         "model.source": ("model",),
@@ -196,4 +199,13 @@ def _as_key(option: str, command: str) -> str | None:
         "model.{}": {key for keys in BUNDLED.values() for key in keys},
     }
     found = (place.format(name) for place, names in places.items() if name in names)
-    return next((f"--set {key}=..." for key in found), None)
+    return next((f"--set {shlex.quote(f'{key}={_value_of(option)}')}" for key in found), None)
+
+
+def _value_of(option: str) -> str:
+    """What was typed after an option that there is none of: nobody parsed it."""
+    for typed, following in pairwise([*sys.argv, "-"]):
+        name, equals, value = typed.partition("=")
+        if name == option:
+            return value if equals else "..." if following.startswith("-") else following
+    return "..."

@@ -186,7 +186,11 @@ def make_study(
     Raises StudyFileError with every fault, or UsageError where the document alone has none.
     """
     if replaced.get("program.direction") is not None:
-        raise UsageError("--direction is for scripts and programs", hint="the direction of a metric is known")
+        raise UsageError(
+            "--direction is for scripts and programs",
+            hint="the direction of a metric is known; for one of your own it is "
+            f"--set train.direction={replaced['program.direction']}",
+        )
     return _made(_checked, document, base, name, overrides, replaced, where)
 
 

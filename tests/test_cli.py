@@ -256,6 +256,21 @@ def test_fresh_leaves_the_old_study_where_the_new_one_cannot_begin(tunecli: Comm
     assert sorted(path.name for path in (home / "tiny" / "logs").iterdir()) == ["trial-0.txt", "trial-1.txt"]
 
 
+def test_a_stop_says_how_to_go_on_with_what_has_begun(
+    tunecli: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tunecli.live.Interrupt.__call__", lambda self: True)
+        done = tunecli("search", "tiny", "--fresh")
+    assert done.err.endswith("to go on:\n  tunecli search tiny --fresh\n")
+    calls = iter([False] * 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunecli.live.Interrupt.__call__", lambda self: next(calls, True))
+        done = tunecli("search", "tiny", "--fresh")
+    assert done.err.endswith("to go on:\n  tunecli search tiny\n")
+    assert len(list(home.iterdir())) == 2
+
+
 def test_what_is_set_aside_is_never_the_latest_nor_a_hint(tunecli: Command, home: Path) -> None:
     aside = home / "tiny-20260102-030405"
     shutil.copytree(home / "tiny", aside)

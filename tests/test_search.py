@@ -604,6 +604,15 @@ def test_the_new_study_is_held_and_the_one_set_aside_is_not(finished: tuple[Stud
     assert not is_held(tmp_path / "tiny")
 
 
+def test_a_stop_before_the_new_study_has_begun_leaves_the_old_one(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    ended = ending(study, tmp_path / "tiny", fresh=True, stop=lambda: True)
+    assert (ended.how, ended.progress.ended, ended.progress.total) == ("stopped", 0, 10)
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny"]
+    assert answer(tmp_path / "tiny") == answer(folder)
+
+
 def test_a_kill_between_the_old_study_and_the_new_one_loses_neither(
     finished: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,9 +171,10 @@ def _exhausted(record: Record) -> int | None:
     return len(all_points(record.space)) if left == 0 else None
 
 
-def typed_command() -> str:
-    """The command that was typed, for the user to type again, less a password; what was set up once need not be."""
-    return shlex.join(["tunecli", *(without_password(own) for own in sys.argv[1:] if own != "--fresh")])
+def typed_command(*, anew: bool = False) -> str:
+    """The command that was typed, for the user to type again, less a password; what was set up once need not be, but
+    where nothing was yet (`anew`)."""
+    return shlex.join(["tunecli", *(without_password(own) for own in sys.argv[1:] if anew or own != "--fresh")])
 
 
 def home_option(home: Path) -> str:

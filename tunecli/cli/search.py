@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +30,9 @@ from tunecli.space import PRUNERS, SAMPLERS
 from tunecli.trial import State
 
 if TYPE_CHECKING:
+    from tunecli.live import Interrupt
     from tunecli.report.summary import Summary
+    from tunecli.search import Event
     from tunecli.space import Space
     from tunecli.study import Question
     from tunecli.trial import Trial, Value
@@ -115,7 +117,7 @@ def search(
         )
     timeout_seconds = _seconds(timeout)
     database = find_database(folder, address, fresh=fresh)
-    with live.Interrupt(typed_command()).listening() as interrupt:
+    with live.Interrupt(typed_command(anew=True)).listening() as interrupt:
         found = events(
             question,
             folder,
@@ -128,9 +130,9 @@ def search(
             stop=interrupt,
         )
         with live.own_prints(console):
-            ended = live.show(found, console, verbose=verbose)
+            ended = live.show(_begun(found, interrupt), console, verbose=verbose)
         if ended.how == "stopped":
-            live.say_stopped(ended, typed_command(), console)
+            live.say_stopped(ended, interrupt.again, console)
             raise Stopped(interrupt.exit_code)
         summary, report = read_summary(database), f"tunecli report {question.name}{home_option(home)}"
         tried = [own for point in points if (own := trial_of(question.space, point, summary.trials)) is not None]
@@ -140,6 +142,16 @@ def search(
         live.say_next(ended, question, home_option(home), typed_command(), console, summary.exhausted)
         if summary.best is None and ended.how == "done":
             raise _nothing_to_show(summary, report)
+
+
+def _begun(events: Iterable[Event], interrupt: Interrupt) -> Iterator[Event]:
+    """Once a study has begun, the same command goes on with it without --fresh, which would begin another."""
+    from tunecli.search import Opened, OpenedProgram
+
+    for event in events:
+        if isinstance(event, Opened | OpenedProgram):
+            interrupt.again = typed_command()
+        yield event
 
 
 def _points(tries: list[str], question: Question) -> list[dict[str, Value]]:

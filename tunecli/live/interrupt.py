@@ -23,14 +23,15 @@ INTERRUPTED = "interrupted: what was recorded is kept"
 
 
 class Interrupt:
-    """Signals that ask a command to stop: `asked` holds the first. `again` is what to type to go on with it.
+    """Signals that ask a command to stop: `asked` holds the first. `again` is what to type to go on with it, as it
+    stands then.
 
     A second one ends the process at once. So does the first where the command has not come to its end in time: it is in
     the middle of a step of the user's own model, which may take an hour. All that it goes on from is on disk then.
     """
 
     def __init__(self, again: str) -> None:
-        self._again = again
+        self.again = again
         self.asked: int | None = None
 
     def __call__(self) -> bool:
@@ -63,7 +64,7 @@ class Interrupt:
             yield self
         except KeyboardInterrupt:
             if self.asked is not None:  # by then all is closed, and Python's own end takes another second
-                _leave(INTERRUPTED, self._again, self.exit_code)
+                _leave(INTERRUPTED, self.again, self.exit_code)
             raise
         finally:
             signal.set_wakeup_fd(told_before)
@@ -78,11 +79,11 @@ class Interrupt:
             if second is None:
                 _leave(
                     "stopped in the middle of its work: what was recorded is kept",
-                    self._again,
+                    self.again,
                     _exit_code(first),
                 )
             elif second != CLOSED and _next_signal(heard, AT_ONCE_SECONDS) != CLOSED:
-                _leave(INTERRUPTED, self._again, _exit_code(second))
+                _leave(INTERRUPTED, self.again, _exit_code(second))
         os.close(heard)
 
 

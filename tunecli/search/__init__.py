@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING
 from tunecli.errors import UsageError
 from tunecli.home import find_database, remember, remove_unknown_checkpoints
 from tunecli.loading import loading
-from tunecli.search.aside import Held
-from tunecli.search.events import Changed, Differed, Ended, Event, Failed, Noticed, Opened, OpenedProgram, Progress
+from tunecli.search.aside import Held, StoppedBefore
+from tunecli.search.events import (
+    Changed,
+    Differed,
+    Ended,
+    Event,
+    Failed,
+    Noticed,
+    Opened,
+    OpenedProgram,
+    Progress,
+    Tally,
+)
 from tunecli.search.resume import Found, find
 from tunecli.storage import Database
 from tunecli.study import ProgramStudy, Question
@@ -90,7 +101,7 @@ def search(
             yield from found.told
             yield found.ended
             return
-    with closing(Held(folder, database, fresh=fresh)) as held:
+    with closing(Held(folder, database, stop, fresh=fresh)) as held:
         found = find(study, folder, database if fresh else held.database, tries, fresh=fresh)
         if found.makes_way:
             found = replace(found, database=database, make_way=held.make_way)
@@ -102,10 +113,14 @@ def search(
             remove_unknown_checkpoints(folder, found.record.kept)
             yield found.ended
             return
-        with _loop(found, device, workers) as loop:
-            if held.aside is not None:
-                yield Noticed(f"the earlier study is now {held.aside}" + ("" if fresh else ": all its trials failed"))
-            yield from loop.events(timeout_seconds, stop)
+        try:
+            with _loop(found, device, workers) as loop:
+                if held.aside is not None:
+                    why = "" if fresh else ": all its trials failed"
+                    yield Noticed(f"the earlier study is now {held.aside}{why}")
+                yield from loop.events(timeout_seconds, stop)
+        except StoppedBefore:
+            yield Ended("stopped", Tally((), "minimize").progress(found.study.search.trials))
 
 
 def _check_device(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -13,20 +14,29 @@ from tunecli.storage import Database, Shared
 from tunecli.store import hold, is_unfinished, rename
 
 
+class StoppedBefore(Exception):
+    """A signal came before the new study had begun."""
+
+
 class Held:
     """What lies in `folder`, held by this process; a study in it can make way for a new one in `wanted`.
 
     `database` is where the trials are as they are held, `aside` the folder of the study that made way.
     """
 
-    def __init__(self, folder: Path, wanted: Database, *, fresh: bool) -> None:
-        self._folder, self._wanted, self._locks = folder, wanted, ExitStack()
+    def __init__(self, folder: Path, wanted: Database, stop: Callable[[], bool], *, fresh: bool) -> None:
+        self._folder, self._wanted, self._stop, self._locks = folder, wanted, stop, ExitStack()
         earlier = find_database(folder) if fresh and is_begun(folder) else wanted
         self.database = self._locks.enter_context(hold(folder, earlier))
         self.aside: Path | None = None
 
     def make_way(self) -> Database:
-        """Set aside what lies there, and hold the place for the new study: returns its database as it is held."""
+        """Set aside what lies there, and hold the place for the new study: returns its database as it is held.
+
+        Raises StoppedBefore where `stop()` says so: what lies there stays.
+        """
+        if self._stop():
+            raise StoppedBefore
         self.aside = set_aside(self._folder, self.database)
         if self.aside is not None:
             # The lock went with the folder. Whoever takes the place now begins a study, and this one does not.

@@ -581,8 +581,15 @@ def test_an_objective_that_fails_before_it_asks_for_anything_is_not_tried_fifty_
     done = tunecli("search", "own.py:make", "--window", "1")
     message, hint = done.complaint
     assert done.code == 3
-    assert message.startswith("all 5 trials failed, and none had asked for an hparam: TypeError: ")
+    assert message.startswith("all 5 trials failed, whatever was sampled: TypeError: ")
     assert hint.startswith("an objective asks the trial that it is given")
+    (tmp_path / "train.py").write_text('print(\'{"epoch": 1, "accuracy": 0.5, "done": true}\')\n')
+    done = tunecli("search", "--command", "python train.py {learning_rate}", "--window", "1")
+    assert done.code == 3
+    said = "it printed no line of JSON with a number under 'value' or 'loss', but under 'epoch', 'accuracy'"
+    message, hint = done.complaint
+    assert message == f"all 5 trials failed, whatever was sampled: {said}"
+    assert "--set train.metric=NAME names what it prints" in hint
     # What was sampled may be why: then it is the search.max_failures that count.
     (tmp_path / "other.py").write_text("def f(trial): raise ValueError(trial.suggest_int('x', 1, 99) > 0)\n")
     done = tunecli("search", "other.py:f", "--trials", "20", "--set", "search.max_failures=7")
@@ -595,6 +602,16 @@ def test_a_model_written_as_python_imports_it(refused: Callable[..., str], tmp_p
     told = refused(2, "search", "iris", "--set", f"model.source={written}")
     assert f"unknown model '{written}'" in told
     assert told.endswith("did you mean own.py:make?")
+
+
+def test_the_functions_of_a_script_are_named_where_the_script_alone_was(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(f"raise SystemExit  # never run\n{OWN}\ndef _more(): pass\n")
+    for command in ("search", "init"):
+        told = refused(3, command, "own.py")
+        assert "own.py is a script: which function of it?\n" in told
+        assert told.endswith(f"tunecli {command} own.py:load" + (" or :make" if command == "search" else ""))
 
 
 def test_a_file_that_is_none_to_search(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -611,7 +628,7 @@ def test_a_study_all_of_whose_trials_failed_makes_way_for_another_question(tunec
     done = tunecli("search", "own.toml")
     assert done.code == 0
     (aside,) = (own.name for own in (tmp_path / "studies").glob("own-*"))
-    assert f"note: the earlier study is now studies/{aside}: all its trials failed\n" in done.err
+    assert f"note: the earlier study is now studies/{aside}: none of its trials came to a value\n" in done.err
     assert [own["study"] for own in tunecli("ls", "--format", "json").document["studies"]] == ["own"]
     assert [own["study"] for own in tunecli("ls", "--all", "--format", "json").document["studies"]] == ["own", aside]
     assert tunecli("ls").err == "1 set aside for another: tunecli ls --all lists all\n"

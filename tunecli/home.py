@@ -12,7 +12,7 @@ from tunecli import checkpoint, data
 from tunecli.command import Command
 from tunecli.errors import InputError, StorageError, UsageError, did_you_mean
 from tunecli.files import write_new
-from tunecli.source import is_function, source_file
+from tunecli.source import is_function, source_file, which_function
 from tunecli.storage import Address, Database, Shared, read_address
 from tunecli.study import (
     ProgramStudy,
@@ -58,7 +58,8 @@ def find_study(
         script = source_file(argument, Path.cwd())
         return _of_program({"objective": argument}, argument, table_name(script), home, overrides, replaced)
     if path.suffix == ".py":
-        raise InputError(f"{argument} is a script: which function of it?", hint=f"tunecli search {argument}:objective")
+        which = which_function(path, "objective")
+        raise InputError(f"{argument} is a script: which function of it?", hint=f"tunecli search {which}")
     if path.suffix.lower() in data.TABLE_SUFFIXES:
         return _of_data(path, home, overrides, replaced, anew)
     if NAME.fullmatch(argument):

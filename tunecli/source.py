@@ -34,6 +34,16 @@ def source_file(source: str, base: Path) -> Path:
     return (base / source.rpartition(":")[0]).expanduser().resolve()
 
 
+def which_function(path: Path, example: str) -> str:
+    """How a function of a script is named, where the script alone was: its functions are read, nothing is run."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        body = []
+    known = [own.name for own in body if isinstance(own, ast.FunctionDef) and not own.name.startswith("_")]
+    return f"{path}:{example if example in known or not known else ' or :'.join(known)}"
+
+
 def keys_of(source: str, base: Path) -> list[str] | None:
     """The names that the function named by `source` takes, read in its file, which is not executed; None where
     that does not say: it takes any, is made by another, or is not written there.

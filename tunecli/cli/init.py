@@ -48,7 +48,7 @@ def init(
 def _study_of(source: str, target: str | None, settings: list[str]) -> Study:
     """The study of these data with everything else left to its default, its paths relative to this folder."""
     from tunecli.data import BUNDLED, check_source
-    from tunecli.source import is_function
+    from tunecli.source import is_function, which_function
     from tunecli.study import default_document, make_study, table_name
 
     other = next((own for own in settings if not own.startswith("data.")), None)
@@ -57,6 +57,9 @@ def _study_of(source: str, target: str | None, settings: list[str]) -> Study:
     file, colon, function = source.rpartition(":") if is_function(source) else (source, "", "")
     if Path(file).suffix and not Path(file).exists():
         raise DataError(f"no such file: {file}", hint="give the path of a table, or of a file of your own functions")
+    if Path(file).suffix == ".py" and not colon:
+        which = which_function(Path(file), "load")
+        raise DataError(f"{source} is a script: which function of it?", hint=f"tunecli init {which}")
     check_source(source, Path.cwd())
     if target is not None and (colon or source in BUNDLED):
         raise UsageError(f"--target names a column of a table, {source} is none", hint="leave it out")

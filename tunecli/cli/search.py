@@ -202,10 +202,13 @@ def _hopeless(summary: Summary, most: int, report: str) -> TunecliError:
     from tunecli.report.summary import failures
 
     reason, trials = failures(summary)[0]
-    if not any(trial.hparams for trial in summary.trials):
+    if summary.ended < most:  # nothing that is sampled could mend them
+        if any(trial.hparams for trial in trials):
+            way = 'it has to print one, {"value": 0.93}, or --set train.metric=NAME names what it prints'
+        else:
+            way = "an objective asks the trial that it is given, as by trial.suggest_float"
         return InputError(
-            f"all {summary.ended} trials failed, and none had asked for an hparam: {reason}",
-            hint=f"an objective asks the trial that it is given, as by trial.suggest_float; {report} tells more",
+            f"all {summary.ended} trials failed, whatever was sampled: {reason}", hint=f"{way}; {report} tells more"
         )
     return NoUsableTrial(
         f"{most} trials in a row failed, the search.max_failures; {len(trials)} of {summary.ended}: {reason}",

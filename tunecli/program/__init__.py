@@ -17,4 +17,7 @@ A worker whose search is gone ends itself, with every process that it began.
 
 from tunecli.program.child import Child, wait
 
-__all__ = ["Child", "wait"]
+NO_VALUE = "it printed no line of JSON"
+"""How the reason begins why a trial failed whose program came to its end and told no value."""
+
+__all__ = ["NO_VALUE", "Child", "wait"]

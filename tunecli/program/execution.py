@@ -9,13 +9,17 @@ import selectors
 import signal
 import subprocess
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeGuard
 
+from tunecli.program import NO_VALUE
 from tunecli.program.worker import Channel
 
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
 TAIL_LINES = 3
+MOST_NAMED = 5
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+)')
 _INSTALLED = re.compile(r"^<|/site-packages/|/lib(64)?/python3")
@@ -41,17 +45,19 @@ def run(channel: Channel) -> None:
         channel.end("failed", reason=f"{how}: {tail}" if tail else how)
     elif output.last is None:
         known = " or ".join(repr(key) for key in output.keys)
-        channel.end("failed", reason=f"it printed no line of JSON with a number under {known}")
+        others = f", but under {', '.join(map(repr, output.others))}" if output.others else ""
+        channel.end("failed", reason=f"{NO_VALUE} with a number under {known}{others}")
     else:
         channel.end("complete", value=output.last)
 
 
 class _Output:
-    """What a program has printed so far."""
+    """What a program has printed so far: its `last` value under one of the `keys`, and `others` that held numbers."""
 
     def __init__(self, channel: Channel, metric: str | None) -> None:
         self.keys = tuple(dict.fromkeys(["value", *([metric] if metric else []), "loss"]))
         self.last: float | None = None
+        self.others: list[str] = []
         self._channel, self._reports = channel, 0
         self._line, self._errors = b"", b""
 
@@ -83,10 +89,16 @@ class _Output:
         except (ValueError, RecursionError):
             return None
         for key in self.keys if isinstance(document, dict) else ():
-            value = document.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if _is_number(value := document.get(key)):
                 return float(value)
+        if isinstance(document, dict) and len(self.others) < MOST_NAMED:
+            found = (key for key, value in document.items() if _is_number(value) and key not in self.others)
+            self.others += islice(found, MOST_NAMED - len(self.others))
         return None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _raised(lines: Sequence[str]) -> str | None:

@@ -116,7 +116,7 @@ def search(
         try:
             with _loop(found, device, workers) as loop:
                 if held.aside is not None:
-                    why = "" if fresh else ": all its trials failed"
+                    why = "" if fresh else ": none of its trials came to a value"
                     yield Noticed(f"the earlier study is now {held.aside}{why}")
                 yield from loop.events(timeout_seconds, stop)
         except StoppedBefore:

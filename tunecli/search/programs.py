@@ -14,7 +14,7 @@ from tunecli.alarm import overdue
 from tunecli.errors import SourceError
 from tunecli.importance import importance
 from tunecli.patience import PAUSE_SECONDS
-from tunecli.program import Child, wait
+from tunecli.program import NO_VALUE, Child, wait
 from tunecli.pruner import make_pruner
 from tunecli.search.begin import open_store
 from tunecli.search.events import Differed, Ended, Event, OpenedProgram, Progress
@@ -32,11 +32,14 @@ UNKNOWN_LENGTH = 10**9
 
 
 BLIND_FAILURES = 5
-"""As many trials that fail before they ask for an hparam end a search: all would fail so."""
+"""As many trials that fail whatever was sampled end a search: all would fail so."""
 
 
-def _asked(trial: Trial) -> bool:
-    return bool(trial.hparams) or trial.state is not State.FAILED
+def fails_blindly(trial: Trial) -> bool:
+    """Whether a trial failed for nothing that was sampled: before its objective asked for an hparam, or with a program
+    that came to its end and told no value."""
+    silent = (trial.reason or "").startswith(NO_VALUE)
+    return trial.state is State.FAILED and (not trial.hparams or silent)
 
 
 @dataclass(slots=True)
@@ -151,11 +154,10 @@ class ProgramLoop:
             self._launch(trial)
 
     def _most_failures(self) -> int:
-        """How many failed trials in a row end the search: a few, where none has asked for an hparam, for then nothing
-        that is sampled can mend them."""
+        """How many failed trials in a row end the search: a few, where nothing that is sampled can mend them."""
         most = self.study.search.max_failures
-        ended = [trial for trial in self.ledger.trials if trial.state.ended]
-        return min(most, BLIND_FAILURES) if self.study.command is None and not any(map(_asked, ended)) else most
+        ended = (trial for trial in self.ledger.trials if trial.state.ended)
+        return min(most, BLIND_FAILURES) if all(map(fails_blindly, ended)) else most
 
     def _launch(self, trial: Trial) -> None:
         """Run a trial from its start, for the first time or again."""

@@ -278,7 +278,14 @@ def test_what_is_set_aside_is_never_the_latest_nor_a_hint(tunecli: Command, home
     assert tunecli("report").out.startswith("tiny  ")
     assert tunecli("report", "tiny-2026").complaint[1] == "known: tiny"
     assert tunecli("report", aside.name).code == 0
-    shutil.rmtree(home / "tiny")
+    # One that is named like that is what it is called.
+    named = ("--set", "name=iris-20260102-030405", "--trials", "1", "--set", "train.epochs=1")
+    assert tunecli("search", "iris", *named).code == 0
+    listed = tunecli("ls", "--format", "json").document["studies"]
+    assert [own["study"] for own in listed] == ["iris-20260102-030405", "tiny"]
+    assert tunecli("report").out.startswith("iris-20260102-030405  ")
+    for name in ("tiny", "iris-20260102-030405"):
+        shutil.rmtree(home / name)
     assert tunecli("report").code == 0  # there is no other
 
 

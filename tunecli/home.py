@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def find_study(
         *bundled_names(),
         *data.BUNDLED,
         *(own.stem for own in home.glob("*.toml")),
-        *(own.name for own in _begun_folders(home) if not is_set_aside(own.name)),
+        *(own.name for own in _begun_folders(home) if not is_set_aside(own)),
     }
     raise InputError(f"no study {argument!r} in {home}", hint=did_you_mean(argument, names))
 
@@ -157,7 +159,7 @@ def find_folder(argument: str | None, home: Path, address: Address | None = None
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no study's name", hint="give its name, its .toml file or its table")
     if address is None and not is_begun(home / name):
-        names = [own.name for own in _begun_folders(home) if not is_set_aside(own.name)]
+        names = [own.name for own in _begun_folders(home) if not is_set_aside(own)]
         hint = did_you_mean(name, names) if names else f"`tunecli search {argument}` begins it"
         raise InputError(f"no study {name!r} in {home} yet", hint=hint)
     return home / name
@@ -167,7 +169,7 @@ def latest_folder(home: Path, address: Address | None = None) -> Path | None:
     """The study that a search wrote to last; with an `address`, of those in that database. One that was set aside is
     none, unless there is no other."""
     found = [own for own in _begun_folders(home) if address is None or _remembered(own) == str(address)]
-    found = [own for own in found if not is_set_aside(own.name)] or found
+    found = [own for own in found if not is_set_aside(own)] or found
     # A search marks the question, which nothing else writes: finetune writes to the database as well.
     return max(found, key=lambda folder: (folder / "study.toml").stat().st_mtime, default=None)
 
@@ -232,9 +234,16 @@ def _address(folder: Path, text: str) -> Address:
         raise InputError(f"{folder / 'storage'} holds no URL of a database", hint=error.hint) from error
 
 
-def is_set_aside(name: str) -> bool:
-    """Whether a study of this name made way for another: it is read by its name, and nowhere meant without it."""
-    return re.search(r".-\d{8}-\d{6}\Z", name) is not None
+def is_set_aside(folder: Path) -> bool:
+    """Whether the study in a folder made way for another: it is read by its name, and nowhere meant without it.
+
+    Its question has the name that it had then; one that somebody named like this has its folder's.
+    """
+    if re.search(r".-\d{8}-\d{6}\Z", folder.name) is None:
+        return False
+    with suppress(OSError, ValueError):
+        return tomllib.loads((folder / "study.toml").read_text(encoding="utf-8")).get("name") != folder.name
+    return True
 
 
 def remember(folder: Path, database: Database) -> None:

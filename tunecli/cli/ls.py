@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,37 +33,40 @@ def ls(
     With --storage those in that database, wherever they were searched.
     """
     from tunecli import live
-    from tunecli.home import is_set_aside
+    from tunecli.home import is_set_aside, study_folders
     from tunecli.report.formats import strict_json
     from tunecli.report.studies import as_document, draw_studies
 
     address = address_of(storage)
-    found = _in_home(home) if address is None else _in_database(address)
-    hidden = [] if everything else [own for own in found if is_set_aside(own.study)]
-    found = [own for own in found if own not in hidden]
+    folders = study_folders(home) if address is None else []
+    hidden = [] if everything else [own for own in folders if is_set_aside(own)]
+    shown = [own for own in folders if own not in hidden]
+    found = _in_home(home, shown) if address is None else _in_database(address)
     found.sort(key=lambda own: (own.written, own.study), reverse=True)
     if output is TextOrJson.JSON:
         print(strict_json(as_document(found)))
         return
     if found:
         draw_studies(found, datetime.now(UTC), output_console())
-    there = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
-    if not found:
+    else:
         where: object = address
         if address is None:
             where = home if home == HOME or home.is_dir() else f"{home}, which is not there"
-        live.progress_console().say(f"no study in {where} yet; tunecli search{there} begins one")
+        begins = home_option(home) if address is None else f" --storage {shlex.quote(str(address))}"
+        live.progress_console().say(f"no study in {where} yet; tunecli search{begins} begins one")
     if hidden:
-        live.progress_console().say(f"{len(hidden)} set aside for another: tunecli ls{there} --all lists all")
+        live.progress_console().say(
+            f"{len(hidden)} set aside for another: tunecli ls{home_option(home)} --all lists all"
+        )
 
 
-def _in_home(home: Path) -> list[Listed]:
-    from tunecli.home import questions, study_folders
+def _in_home(home: Path, folders: Iterable[Path]) -> list[Listed]:
+    """The studies in these folders, and the study files that nobody has searched."""
+    from tunecli.home import questions
 
-    folders = study_folders(home)
     unreachable: set[str] = set()
     found = [_of_folder(folder, unreachable) for folder in folders]
-    begun = {folder.name for folder in folders}
+    begun = {own.study for own in found}
     return found + [own for own in map(_of_file, questions(home)) if own.study not in begun]
 
 

@@ -84,7 +84,7 @@ def _half(folder: Path, database: Database) -> Path | None:
     if not isinstance(database, Shared) or is_unfinished(database):
         return None
     for found in sorted(folder.parent.glob(f"{folder.name}-*")):
-        its_own = is_set_aside(found.name) and len(found.name) == len(folder.name) + len("-20260102-030405")
+        its_own = is_set_aside(found) and len(found.name) == len(folder.name) + len("-20260102-030405")
         if its_own and is_remembered(found) and str(find_database(found)) == str(database):
             return found if is_unfinished(replace(database, study=found.name)) else None
     return None

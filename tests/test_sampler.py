@@ -104,11 +104,15 @@ def simulate(space: Space, name: str, seed: int = 0, trials: int = TRIALS) -> li
     return go_on(fresh(space, name, seed), [], trials)
 
 
-def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS, ahead: int = 0) -> list[list[Trial]]:
-    """The same for a search that stands in the middle of a fill, with so many proposals made ahead in each tick."""
+def go_on(
+    proposer: Proposer, known: list[Trial], trials: int = TRIALS, ahead: int = 0, expected: int = 0
+) -> list[list[Trial]]:
+    """The same for a search that stands in the middle of a fill, with so many proposals made ahead in each tick, and so
+    many expected."""
     known, history = list(known), []
     tick = max((trial.start_tick for trial in known), default=1) - 1
     while True:
+        proposer.expect(expected)
         while not proposer.exhausted and len(known) < trials and sum(not trial.state.ended for trial in known) < WINDOW:
             hparams = proposer.propose(len(known), tick + 1)
             known.append(Trial(len(known), State.RUNNING, hparams, start_tick=tick + 1))
@@ -116,6 +120,7 @@ def go_on(proposer: Proposer, known: list[Trial], trials: int = TRIALS, ahead: i
         flight = [trial for trial in known if not trial.state.ended]
         if not flight:
             return [*history, known]
+        proposer.expect(expected)
         for number in range(len(known), min(len(known) + ahead, trials)):
             proposer.prepare(number, tick + 2, {})
         tick += 1
@@ -165,6 +170,15 @@ def test_what_is_made_ahead_changes_no_proposal(sampler: str) -> None:
     space, count = space_for(sampler), trials_for(sampler)
     for ahead in (1, 3) if sampler != "gp" else (2,):
         assert go_on(fresh(space, sampler), [], count, ahead) == simulate(space, sampler, trials=count)
+
+
+@sampler
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_how_many_proposals_are_expected_changes_none(sampler: str, ahead: int) -> None:
+    """Fewer than come in some ticks, and more in others."""
+    space, count = space_for(sampler), trials_for(sampler)
+    for expected in (2, 9):
+        assert go_on(fresh(space, sampler), [], count, ahead, expected) == simulate(space, sampler, trials=count)
 
 
 @sampling

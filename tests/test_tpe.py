@@ -20,7 +20,7 @@ from tunecli.sampler import Proposer
 from tunecli.sampler.independent import Random
 from tunecli.sampler.kernels import column
 from tunecli.sampler.model import Model
-from tunecli.sampler.parzen import Mixture
+from tunecli.sampler.parzen import Mixture, draw
 from tunecli.sampler.tpe import CANDIDATES, Tpe, grouped
 from tunecli.sampler.truncnorm import Truncated, log_mass
 from tunecli.space import Choice, Float, Int, Range, build_space, distribution_json
@@ -60,6 +60,13 @@ def test_it_proposes_what_optunas_would(keys: dict[str, Any], direction: str) ->
     space = build_space(keys)
     ours, theirs = Tpe(space, direction, 7), Model(space, "tpe", direction, 7, 8)
     assert proposals(ours, 50) == proposals(theirs, 50)
+
+
+def test_a_space_of_one_point_is_proposed_again_and_again() -> None:
+    space = build_space(
+        {"optimizer": "sgd", "learning_rate": 0.1, "momentum": [0.9], "batch_size": 8, "l1": 0, "l2": 0}
+    )
+    assert [own["momentum"] for own in proposals(Tpe(space, "minimize", 7), 30)] == 30 * [0.9]
 
 
 def test_it_proposes_what_optunas_would_after_hidden_trials() -> None:
@@ -147,14 +154,17 @@ def compare(names: list[str], count: int, seed: int) -> None:
         for number, value in enumerate(observed[name]):
             own.add(2 * number, value)
             own.add(2 * number + 1, observed[name][-1 - number])
-        own.kernels(np.arange(1, 2 * count, 2))
-    ours = Mixture(columns, np.arange(0, 2 * count, 2))
+    ours, others = (Mixture(columns, np.arange(2 * count) % 2 == part) for part in (0, 1))
+    shares = [np.random.RandomState(own).random_sample((1 + len(names), CANDIDATES)) for own in (seed, seed + 1)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        points = ours.points(np.random.RandomState(seed).random_sample((1 + len(names), CANDIDATES)))
+        # Beside what is drawn for another proposal, and from the other mixture.
+        beside = np.concatenate(shares, axis=1)
+        drawn, _ = draw([ours, others], [beside, beside[:, ::-1]], CANDIDATES)
+        points = drawn.some(slice(CANDIDATES))
         densities = ours.log_densities(points)
     samples = theirs.sample(np.random.RandomState(seed), CANDIDATES)
-    assert np.array_equal(points, np.stack([samples[name] for name in names], axis=1))
+    assert np.array_equal(points.internal, np.stack([samples[name] for name in names], axis=1))
     np.testing.assert_allclose(densities, theirs.log_pdf(samples), rtol=1e-9, atol=1e-9)
 
 
@@ -166,10 +176,12 @@ def compare(names: list[str], count: int, seed: int) -> None:
 )
 def test_a_quantile_is_scipys(share: float, mu: float, sigma: float) -> None:
     """Up to where the logarithm of a share, which Optuna computes with too, no longer tells it from one."""
-    a, b, q = (np.array([own]) for own in ((0 - mu) / sigma, (1 - mu) / sigma, share))
-    (found,), (mass,) = Truncated.between(a, b).quantile(q), log_mass(a, b)
-    assert found * sigma == pytest.approx(stats.truncnorm.ppf(share, a[0], b[0]) * sigma, abs=1e-9)
-    assert mass == pytest.approx(np.log(stats.norm.cdf(b[0]) - stats.norm.cdf(a[0])), rel=1e-7, abs=1e-12)
+    a, b = (0 - mu) / sigma, (1 - mu) / sigma
+    mus, sigmas, low, high, q = (np.array([own]) for own in (mu, sigma, 0.0, 1.0, share))
+    found = Truncated.between(mus, sigmas, low, high).quantile(q, np.array([0]))
+    mass = log_mass(np.array([a]), np.array([b]), 500)
+    assert found == pytest.approx(stats.truncnorm.ppf(share, a, b) * sigma + mu, abs=1e-9)
+    assert mass == pytest.approx(np.log(stats.norm.cdf(b) - stats.norm.cdf(a)), rel=1e-7, abs=1e-12)
 
 
 def test_hparams_that_the_same_trials_have_are_one_group() -> None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tunecli.trial import Measurement, Value, first_best
 
+STOPPING = ("patience", "loss_tolerance", "gradient_tolerance")
+"""The settings that can end a run before its last epoch; by default none does."""
+
 
 def reason_to_stop(curve: Sequence[Measurement], settings: Mapping[str, Value], direction: str) -> str | None:
     """Why a run with this curve is done before its last epoch, or None where it goes on.
@@ -17,7 +20,7 @@ def reason_to_stop(curve: Sequence[Measurement], settings: Mapping[str, Value], 
     last = curve[-1]
     patience, loss_tolerance, gradient_tolerance = (
         float(settings[name])  # type: ignore[arg-type]  # numbers by the space
-        for name in ("patience", "loss_tolerance", "gradient_tolerance")
+        for name in STOPPING
     )
     best = first_best(curve, direction) if patience else None
     if best is not None and last.fidelity - best.fidelity >= patience:

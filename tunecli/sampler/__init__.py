@@ -40,6 +40,10 @@ class Proposer(Protocol):
         What was `given` by hand stays as it is; the sampler chooses the rest.
         """
 
+    def expect(self, count: int) -> None:
+        """So many proposals are likely to be asked for next, all for one tick: what they share can be done at once. It
+        changes no proposal."""
+
     def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
         """Make this proposal before it is asked for, where that takes time. It changes no proposal.
 

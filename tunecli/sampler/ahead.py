@@ -39,6 +39,9 @@ class Ahead:
             self._take_back()  # it ended without training, when a replay could not start it, and should have been seen
         self._proposer.end(trial)
 
+    def expect(self, count: int) -> None:
+        self._proposer.expect(max(count - len(self._made), 0))
+
     def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
         if self._made and self._made[-1][0][:2] != (number - 1, start_tick):
             self._take_back()

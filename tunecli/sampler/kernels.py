@@ -12,15 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunecli.sampler.truncnorm import LOG_ROOT_2PI, Array, log_mass
+from tunecli.sampler.truncnorm import LOG_ROOT_2PI, MANY, ROOT_2, Array, log_mass
 from tunecli.space import Choice, Float, Int, Range
 
 Rows = NDArray[np.intp]
-"""Numbers of trials, ascending. Kernels are in this order, the prior last."""
+"""Numbers of trials, ascending, and `PRIOR` last. Kernels are in this order."""
 
+PRIOR = -1
+"""The prior has the last place of what is kept by trial."""
 
-FEW = 200
-"""Fewer trials than these are sorted faster than picked out of those that are sorted."""
+Mask = NDArray[np.bool_]
+"""By trial, whether it is one of those that are asked for."""
 
 
 class Scale:
@@ -34,47 +36,43 @@ class Scale:
         # The same, but numpy's logarithm and the one above may differ in the last bit: Optuna has both, each in its
         # place.
         self.prior = (float(np.log(low)), float(np.log(high))) if self.log else (low, high)
-        self._middle, self.width = 0.5 * (self.low + self.high), self.high - self.low
+        self._middle, self._width = 0.5 * (self.low + self.high), self.high - self.low
 
     def inward(self, internal: Array) -> Array:
         return np.log(internal) if self.log else internal
 
     def centred(self, points: Array) -> Array:
         """Points, `inward` ones, from -0.5 at the lower end to 0.5 at the upper one."""
-        return (points - self._middle) / self.width
-
-    def log_norms(self, mus: Array, sigmas: Array) -> Array:
-        """What the logarithms of the truncated kernels are less by than those of their bells, bins or densities."""
-        log_norms = log_mass((self.low - mus) / sigmas, (self.high - mus) / sigmas)
-        return log_norms if self.whole else log_norms + (np.log(sigmas) + LOG_ROOT_2PI)
+        return (points - self._middle) / self._width
 
     def outward(self, points: Array) -> Array:
         points = np.exp(points) if self.log else points
         low, high = self.range.low, self.range.high
         return np.clip(low + np.round(points - low), low, high) if self.whole else points
 
+    def factors(self, mu: float, sigma: float) -> tuple[float, float, float]:
+        """What the logarithm of a kernel's density is, as a polynomial in `centred` points: by what their square, they
+        themselves and one are multiplied. Of whole numbers it is what the logarithm of a bin's mass is less by."""
+        mu, width = (mu - self._middle) / self._width, sigma / self._width
+        above, below = (0.5 - mu) / (width * ROOT_2), (0.5 + mu) / (width * ROOT_2)
+        constant = -math.log(0.5 * (math.erf(above) + math.erf(below)))
+        if self.whole:
+            return 0.0, 0.0, constant
+        precision = 0.5 / (width * width)
+        return -precision, 2 * mu * precision, constant - mu * mu * precision - math.log(sigma) - LOG_ROOT_2PI
+
 
 @dataclass(frozen=True, slots=True)
 class NumberKernels:
-    """Truncated normal distributions. `log_norms` is what the logarithm of each is less by than that of its bell."""
+    """Truncated normal distributions, and the `factors` of their densities."""
 
     scale: Scale
     mus: Array
     sigmas: Array
-    log_norms: Array
+    factors: Array
 
-    def quadratic(self) -> tuple[Array, Array, Array]:
-        """The logarithm of each bell as a polynomial in `centred` points: what their squares, they themselves and one
-        are multiplied by."""
-        mus, sigmas = self.scale.centred(self.mus), self.sigmas / self.scale.width
-        precisions = 0.5 / np.square(sigmas)
-        linear = 2.0 * mus * precisions
-        return -precisions, linear, -0.5 * mus * linear
-
-    def cut(self, points: Array) -> Array | None:
+    def cut(self, points: Array) -> Array:
         """What is added where points lie outside of the range, by rounding alone, and then for some kernels only."""
-        if points.min() >= self.scale.low and points.max() <= self.scale.high:
-            return None
         added = np.zeros((len(points), len(self.mus)))
         for place in np.flatnonzero((points < self.scale.low) | (points > self.scale.high)):
             z, a, b = ((edge - self.mus) / self.sigmas for edge in (points[place], self.scale.low, self.scale.high))
@@ -91,7 +89,7 @@ class NumberKernels:
         kernel_of[order] = np.cumsum(first) - 1
         mus, sigmas = mus[first], sigmas[first]
         left, right = (self.scale.inward(bins + half)[:, None] for half in (-0.5, 0.5))
-        mass = log_mass((left - mus) / sigmas, (right - mus) / sigmas)
+        mass = log_mass((left - mus) / sigmas, (right - mus) / sigmas, MANY)
         return mass[np.ix_(bin_of, kernel_of)]
 
 
@@ -110,10 +108,14 @@ class ChoiceKernels:
 
     def log_shares(self, internal: Array) -> Array:
         """The logarithm of the share of each of these choices, by what a kernel has seen: (choices, seen)."""
-        return np.log(self.table.T[internal.astype(np.intp)])
+        return np.log(self.table).T.take(internal.astype(np.intp), axis=0)
 
 
 Kernels = NumberKernels | ChoiceKernels
+
+
+MU, SIGMA = 0, 1
+"""What comes before the factors of a kernel."""
 
 
 class Numbers:
@@ -121,15 +123,13 @@ class Numbers:
 
     def __init__(self, range_: Float | Int) -> None:
         self._scale = Scale(range_)
-        self._mu = np.empty(0)
+        low, high = self._scale.prior
+        mu, sigma = 0.5 * (low + high), high - low
+        # By trial: where its kernel lies; how wide it was when it was last asked for, and its factors then.
+        self._kernels = np.array([(mu, sigma, *self._scale.factors(mu, sigma))]).T.copy()
         self._added: list[tuple[int, float]] = []
         # Trials by their place in the range, of equals the earlier first. (Optuna's order of equals is its machine's.)
-        self._order: Rows = np.empty(0, np.intp)
-        # By trial: the width of its kernel when it was last asked for, and the logarithm of its norm.
-        self._sigma, self._log_norm = np.empty(0), np.empty(0)
-        low, high = self._scale.prior
-        self._prior_mu, self._prior_sigma = np.array([0.5 * (low + high)]), np.array([high - low])
-        self._prior_log_norm = self._scale.log_norms(self._prior_mu, self._prior_sigma)
+        self._order = np.empty(0, np.intp)
 
     def add(self, number: int, internal: float) -> None:
         """A trial of a higher number than those before it."""
@@ -139,49 +139,37 @@ class Numbers:
         """There are no trials from this number on."""
         self._added = [own for own in self._added if own[0] < number]
         self._order = self._order[self._order < number]
-        self._sigma[number:] = np.nan
+        self._kernels[SIGMA, number:PRIOR] = np.nan
 
-    def kernels(self, rows: Rows) -> NumberKernels:
-        self._take_in()
-        low, high = self._scale.prior
-        mus = self._mu[rows]
-        if len(rows) < FEW:
-            order = rows[np.argsort(mus, kind="stable")]
-        else:
-            among = np.zeros(len(self._mu), np.bool_)
-            among[rows] = True
-            order = self._order[among[self._order]]
-        self._widen(order, bandwidths(self._mu[order], low, high))
-        return NumberKernels(
-            self._scale,
-            np.concatenate((mus, self._prior_mu)),
-            np.concatenate((self._sigma[rows], self._prior_sigma)),
-            np.concatenate((self._log_norm[rows], self._prior_log_norm)),
-        )
-
-    def _widen(self, rows: Rows, sigmas: Array) -> None:
-        """Give trials these widths; their norms are computed anew only where a width has changed."""
-        stale = np.flatnonzero(self._sigma[rows] != sigmas)
+    def kernels(self, mask: Mask, rows: Rows) -> NumberKernels:
+        """Those of the trials of `mask`, which are `rows`."""
+        if self._added:
+            self._take_in()
+        order = self._order[mask.take(self._order)]
+        mus = self._kernels[MU].take(order)
+        sigmas = bandwidths(mus, *self._scale.prior)
+        # Few have got another neighbour.
+        stale = (self._kernels[SIGMA].take(order) != sigmas).nonzero()[0]
         if len(stale):
-            changed, sigma = rows[stale], sigmas[stale]
-            self._sigma[changed], self._log_norm[changed] = sigma, self._scale.log_norms(self._mu[changed], sigma)
+            changed = [
+                (sigma, *self._scale.factors(mu, sigma))
+                for mu, sigma in zip(mus[stale].tolist(), sigmas[stale].tolist(), strict=True)
+            ]
+            self._kernels[SIGMA:, order[stale]] = np.array(changed).T
+        found = self._kernels.take(rows, axis=1)
+        return NumberKernels(self._scale, found[MU], found[SIGMA], found[SIGMA + 1 :])
 
     def _take_in(self) -> None:
         """Sort what was added in among the others."""
-        if not self._added:
-            return
         numbers = np.array([number for number, _ in self._added])
         mus = self._scale.inward(np.array([internal for _, internal in self._added], float))
         self._added.clear()
-        if numbers[-1] >= len(self._mu):
-            more = np.full(numbers[-1] + 64, np.nan)  # NaN equals no width
-            self._mu, self._sigma, self._log_norm = (
-                np.append(own, more) for own in (self._mu, self._sigma, self._log_norm)
-            )
-        self._mu[numbers] = mus
-        order = np.argsort(mus, kind="stable")
-        places = self._mu[self._order].searchsorted(mus[order], side="right")
-        self._order = np.insert(self._order, places, numbers[order])
+        if numbers[-1] >= self._kernels.shape[1] - 1:
+            room = np.full((len(self._kernels), numbers[-1] + 64), np.nan)  # NaN equals no width
+            self._kernels = np.concatenate((self._kernels[:, :PRIOR], room, self._kernels[:, PRIOR:]), axis=1)
+        self._kernels[MU, numbers] = mus
+        order = np.concatenate((self._order, numbers))
+        self._order = order[self._kernels[MU, order].argsort(kind="stable")]  # in no time, where nearly all of it is
 
 
 def bandwidths(sorted_mus: Array, low: float, high: float) -> Array:
@@ -193,7 +181,8 @@ def bandwidths(sorted_mus: Array, low: float, high: float) -> Array:
     sigmas: Array = np.maximum(gaps[:-1], gaps[1:])
     if count >= 2:
         sigmas[0], sigmas[-1] = gaps[1], gaps[-2]
-    return sigmas.clip((high - low) / min(100.0, 2.0 + count), high - low)
+    np.maximum(sigmas, (high - low) / min(100.0, 2.0 + count), out=sigmas)
+    return np.minimum(sigmas, high - low, out=sigmas)
 
 
 class Choices:
@@ -201,22 +190,23 @@ class Choices:
 
     def __init__(self, range_: Choice) -> None:
         self._count = len(range_.values)
-        self._seen = np.empty(0, np.intp)
+        self._seen = np.array([self._count])
 
     def add(self, number: int, internal: float) -> None:
-        if number >= len(self._seen):
-            self._seen = np.append(self._seen, np.zeros(number + 64, np.intp))
+        if number >= len(self._seen) - 1:
+            room = np.zeros(number + 64, np.intp)
+            self._seen = np.concatenate((self._seen[:PRIOR], room, self._seen[PRIOR:]))
         self._seen[number] = int(internal)
 
     def forget(self, number: int) -> None:
         """What trials from this number on had is never asked for."""
 
-    def kernels(self, rows: Rows) -> ChoiceKernels:
-        count = self._count
-        table = np.full((count + 1, count), 1.0 / (len(rows) + 1))
-        table[np.arange(count), np.arange(count)] += 1
+    def kernels(self, mask: Mask, rows: Rows) -> ChoiceKernels:
+        """Those of the trials of `mask`, which are `rows`."""
+        table = np.full((self._count + 1, self._count), 1.0 / len(rows))
+        table.flat[:: self._count + 1] += 1  # its diagonal
         table /= table.sum(axis=1, keepdims=True)
-        return ChoiceKernels(np.concatenate((self._seen[rows], [count])), table)
+        return ChoiceKernels(self._seen.take(rows), table)
 
 
 Column = Numbers | Choices

@@ -77,6 +77,9 @@ class Model:
     def end(self, trial: Trial) -> None:
         self._ended.append(trial)
 
+    def expect(self, count: int) -> None:
+        """They share nothing."""
+
     def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
         """Only what can be taken back is made before it is asked for: see `Ahead`."""
 

@@ -32,6 +32,9 @@ class Sobol:
     def end(self, trial: Trial) -> None:
         """Nothing is learned from it."""
 
+    def expect(self, count: int) -> None:
+        """They share nothing."""
+
     def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
         """It is made in no time."""
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Mapping
+from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunecli.given import fitting
-from tunecli.sampler import STARTUP_TRIALS
+from tunecli.sampler import STARTUP_TRIALS, parzen
 from tunecli.sampler.independent import draw, reseed
 from tunecli.sampler.kernels import Column, column
-from tunecli.sampler.parzen import Mixture
+from tunecli.sampler.parzen import Mixture, Points
 from tunecli.sampler.truncnorm import Array
 from tunecli.space import Choice, Range, Space
 from tunecli.trial import Hparams, State, Trial, Value
@@ -52,15 +54,20 @@ class Tpe:
         # By trial: which hparams it has, as a place in `_patterns`, and what it counts as.
         self._patterns: list[frozenset[str]] = []
         self._pattern, self._part = np.empty(0, np.intp), np.empty(0, np.int8)
-        self._count = 0
+        # Which patterns have all of some hparams.
+        self._having: dict[Names, NDArray[np.bool_]] = {}
+        self._count = self._expected = 0
         self._ended: list[Trial] = []
+        self._revealing = math.inf
         self._complete: list[Rank] = []
         self._pruned: list[Rank] = []
         # The first trial of each pattern that has ended with a value; hparams are grouped by them.
         self._first: dict[int, int] = {}
         self._groups: list[Names] = []
-        # What the good trials of each group make, until other trials are good.
+        self._group_of: dict[str, Names] = {}
+        # What the good trials of each group make, and what was drawn from it, until other trials are good.
         self._good_of: dict[Names, Mixture] = {}
+        self._drawn: Candidates | None = None
 
     def add(self, trial: Trial) -> None:
         self._add({name: internal for name, (_, internal) in self._space.encode(trial.hparams).items()})
@@ -73,6 +80,11 @@ class Tpe:
 
     def end(self, trial: Trial) -> None:
         self._ended.append(trial)
+        if trial.end_tick is not None:
+            self._revealing = min(self._revealing, trial.end_tick)
+
+    def expect(self, count: int) -> None:
+        self._expected = self._count + count
 
     def prepare(self, number: int, start_tick: int, given: Mapping[str, Value]) -> None:
         """Only what can be taken back is made before it is asked for: see `Ahead`."""
@@ -81,25 +93,25 @@ class Tpe:
         if number != self._count:
             raise AssertionError(f"trial {number} was asked for after {self._count} trials")
         self._reveal(start_tick - 2)
-        reseed(self._random, self._seed, number)
-        random, fixed = self._random, fitting(self._space, given or {})
         started = len(self._complete) + len(self._pruned) >= STARTUP_TRIALS
-        groups = self._groups if started else []
-        # Each group has its random numbers whether this trial will ask for it or not.
-        shares = {group: random.random_sample((1 + len(group), CANDIDATES)) for group in groups}
-        group_of = {name: group for group in groups for name in group}
+        drawn = self._draw(number) if started else None
+        reseed(self._random, self._seed, number)
+        if started:
+            self._shares()  # of `drawn`; what else this trial draws comes after them
+        fixed = fitting(self._space, given) if given else {}
         found: dict[str, float] = {}
 
         def ask(name: str, range_: Range) -> Value:
             if name in fixed:
                 return fixed[name]
-            if not started or name not in self._ranges:
-                return draw(range_, random)
-            if name in group_of and name not in found:
-                found.update(self._best(group_of[name], shares[group_of[name]]))
+            if drawn is None or name not in self._ranges:
+                return draw(range_, self._random)
+            if name in self._group_of and name not in found:
+                group = self._group_of[name]
+                found.update(self._best(group, *drawn.of(number, group)))
             if name not in found or not _contains(range_, found[name]):
                 # No trial that has ended had it; or it lies outside by rounding.
-                found.update(self._best((name,), random.random_sample((2, CANDIDATES))))
+                found.update(self._best_alone(name))
             return range_.external(found[name])
 
         hparams = self._space.suggest(ask)
@@ -112,18 +124,48 @@ class Tpe:
         for own in self._columns.values():
             own.forget(number)
 
-    def _best(self, names: Names, shares: Array) -> dict[str, float]:
-        """The best of the candidates for these hparams, internal values."""
-        columns = [self._columns[name] for name in names]
-        has = np.array([pattern.issuperset(names) for pattern in self._patterns])[self._pattern[: self._count]]
-        part = self._part[: self._count]
-        good = self._good_of.get(names)
-        if good is None:
-            good = self._good_of[names] = Mixture(columns, np.flatnonzero(has & (part == GOOD)))
-        bad = Mixture(columns, np.flatnonzero(has & (part == BAD)))
-        points = good.points(shares)
-        place = np.argmax(good.log_densities(points) - bad.log_densities(points))
-        return dict(zip(names, points[place].tolist(), strict=True))
+    def _draw(self, number: int) -> Candidates:
+        """The candidates of this trial, and of those that are expected with it."""
+        if self._drawn is None or number not in self._drawn.numbers:
+            numbers = range(number, max(number + 1, self._expected))
+            shares = []
+            for own in numbers:
+                reseed(self._random, self._seed, own)
+                shares.append(self._shares())
+            good = {group: self._good_mixture(group) for group in self._groups}
+            self._drawn = Candidates(numbers, good, np.concatenate(shares, axis=1))
+        return self._drawn
+
+    def _shares(self) -> Array:
+        """The first random numbers of a trial: each group has its own, whether the trial will ask for it or not."""
+        return self._random.random_sample((len(self._groups) + len(self._group_of), CANDIDATES))
+
+    def _best(self, names: Names, points: Points, good: Array) -> dict[str, float]:
+        """The best of the candidates for these hparams, internal values. `good` is how dense good trials are at each,
+        by the logarithm."""
+        bad = self._mixture(names, BAD)
+        place = np.argmax(good - bad.log_densities(points))
+        return dict(zip(names, points.internal[place].tolist(), strict=True))
+
+    def _best_alone(self, name: str) -> dict[str, float]:
+        """The same for one hparam, whose candidates are drawn by the random numbers that come next."""
+        good = self._good_mixture((name,))
+        (points,) = parzen.draw([good], [self._random.random_sample((2, CANDIDATES))], CANDIDATES)
+        return self._best((name,), points, good.log_densities(points))
+
+    def _good_mixture(self, names: Names) -> Mixture:
+        if names not in self._good_of:
+            self._good_of[names] = self._mixture(names, GOOD)
+        return self._good_of[names]
+
+    def _mixture(self, names: Names, part: int) -> Mixture:
+        """The estimator of the trials that have these hparams and count as that."""
+        having = self._having.get(names)
+        if having is None:
+            having = self._having[names] = np.array([pattern.issuperset(names) for pattern in self._patterns])
+        mask = having.take(self._pattern[: self._count])
+        mask &= self._part[: self._count] == part
+        return Mixture([self._columns[name] for name in names], mask)
 
     def _add(self, internal: Mapping[str, float]) -> None:
         """The next trial, in flight."""
@@ -134,16 +176,18 @@ class Tpe:
         pattern = frozenset(internal.keys() & self._ranges.keys())
         if pattern not in self._patterns:
             self._patterns.append(pattern)
+            self._having.clear()
         self._pattern[number] = self._patterns.index(pattern)
         for name in pattern:
             self._columns[name].add(number, internal[name])
 
     def _reveal(self, up_to_tick: int) -> None:
         """Take in the results of the trials that had ended by then."""
-        known = [trial for trial in self._ended if trial.end_tick is not None and trial.end_tick <= up_to_tick]
-        if not known:
+        if up_to_tick < self._revealing:
             return
+        known = [trial for trial in self._ended if trial.end_tick is not None and trial.end_tick <= up_to_tick]
         self._ended = [trial for trial in self._ended if trial.end_tick is None or trial.end_tick > up_to_tick]
+        self._revealing = min((own.end_tick for own in self._ended if own.end_tick is not None), default=math.inf)
         before = self._good()
         self._part[before] = BAD
         for trial in known:
@@ -160,9 +204,12 @@ class Tpe:
         self._part[good] = GOOD
         if good != before:
             self._good_of.clear()
+            self._drawn = None
         if not self._groups:
             order = sorted(self._first, key=self._first.__getitem__)
             self._groups = grouped([self._patterns[place] for place in order])
+            self._group_of = {name: group for group in self._groups for name in group}
+            self._drawn = None
 
     def _good(self) -> list[int]:
         """The good ones of the trials that have ended."""
@@ -180,6 +227,25 @@ class Tpe:
 
     def _badness(self, value: float | None) -> float:
         return math.inf if value is None or math.isnan(value) else self._sign * value
+
+
+class Candidates:
+    """What is drawn for trials of these numbers where trials were good, so long as no others are: for all of them and
+    all groups at once. `shares` has rows for the groups, one after another, and as many columns for each trial."""
+
+    def __init__(self, numbers: range, good: Mapping[Names, Mixture], shares: Array) -> None:
+        self.numbers = numbers
+        ends = list(accumulate(1 + len(group) for group in good))
+        rows = [shares[end - 1 - len(group) : end] for group, end in zip(good, ends, strict=True)]
+        drawn = parzen.draw(list(good.values()), rows, CANDIDATES)
+        self._found = {group: (own, good[group].log_densities(own)) for group, own in zip(good, drawn, strict=True)}
+
+    def of(self, number: int, group: Names) -> tuple[Points, Array]:
+        """Those of a trial, and how dense good trials are there, by the logarithm."""
+        points, densities = self._found[group]
+        first = CANDIDATES * (number - self.numbers.start)
+        some = slice(first, first + CANDIDATES)
+        return points.some(some), densities[some]
 
 
 def grouped(patterns: list[frozenset[str]]) -> list[Names]:

@@ -30,7 +30,7 @@ from tunecli.search.resume import Found
 from tunecli.search.shelf import Shelf
 from tunecli.snapshots import Snapshots
 from tunecli.space import settings_of
-from tunecli.stopping import reason_to_stop
+from tunecli.stopping import STOPPING, reason_to_stop
 from tunecli.study import Study
 from tunecli.trial import Hparams, Measurement, Run, State, Trial
 
@@ -44,6 +44,7 @@ class Loop:
         ready = make_ready(found.study, record, self.folder, device)
         study, device = ready.study, ready.fitted.device
         self.study, self.data, self.fitted = study, ready.data, ready.fitted
+        self._settings = study.train.settings
         self.metric, plan = self.fitted.task.metric, self.fitted.plan
         # After the model was tried: one that does not fit must not leave a study that its mending contradicts.
         self.store = open_store(
@@ -210,6 +211,7 @@ class Loop:
         `upcoming` are trials whose hparams this process can find meanwhile.
         """
         upcoming = deque(upcoming)
+        self.proposer.expect(len(upcoming))
         while not stop():
             short = None
             try:
@@ -312,6 +314,7 @@ class Loop:
         """Begin as many as there are free slots, but none that would not be begun if all before it failed."""
         free = self.study.window - len(self.ledger.in_flight)
         count = min(free, self.ledger.missing, self.ledger.bears(self.study.search.max_failures))
+        self.proposer.expect(count)
         return [trial for _ in range(count) if (trial := self._next()) is not None]
 
     def _next(self) -> Trial | None:
@@ -350,10 +353,10 @@ class Loop:
             return failed(trial, own.failure)
         if own.fidelity >= self.study.train.epochs:
             return replace(trial, state=State.COMPLETE)
-        run = self._run(own.trial, trial.hparams)
-        done = reason_to_stop(trial.curve, settings_of(run.settings, run.hparams), self.metric.direction)
-        if done is not None:
-            return replace(trial, state=State.COMPLETE, reason=done)
+        if any(name in trial.hparams or name in self._settings for name in STOPPING):
+            settings = settings_of(self._settings, trial.hparams)
+            if (done := reason_to_stop(trial.curve, settings, self.metric.direction)) is not None:
+                return replace(trial, state=State.COMPLETE, reason=done)
         reason = self.ledger.reason_to_prune(own)
         return None if reason is None else replace(trial, state=State.PRUNED, reason=reason)
 
@@ -368,7 +371,7 @@ class Loop:
             self.proposer.end(seen)
 
     def _shown(self, trial: Trial) -> Trial | None:
-        return shown(self.study.space, trial, self.study.train.settings)
+        return shown(self.study.space, trial, self._settings)
 
     def _commit(self) -> None:
         if self.store.commit():
@@ -376,4 +379,4 @@ class Loop:
             self.flight.clear_away()
 
     def _run(self, number: int, hparams: Hparams) -> Run:
-        return Run(number, self.study.seed, hparams, self.study.train.epochs, self.study.train.settings)
+        return Run(number, self.study.seed, hparams, self.study.train.epochs, self._settings)

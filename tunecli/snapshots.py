@@ -98,8 +98,9 @@ class Snapshots:
 
     def remove(self, trial: int) -> None:
         """Remove those of a trial, and the folder where none is left."""
-        checkpoint.remove(self._place(trial))
-        self._remove_empty()
+        if self._folder.exists():  # most searches end before there are any
+            checkpoint.remove(self._place(trial))
+            self._remove_empty()
 
     def clear(self, but: Iterable[int] = ()) -> None:
         """Remove all but those of some trials, and the folder where none is left."""

@@ -9,30 +9,29 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tunecli.errors import StorageError
 from tunecli.given import encode_given
-from tunecli.space import Space, distribution_json
+from tunecli.space import Range, Space, distribution_json
 from tunecli.storage import Database
 from tunecli.store.database import connect, release, unwritable
 from tunecli.store.schema import (
-    CHECKPOINTS,
     FIXED_PARAMS,
-    MEASUREMENTS,
-    QUESTIONS,
-    READINGS,
     STATE_NAMES,
     STUDIES,
-    TRIALS,
     stored_number,
     sweep,
     tables,
     utc_now,
 )
+from tunecli.store.statements import Row, prepare
 from tunecli.store.versions import bring_up_to_date, find_study
 from tunecli.trial import Importance, Measurement, State, Trial
+
+NEW_TRIAL = ("number", "study_id", "state", "datetime_start")
+"""What is collected of a trial that is not in the database yet."""
 
 GROUP_SECONDS = 0.1
 """Ticks that end within this time share a commit: a commit waits for the disk, a short tick must not."""
@@ -46,8 +45,10 @@ class Store:
     """
 
     def __init__(self, database: Database, space: Space) -> None:
-        self._database = database
-        self._space = space
+        self._database, self._space = database, space
+        self._distributions = {
+            own.name: distribution_json(own.range) for own in space.dimensions if isinstance(own.range, Range)
+        }
         bring_up_to_date(database)
         self._engine = connect(database, write=True)
         self._written = time.monotonic()
@@ -55,150 +56,116 @@ class Store:
             with self._engine.begin() as connection:
                 self._study_id = find_study(connection, database)
                 sweep(connection)
-                self._tables = tables(connection)
-                self._own = STUDIES.c.study_id == self._study_id
-                connection.execute(update(STUDIES).where(self._own).values(fence=STUDIES.c.fence + 1))
-                self._fence = connection.execute(select(STUDIES.c.fence).where(self._own)).scalar_one()
-                trials = self._tables["trials"]
-                rows = connection.execute(
-                    select(trials.c.number, trials.c.trial_id).where(trials.c.study_id == self._study_id)
-                )
+                optuna, own = tables(connection), STUDIES.c.study_id == self._study_id
+                studies, trials = optuna["studies"], optuna["trials"]
+                mine = trials.c.study_id == self._study_id
+                connection.execute(update(STUDIES).where(own).values(fence=STUDIES.c.fence + 1))
+                fence = connection.execute(select(STUDIES.c.fence).where(own)).scalar_one()
+                rows = connection.execute(select(trials.c.number, trials.c.trial_id).where(mine))
                 self._ids = {row.number: row.trial_id for row in rows}
         except SQLAlchemyError as error:
             raise unwritable(database, error) from error
         self._numbers = set(self._ids)
-        self._statements = self._prepare_statements()
-        self._pending: dict[str, list[dict[str, Any]]] = {name: [] for name in ("trial", *self._statements)}
+        self._fenced = update(STUDIES).where(own, STUDIES.c.fence == fence).values(fence=fence)
+        self._locked = select(studies.c.study_id).where(studies.c.study_id == self._study_id).with_for_update()
+        self._counted = select(func.count()).select_from(trials).where(mine)
+        self._added = insert(trials).returning(trials.c.number, trials.c.trial_id)
+        self._statements = prepare(optuna)
+        self._pending: dict[str, list[Row]] = {name: [] for name in ("trial", *self._statements)}
 
     def restate(self, document: Mapping[str, Any]) -> None:
         """The question as it is asked now: more trials, say."""
-        self._pending["question"].append({"document": json.dumps(document)})
+        self._pending["question"].append((self._study_id, json.dumps(document)))
 
     def replan(self, plan: Mapping[str, Any]) -> None:
         """The plan that the study goes on with."""
-        self._pending["plan"].append({"plan": json.dumps(plan)})
+        self._pending["plan"].append((self._study_id, json.dumps(plan)))
 
     def set_aside(self, document: Mapping[str, Any], until: int) -> None:
         """The question as it was before it changed: what trials below `until` were asked, since the change before.
 
         How much its hparams had to do with the outcome is forgotten with it.
         """
-        row = {"study_id": self._study_id, "until": until, "document": json.dumps(document), "changed": utc_now()}
-        self._pending["earlier"].append(row)
-        self._pending["importance"].append({"importance": None})
+        self._pending["earlier"].append((self._study_id, until, json.dumps(document), utc_now()))
+        self._pending["importance"].append((self._study_id, None))
 
     def explain(self, found: Importance) -> None:
         """How much each hparam had to do with the outcome, as far as the study has come."""
-        self._pending["importance"].append({"importance": json.dumps(asdict(found))})
+        self._pending["importance"].append((self._study_id, json.dumps(asdict(found))))
 
     def enqueue(self, trial: Trial) -> None:
         """A trial waits with what was given of its hparams, as Optuna's `enqueue_trial` leaves it."""
         fixed = json.dumps(encode_given(self._space, trial.given))
         self._add(trial, None)
-        self._pending["given"].append({"own": trial.number, "key": FIXED_PARAMS, "value_json": fixed})
+        self._pending["given"].append((trial.number, FIXED_PARAMS, fixed))
 
     def start(self, trial: Trial) -> None:
         """A trial is in flight from now on, a new one or one that waited."""
         own = trial.number
         if own in self._numbers:
-            begun = {"own": own, "state": STATE_NAMES[trial.state], "datetime_start": utc_now()}
-            self._pending["begin"].append(begun)
+            self._pending["begin"].append((own, STATE_NAMES[trial.state], utc_now()))
         else:
             self._add(trial, utc_now())
         self._pending["param"] += [
-            {
-                "own": own,
-                "param_name": name,
-                "param_value": internal,
-                "distribution_json": distribution_json(range_),
-            }
-            for name, (range_, internal) in self._space.encode(trial.hparams).items()
+            (own, name, internal, self._distributions[name])
+            for name, (_, internal) in self._space.encode(trial.hparams).items()
         ]
-        self._pending["own trial"].append({"own": own, "start_tick": trial.start_tick})
+        self._pending["own trial"].append((own, trial.start_tick))
 
     def restart(self, number: int) -> None:
         """A trial is run again from its start: its time counts from now."""
-        self._pending["restart"].append({"own": number, "datetime_start": utc_now()})
+        self._pending["restart"].append((number, utc_now()))
 
     def suggest(self, number: int, name: str, distribution: str, internal: float) -> None:
         """A running trial's objective asked for `name`: Optuna's distribution and its internal value."""
-        row = {"param_name": _storable(name), "param_value": internal, "distribution_json": distribution}
-        self._pending["param"].append({"own": number, **row})
+        self._pending["param"].append((number, _storable(name), internal, distribution))
 
     def note(self, number: int, attributes: Mapping[str, Any]) -> None:
         """What a trial's objective noted down, for Optuna's readers; once a trial."""
-        self._pending["attribute"] += [
-            {"own": number, "key": _storable(key), "value_json": json.dumps(value)} for key, value in attributes.items()
-        ]
+        self._pending["attribute"] += [(number, _storable(key), json.dumps(value)) for key, value in attributes.items()]
 
     def _add(self, trial: Trial, start: datetime | None) -> None:
         self._numbers.add(trial.number)
-        self._pending["trial"].append(
-            {
-                "number": trial.number,
-                "study_id": self._study_id,
-                "state": STATE_NAMES[trial.state],
-                "datetime_start": start,
-            }
-        )
+        self._pending["trial"].append((trial.number, self._study_id, STATE_NAMES[trial.state], start))
 
     def record(self, measurements: Iterable[Measurement]) -> None:
         """What runs showed in this tick; the metric is also the value that Optuna shows for the step."""
         for measured in measurements:
-            value, kind = stored_number(measured.metric)
-            self._pending["step"].append(
-                {
-                    "own": measured.trial,
-                    "step": measured.fidelity if measured.step is None else measured.step,
-                    "intermediate_value": value,
-                    "intermediate_value_type": kind,
-                }
-            )
+            step = measured.fidelity if measured.step is None else measured.step
+            self._pending["step"].append((measured.trial, step, *stored_number(measured.metric)))
             self._pending["measurement"].append(
-                {
-                    "own": measured.trial,
-                    "fidelity": measured.fidelity,
-                    "train_loss": measured.train_loss,
-                    "validation_loss": measured.validation_loss,
-                    "metric": measured.metric,
-                    "gradient_norm": measured.gradient_norm,
-                    "seconds": measured.seconds,
-                    "failure": _storable(measured.failure),
-                }
+                (
+                    measured.trial,
+                    measured.fidelity,
+                    measured.train_loss,
+                    measured.validation_loss,
+                    measured.metric,
+                    measured.gradient_norm,
+                    measured.seconds,
+                    _storable(measured.failure),
+                )
             )
 
     def end(self, trial: Trial) -> None:
         """A trial has ended as its state says; a failed one has no value."""
         own = trial.number
-        self._pending["end"].append({"own": own, "state": STATE_NAMES[trial.state], "datetime_complete": utc_now()})
-        self._pending["own end"].append(
-            {"own": own, "end_tick": trial.end_tick, "best_tick": trial.best_tick, "reason": _storable(trial.reason)}
-        )
+        self._pending["end"].append((own, STATE_NAMES[trial.state], utc_now()))
+        self._pending["own end"].append((own, trial.end_tick, trial.best_tick, _storable(trial.reason)))
         if trial.value is not None and trial.state is not State.FAILED:
-            value, kind = stored_number(trial.value)
-            self._pending["value"].append({"own": own, "objective": 0, "value": value, "value_type": kind})
+            self._pending["value"].append((own, 0, *stored_number(trial.value)))
 
     def keep(self, trial: Trial, sha256: str) -> None:
         """A trial's checkpoint is on disk."""
-        row = {"own": trial.number, "fidelity": trial.best_tick, "sha256": sha256}
-        self._pending["keep"].append(row)
+        self._pending["keep"].append((trial.number, trial.best_tick, sha256))
 
     def drop(self, number: int) -> None:
         """A trial's checkpoint is no longer kept."""
-        self._pending["drop"].append({"own": number})
+        self._pending["drop"].append((number,))
 
     def read_split(self, split: str, purpose: str, trial: int | None, values: Mapping[str, Any]) -> None:
         """A split was looked at: with today's date, for good."""
-        self._pending["reading"].append(
-            {
-                "study_id": self._study_id,
-                "read_at": utc_now(),
-                "split": split,
-                "purpose": purpose,
-                "trial_number": trial,
-                "values": json.dumps(values),
-            }
-        )
+        row = (self._study_id, utc_now(), split, purpose, trial, json.dumps(values))
+        self._pending["reading"].append(row)
 
     def commit(self) -> bool:
         """The tick is whole: write it, unless the last commit is so recent that it can share the next one.
@@ -220,8 +187,7 @@ class Store:
                 ids = self._ids | self._insert_trials(connection)
                 for name, statement in self._statements.items():
                     if rows := self._pending[name]:
-                        by_id = [row | {"own": ids[row["own"]]} if "own" in row else row for row in rows]
-                        connection.execute(statement, by_id)
+                        statement.send(connection, rows, ids)
         except IntegrityError as error:
             raise StorageError(
                 f"cannot write {self._database}: another program changed the study meanwhile",
@@ -235,57 +201,24 @@ class Store:
 
     def _insert_trials(self, connection: Connection) -> dict[int, int]:
         """Number -> id of the trials that are new, as the database gives them."""
-        rows = self._pending["trial"]
+        rows = [dict(zip(NEW_TRIAL, row, strict=True)) for row in self._pending["trial"]]
         if not rows:
             return {}
-        studies, trials = self._tables["studies"], self._tables["trials"]
         # As Optuna does before it adds a trial: their numbers are counted.
-        connection.execute(select(studies.c.study_id).where(studies.c.study_id == self._study_id).with_for_update())
-        there = select(func.count()).select_from(trials).where(trials.c.study_id == self._study_id)
-        if connection.execute(there).scalar_one() != len(self._ids):
+        connection.execute(self._locked)
+        if connection.execute(self._counted).scalar_one() != len(self._ids):
             raise StorageError(
                 f"{self._database} holds trials that this search has not written: another program added some meanwhile",
                 hint="run it again: what waits is tried then; add trials while no search runs",
             )
-        added = connection.execute(insert(trials).returning(trials.c.number, trials.c.trial_id), rows)
+        added = connection.execute(self._added, rows)
         return {row.number: row.trial_id for row in added}
 
     def close(self) -> None:
         release(self._database, self._engine)
 
-    def _prepare_statements(self) -> dict[str, Any]:
-        """What a transaction can hold after its new trials, in the order in which it is sent. "own" is a trial's number
-        in what is collected, its id in what is sent."""
-        optuna = self._tables
-        trials = optuna["trials"]
-
-        def of_trial(table: Table) -> Any:
-            return insert(table).values(trial_id=bindparam("own"))
-
-        return {
-            "question": update(STUDIES).where(self._own),
-            "plan": update(STUDIES).where(self._own),
-            "earlier": insert(QUESTIONS),
-            "importance": update(STUDIES).where(self._own),
-            "given": of_trial(optuna["trial_system_attributes"]),
-            "begin": update(trials).where(trials.c.trial_id == bindparam("own")),
-            "param": of_trial(optuna["trial_params"]),
-            "own trial": of_trial(TRIALS),
-            "step": of_trial(optuna["trial_intermediate_values"]),
-            "measurement": of_trial(MEASUREMENTS),
-            "restart": update(trials).where(trials.c.trial_id == bindparam("own")),
-            "end": update(trials).where(trials.c.trial_id == bindparam("own")),
-            "own end": update(TRIALS).where(TRIALS.c.trial_id == bindparam("own")),
-            "value": of_trial(optuna["trial_values"]),
-            "attribute": of_trial(optuna["trial_user_attributes"]),
-            "keep": of_trial(CHECKPOINTS),
-            "drop": delete(CHECKPOINTS).where(CHECKPOINTS.c.trial_id == bindparam("own")),
-            "reading": insert(READINGS),
-        }
-
     def _check_fence(self, connection: Connection) -> None:
-        own = self._own & (STUDIES.c.fence == self._fence)
-        if connection.execute(update(STUDIES).where(own).values(fence=self._fence)).rowcount != 1:
+        if connection.execute(self._fenced).rowcount != 1:
             raise StorageError(
                 f"another search has taken over {self._database}", hint="nothing was lost: let that one go on"
             )

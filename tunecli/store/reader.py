@@ -65,10 +65,10 @@ class _Rows:
         return list(self._connection.execute(select(table).where(mine).order_by(*(table.c[name] for name in order))))
 
     def of_trials(self, table: Table, *order: str, columns: Sequence[str] = ()) -> Iterable[Any]:
-        """With all columns, or some."""
+        """With all columns, or some. Where there are many rows, they are read sooner by place than by name."""
         asked = select(*(table.c[name] for name in columns)) if columns else select(table)
         mine = table.c.trial_id.in_(self._mine)
-        return self._connection.execute(asked.where(mine).order_by(*(table.c[name] for name in order)))
+        return self._connection.execute(asked.where(mine).order_by(*(table.c[name] for name in order))).all()
 
 
 class _Meaning:
@@ -136,7 +136,6 @@ def _record(rows: _Rows) -> Record:
 
 def _params(rows: _Rows) -> Params:
     params: dict[int, dict[str, tuple[str, float]]] = defaultdict(dict)
-    # There are more of these than of anything else: by place, a row is read sooner than by name.
     columns, table = ("trial_id", "param_name", "distribution_json", "param_value"), rows.optunas["trial_params"]
     for trial_id, name, distribution, value in rows.of_trials(table, "param_id", columns=columns):
         params[trial_id][name] = (distribution, value)
@@ -164,21 +163,25 @@ def _curves(rows: _Rows, numbers: Mapping[int, int], *, of_program: bool) -> dic
     """Trial id -> what it showed, tick by tick."""
     steps = _steps(rows) if of_program else {}
     curves: dict[int, list[Measurement]] = defaultdict(list)
-    for row in rows.of_trials(MEASUREMENTS, "trial_id", "fidelity"):
-        curves[row.trial_id].append(
+    found = rows.of_trials(MEASUREMENTS, "trial_id", "fidelity", columns=("trial_id", *_SHOWN))
+    for trial_id, fidelity, train_loss, validation_loss, metric, gradient_norm, seconds, failure in found:
+        curves[trial_id].append(
             Measurement(
-                trial=numbers[row.trial_id],
-                fidelity=row.fidelity,
-                train_loss=_number(row.train_loss),
-                validation_loss=_number(row.validation_loss),
-                metric=_number(row.metric),
-                gradient_norm=_number(row.gradient_norm),
-                seconds=row.seconds,
-                failure=row.failure,
-                step=steps.get((row.trial_id, row.fidelity)),
+                trial=numbers[trial_id],
+                fidelity=fidelity,
+                train_loss=_number(train_loss),
+                validation_loss=_number(validation_loss),
+                metric=_number(metric),
+                gradient_norm=_number(gradient_norm),
+                seconds=seconds,
+                failure=failure,
+                step=steps.get((trial_id, fidelity)),
             )
         )
     return curves
+
+
+_SHOWN = ("fidelity", "train_loss", "validation_loss", "metric", "gradient_norm", "seconds", "failure")
 
 
 def _trials(

@@ -12,6 +12,7 @@ meanwhile, it does not wait for.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -183,6 +184,7 @@ def measure(trials: int, sampler: str, folder: Path, engine: type[Instant]) -> d
         "search": {"trials": trials, "sampler": sampler},
     }
     study = make_study(document, folder, "outside", where="a benchmark")
+    gc.freeze()  # what is loaded by now, as a command's own loading does
     clock = Clock()
     Instant.clock = clock
     fit.LocalEngine = engine  # type: ignore[assignment, misc]

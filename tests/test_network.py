@@ -536,7 +536,7 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (HeadAlone, False),
         (Hooked, False),
         (Counting, False),
-        (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), True),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), True),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softshrink(), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), True),

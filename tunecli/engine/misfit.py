@@ -79,27 +79,40 @@ def _read_by(part: nn.Module, module: nn.Module, samples: Samples) -> tuple[int,
 
 
 def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | None]) -> None:
-    """Raises ModelError where the data hold a number for which a table that reads them has no row; `samples` are a few
-    of them."""
-    tokens = samples.inputs
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
-        return
-    reading: list[nn.Embedding] = []
+    """Raises ModelError where the data hold a number for which a table that reads them, or a column of them, has no
+    row; `samples` are a few of them."""
+    reading: list[tuple[nn.Embedding, str, int | None]] = []
 
     def see(part: nn.Embedding, given: tuple[Tensor, ...], _: object) -> None:
-        if torch.equal(given[0], tokens):
-            reading.append(part)
+        reading.extend((part, *own) for own, tokens in _whole_numbers(samples).items() if _are_same(given[0], tokens))
 
-    watch([p for p in module.modules() if isinstance(p, nn.Embedding)], see, lambda: call(module, tokens))
+    watch([p for p in module.modules() if isinstance(p, nn.Embedding)], see, lambda: call(module, samples.inputs))
     for split in splits:
-        if reading and isinstance(split, Samples) and isinstance(split.inputs, Tensor):
-            low, high = (int(own) for own in split.inputs.aminmax())
-            rows = min(part.num_embeddings for part in reading)
-            if low < 0 or high >= rows:
+        if not reading or not isinstance(split, Samples):
+            continue
+        for own, tokens in _whole_numbers(split).items():
+            rows = min((part.num_embeddings for part, *read in reading if tuple(read) == own), default=None)
+            low, high = (int(one) for one in tokens.aminmax())
+            if rows is not None and (low < 0 or high >= rows):
                 raise ModelError(
                     f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
                     hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",
                 )
+
+
+def _whole_numbers(samples: Samples) -> dict[tuple[str, int | None], Tensor]:
+    """Those inputs that are, and each column where they have some, by their names and numbers."""
+    whole = {name: own for name, own in tensors(samples.inputs) if isinstance(own, Tensor) and _is_whole(own)}
+    found: dict[tuple[str, int | None], Tensor] = {(name, None): own for name, own in whole.items()}
+    return found | {(n, k): own[:, k] for n, own in whole.items() if own.dim() == 2 for k in range(own.shape[1])}
+
+
+def _is_whole(numbers: Tensor) -> bool:
+    return not numbers.is_floating_point() and not numbers.is_complex() and numbers.dtype != torch.bool
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def check_unwritten(samples: Samples, inputs: Inputs) -> None:

@@ -127,6 +127,10 @@ def bears_channels_last(module: nn.Module, losses: Callable[[], Tensor]) -> bool
     convolving = filters(module)
     if not convolving:
         return False
+    if not all(own.requires_grad for _, own in convolving) and any(
+        isinstance(p, nn.GroupNorm) for p in module.modules()
+    ):
+        return False  # torch ends the process where what a GroupNorm reads is channels last and needs no gradient
     usual = [weight.data for _, weight in convolving]
     try:
         with _kept_buffers(module), torch.random.fork_rng():

@@ -56,7 +56,8 @@ struct network {
     ptrdiff_t size;
 };
 
-/* Of some weights of all rows: where the first row's are, and how far from row to row. */
+/* Of some weights of all rows: where the first row's are, and how far from row to row; of gradients nowhere, where the
+   weights are not trained. */
 struct place {
     REAL *at;
     ptrdiff_t row;
@@ -91,9 +92,11 @@ static REAL *weights_of(const struct row *r, ptrdiff_t which)
     return r->block->weights[which].at + r->row * r->block->weights[which].row;
 }
 
+/* NULL where none is wanted, be it that there is no such weight. */
 static REAL *gradient_of(const struct row *r, ptrdiff_t which)
 {
-    return r->block->gradients[which].at + r->row * r->block->gradients[which].row;
+    const struct place *found = which < 0 ? NULL : r->block->gradients + which;
+    return found && found->at ? found->at + r->row * found->row : NULL;
 }
 
 static REAL *at(const struct row *r, ptrdiff_t place)
@@ -190,14 +193,17 @@ static void forward_embedding(const struct row *r, const struct layer *l, const 
     }
 }
 
+/* Of all rows but the one that is padding. */
 static void backward_embedding(const struct row *r, const struct layer *l, const REAL *x, const REAL *d)
 {
     const ptrdiff_t m = r->n->samples, rows = l->sizes[0], width = l->sizes[1];
     REAL *found = gradient_of(r, l->weight);
+    if (!found)
+        return;
     if (is_over(r, l, 0))
         memset(found, 0, sizeof(REAL) * (size_t)(rows * width));
     for (ptrdiff_t i = 0; i < l->out / width * m; i++)
-        for (ptrdiff_t e = 0; e < width && x[i] >= 0 && x[i] < (REAL)rows; e++)
+        for (ptrdiff_t e = 0; e < width && x[i] >= 0 && x[i] < (REAL)rows && x[i] != (REAL)l->sizes[2]; e++)
             found[(ptrdiff_t)x[i] * width + e] += d[(i / m * width + e) * m + i % m];
 }
 
@@ -420,12 +426,13 @@ static void backward_linear(const struct row *r, const struct layer *l, const RE
 {
     const ptrdiff_t m = r->n->samples, tokens = l->sizes[0], in = l->sizes[1], out = l->sizes[2];
     const struct product p = {in, m, out, is_turned(l) ? out : 1, is_turned(l) ? 1 : in, m, m, 0};
-    if (is_turned(l))
-        of_matrices(r, tokens, in, out, x, d, 0, gradient_of(r, l->weight), is_over(r, l, 0));
-    else
-        of_matrices(r, tokens, out, in, d, x, l->from[0].at == 0, gradient_of(r, l->weight), is_over(r, l, 0));
-    for (ptrdiff_t t = 0; t < tokens && l->bias >= 0; t++)
-        sums(out, m, d + t * out * m, gradient_of(r, l->bias), t || !is_over(r, l, 1));
+    REAL *of_weight = gradient_of(r, l->weight), *of_bias = gradient_of(r, l->bias);
+    if (of_weight && is_turned(l))
+        of_matrices(r, tokens, in, out, x, d, 0, of_weight, is_over(r, l, 0));
+    else if (of_weight)
+        of_matrices(r, tokens, out, in, d, x, l->from[0].at == 0, of_weight, is_over(r, l, 0));
+    for (ptrdiff_t t = 0; t < tokens && of_bias; t++)
+        sums(out, m, d + t * out * m, of_bias, t || !is_over(r, l, 1));
     for (ptrdiff_t t = 0; t < tokens && to; t++)
         product(&p, weights_of(r, l->weight), d + t * out * m, NULL, to + t * in * m);
 }
@@ -435,10 +442,11 @@ static void backward_convolution(const struct row *r, const struct layer *l, con
     const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = l->taps->K;
     const int padded = l->over->padding[0] || l->over->padding[1];
     const REAL *weights = weights_of(r, l->weight);
-    REAL *scratch = common(r, r->n->scratch[0]);
-    dots(channels, l->taps, d, padded ? at(r, l->more) : x, gradient_of(r, l->weight), !is_over(r, l, 0));
-    if (l->bias >= 0)
-        sums(channels, places, d, gradient_of(r, l->bias), !is_over(r, l, 1));
+    REAL *scratch = common(r, r->n->scratch[0]), *of_weight = gradient_of(r, l->weight), *of_bias = gradient_of(r, l->bias);
+    if (of_weight)
+        dots(channels, l->taps, d, padded ? at(r, l->more) : x, of_weight, !is_over(r, l, 0));
+    if (of_bias)
+        sums(channels, places, d, of_bias, !is_over(r, l, 1));
     if (to && l->taps_back) {
         const REAL *given = pad(l->over_back, d, scratch);
         convolve(l->over->channels, l->taps_back, read / l->over->channels, weights, given, NULL, to);
@@ -467,7 +475,7 @@ static void backward_weigh(const struct row *r, const struct layer *l, const REA
 {
     const ptrdiff_t m = r->n->samples;
     const REAL *weight = l->weight < 0 ? NULL : weights_of(r, l->weight);
-    REAL *found = l->weight < 0 ? NULL : gradient_of(r, l->weight);
+    REAL *found = gradient_of(r, l->weight);
     if (found && is_over(r, l, 0))
         memset(found, 0, sizeof(REAL) * (size_t)l->sizes[0]);
     for (ptrdiff_t low = 0, lines; low < l->out; low += lines) {
@@ -512,6 +520,7 @@ static void total_gradients(const struct row *r, const struct layer *l)
 {
     const ptrdiff_t count = r->real * l->sizes[1];
     const double share = count && !is_fixed(l) ? 1 / (double)count : 0;
+    REAL *of_weight = gradient_of(r, l->weight), *of_bias = gradient_of(r, l->bias);
     for (ptrdiff_t c = 0; c < l->sizes[0]; c++) {
         double sum = 0, along = 0;
         for (ptrdiff_t k = 0; k < micros_of(r); k++) {
@@ -521,11 +530,10 @@ static void total_gradients(const struct row *r, const struct layer *l)
         const double inverse = (double)known(r, l, INVERSES)[c], by = (double)factor(r, l, c) * share;
         known(r, l, OF_MEANS)[c] = (REAL)(sum * by);
         known(r, l, OF_VARIANCES)[c] = (REAL)(along * by * inverse * inverse);
-        if (l->weight >= 0) {
-            REAL *of_weight = gradient_of(r, l->weight) + c, *of_bias = gradient_of(r, l->bias) + c;
-            *of_weight = (REAL)(along * inverse) + (is_over(r, l, 0) ? 0 : *of_weight);
-            *of_bias = (REAL)sum + (is_over(r, l, 1) ? 0 : *of_bias);
-        }
+        if (of_weight)
+            of_weight[c] = (REAL)(along * inverse) + (is_over(r, l, 0) ? 0 : of_weight[c]);
+        if (of_bias)
+            of_bias[c] = (REAL)sum + (is_over(r, l, 1) ? 0 : of_bias[c]);
     }
 }
 
@@ -707,19 +715,27 @@ void learn_step(const struct network *n, const struct block *b, const struct ste
     share(b->rows, threads, learn_row, &told);
 }
 
+/* One of the inputs of all samples, (N, width), of numbers of a kind, in the order of native.py; or bytes, each of which
+   stands for one of `bytes` (256,). */
+enum number { REALS, INT64, INT32, INT16, INT8, UINT8, BOOL };
+
+struct given {
+    const void *at;
+    const REAL *bytes;
+    ptrdiff_t width, number;
+};
+
 /* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); how
    many of them are real, what a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples:
-   inputs (N, in) and targets (N,), which are gathered for a step, the targets at `aims` (threads, m). Inputs may be whole
-   numbers, or bytes, each of which stands for one of `bytes` (256,).
+   so many `parts` of their inputs and targets (N,), which are gathered for a step, the targets at `aims` (threads, m).
 
    Those from `low` to `high` are trained, updates included. What a row has of a gradient at first is added to, or written
    `over`; a gradient that is used up is zero in the end. */
 struct stretch {
     const struct network *network;
     const struct block *block;
-    ptrdiff_t whole;
-    const REAL *bytes;
-    const void *inputs;
+    ptrdiff_t parts;
+    const struct given *inputs;
     const char *targets;
     const int64_t *index;
     const REAL *present, *shares;
@@ -731,17 +747,27 @@ struct stretch {
     double *losses, *norms; /* (B,) */
 };
 
-static void read_inputs(const struct stretch *s, int64_t sample, REAL *restrict to)
+#define WHOLE_NUMBERS(type)                                                                                             \
+    for (ptrdiff_t k = 0; k < g->width; k++)                                                                            \
+        to[k] = (REAL)((const type *)g->at)[sample * g->width + k];                                                     \
+    break
+
+static void read_inputs(const struct given *g, ptrdiff_t sample, REAL *restrict to)
 {
-    const ptrdiff_t count = s->network->in, at = sample * count;
-    if (s->bytes)
-        for (ptrdiff_t k = 0; k < count; k++)
-            to[k] = s->bytes[((const uint8_t *)s->inputs)[at + k]];
-    else if (s->whole)
-        for (ptrdiff_t k = 0; k < count; k++)
-            to[k] = (REAL)((const int64_t *)s->inputs)[at + k];
-    else
-        memcpy(to, (const REAL *)s->inputs + at, sizeof(REAL) * (size_t)count);
+    if (g->bytes) {
+        for (ptrdiff_t k = 0; k < g->width; k++)
+            to[k] = g->bytes[((const uint8_t *)g->at)[sample * g->width + k]];
+        return;
+    }
+    switch ((enum number)g->number) {
+    case REALS: memcpy(to, (const REAL *)g->at + sample * g->width, sizeof(REAL) * (size_t)g->width); break;
+    case INT64: WHOLE_NUMBERS(int64_t);
+    case INT32: WHOLE_NUMBERS(int32_t);
+    case INT16: WHOLE_NUMBERS(int16_t);
+    case INT8: WHOLE_NUMBERS(int8_t);
+    case UINT8:
+    case BOOL: WHOLE_NUMBERS(uint8_t);
+    }
 }
 
 static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *workspace, char *aims)
@@ -751,7 +777,9 @@ static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *wo
     REAL *read = workspace + n->read, *counts = workspace + n->counts;
     for (ptrdiff_t i = 0; i < n->batch; i++) {
         const int64_t sample = s->index[from + i];
-        read_inputs(s, sample, read + i * n->in);
+        REAL *to = read + i * n->in;
+        for (ptrdiff_t k = 0; k < s->parts; to += s->inputs[k++].width)
+            read_inputs(s->inputs + k, sample, to);
         memcpy(aims + i * target, s->targets + sample * target, target);
         counts[i] = s->present[from + i] * share;
     }

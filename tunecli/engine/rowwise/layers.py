@@ -63,7 +63,8 @@ class Layer:
     """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
 
     `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); of "product" (H,
-    I, K) times (H, K, J) -> (H, I, J); rows of an "embedding", and how many numbers each has; of "normalize", "sum"
+    I, K) times (H, K, J) -> (H, I, J); rows of an "embedding", how many numbers each has, and which one
+    is padding or -1; of "normalize", "sum"
     and both kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which
     lines are weighed or shifted; of "batch_norm" its channels, how many numbers a sample has of each, the place of
     its running means, which variances and the number of batches follow, and 1 where it goes by these. `windows` lie
@@ -91,11 +92,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """All of a model: `inputs` numbers of a sample, and its outputs in their `shape`, of a sample too."""
+    """All of a model: `inputs` numbers of a sample, and its outputs in their `shape`, of a sample too. Of its weights
+    the first ones are `trained`; behind these and running statistics there are those that are `fixed`, as all rows have
+    them."""
 
     layers: list[Layer]
     inputs: int
     shape: tuple[int, ...]
+    trained: int = 0
+    fixed: tuple[Tensor, ...] = ()
 
 
 class Unread(Exception):
@@ -130,9 +135,9 @@ class Lines:
         self._gathered: dict[bytes, range] = {}
 
     def inputs(self, shape: torch.Size) -> Tensor:
-        """The index of the inputs, sample by sample."""
-        self._end = shape.numel() // self._samples
-        return self.numbered(range(self._end)).view(shape)
+        """The index of inputs, sample by sample; of several one after the other."""
+        first, self._end = self._end, self._end + shape.numel() // self._samples
+        return self.numbered(range(first, self._end)).view(shape)
 
     def read(self, index: Tensor) -> range:
         """The lines that a sample has in the place of some values, one after the other; gathered, where they lie

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tunecli.alarm import held
 from tunecli.data import Samples
+from tunecli.data.samples import Inputs
 from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.workspace import Network
@@ -28,6 +30,20 @@ _LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
 SHAPES = frozenset(("label_smoothing",))
 """What C may be told of a row's loss."""
 
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+"""Kinds of inputs that C reads beside its own, in the order of the source."""
+
+
+def are_read(inputs: Inputs, dtype: torch.dtype) -> bool:
+    """Whether a network of that kind reads such inputs."""
+    return all(isinstance(own, Tensor) and own.dtype in (dtype, *_WHOLE_NUMBERS) for own in tree_leaves(inputs))
+
+
+def _as_one(inputs: Inputs, dims: int, dtype: torch.dtype) -> Tensor:
+    """All inputs of each sample, one after the other, (*samples, in), where samples have so many dimensions."""
+    parts = [own.reshape(*own.shape[:dims], -1).to(dtype) for own in tree_leaves(inputs)]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dims)
+
 
 class Rows:
     """The rows of a block that C computes: their weights, behind which running statistics may stand, and gradients, (B,
@@ -38,10 +54,10 @@ class Rows:
     ) -> None:
         smoothed = None if smoothing is None else smoothing.to(network.dtype)
         self.network, self._kept = network, (weights, gradients, smoothed)
-        places = [
-            (_Place * len(own))(*(_Place(one.data_ptr(), one.stride(0)) for one in own)) for own in (weights, gradients)
-        ]
-        self._places = places
+        fixed = [_Place(own.data_ptr(), 0) for own in network.fixed]
+        untrained = [_Place(None, 0)] * (len(weights) - len(gradients) + len(fixed))
+        told = [*_places(weights), *fixed], [*_places(gradients), *untrained]
+        self._places = places = [(_Place * len(own))(*own) for own in told]
         self._told = _Block(
             len(weights[0]), *map(ctypes.addressof, places), None if smoothed is None else smoothed.data_ptr()
         )
@@ -53,7 +69,7 @@ class Rows:
 
     def add_gradient(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         present: Tensor,
         counts: Tensor,
@@ -65,8 +81,7 @@ class Rows:
         """The loss sums (B,) of a step; the gradients are added to what is there, or written `over` it. Of inputs (B,
         m, *feature) and of targets (B, m) each counts as `present` (B, m), in the gradient by its `counts`; the first
         ones are `real` (B,), the others only fill."""
-        inputs = inputs.to(self.network.dtype)
-        given = inputs, targets, present, counts, keys, real
+        given = _as_one(inputs, 2, self.network.dtype), targets, present, counts, keys, real
         read = [None if own is None else own.contiguous() for own in given]
         step = _Step(*(None if own is None else own.data_ptr() for own in read))
         losses = present.new_empty(len(self))
@@ -74,12 +89,12 @@ class Rows:
         self.functions.learn_step(*told, losses.data_ptr(), over, self.network.shared(len(self)))
         return losses
 
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Inputs) -> Tensor:
         """The outputs (B, N, *shape) for inputs (N, *feature), N a multiple of what the network reads at once."""
-        inputs = inputs.to(self.network.dtype).contiguous()
-        found = inputs.new_empty(len(self), len(inputs), *self.network.shape)
-        threads = self.network.shared(len(self) * len(inputs) // (3 * self.network.samples))  # forward is a third
-        places = self.network.address, self.address, len(inputs), inputs.data_ptr(), found.data_ptr()
+        read = _as_one(inputs, 1, self.network.dtype)
+        found = read.new_empty(len(self), len(read), *self.network.shape)
+        threads = self.network.shared(len(self) * len(read) // (3 * self.network.samples))  # forward is a third
+        places = self.network.address, self.address, len(read), read.data_ptr(), found.data_ptr()
         self.functions.evaluate(*places, threads)
         return found
 
@@ -99,18 +114,19 @@ class LaidOut:
 
 class Steps:
     """Steps that are laid out for the rows of a block, trained many at once, updates by `update.c` included. `samples`
-    lie in memory, whole; inputs of bytes are what `meaning` (256,) has of each."""
+    lie in memory, whole; inputs of bytes that are scaled are what `meanings` (256,) have of each."""
 
-    def __init__(self, rows: Rows, samples: Samples, laid_out: LaidOut, meaning: Tensor | None = None) -> None:
+    def __init__(self, rows: Rows, samples: Samples, laid_out: LaidOut, meanings: Sequence[Tensor | None]) -> None:
         self._functions, network = rows.functions, rows.network
-        assert isinstance(samples.inputs, Tensor)
+        told = [None if own is None else own.to(network.dtype) for own in meanings]
+        parts = [_given(*own, network.dtype) for own in zip(tree_leaves(samples.inputs), told, strict=True)]
+        self._inputs = samples.inputs, told, (_Given * len(parts))(*parts)
         aims = samples.targets.new_empty(network.threads, network.batch)
-        given: dict[str, Tensor | None] = {"inputs": samples.inputs, "targets": samples.targets, "aims": aims}
-        given["bytes"] = None if meaning is None else meaning.to(network.dtype)
+        given: dict[str, Tensor | None] = {"targets": samples.targets, "aims": aims}
         given |= {own.name: getattr(laid_out, own.name) for own in fields(laid_out)}
         given["active"] = laid_out.active.to(torch.uint8)
         self._rows, self._kept = rows, {name: None if own is None else own.contiguous() for name, own in given.items()}
-        self._told = _Stretch(network.address, rows.address, not samples.inputs.is_floating_point())
+        self._told = _Stretch(network.address, rows.address, len(parts), ctypes.addressof(self._inputs[-1]))
         for name, own in self._kept.items():
             setattr(self._told, name, None if own is None else own.data_ptr())
         self.at_once = max(1, AT_ONCE * network.threads // (len(rows) * network.operations))
@@ -189,6 +205,10 @@ class _Place(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_ssize_t))
 
 
+def _places(rows: Sequence[Tensor]) -> list[_Place]:
+    return [_Place(own.data_ptr(), own.stride(0)) for own in rows]
+
+
 class _Block(ctypes.Structure):
     """`struct block`."""
 
@@ -204,15 +224,29 @@ class _Step(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("inputs", "targets", "present", "counts", "keys", "real"))
 
 
+class _Given(ctypes.Structure):
+    """`struct given`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("at", "bytes")),
+        *((name, ctypes.c_ssize_t) for name in ("width", "number")),
+    )
+
+
+def _given(inputs: Tensor, meaning: Tensor | None, dtype: torch.dtype) -> _Given:
+    """Inputs (N, *feature) as C is told of them."""
+    number = (dtype, *_WHOLE_NUMBERS).index(inputs.dtype)
+    return _Given(inputs.data_ptr(), None if meaning is None else meaning.data_ptr(), inputs[0].numel(), number)
+
+
 class _Stretch(ctypes.Structure):
     """`struct stretch`."""
 
     _fields_ = (
         ("network", ctypes.c_void_p),
         ("block", ctypes.c_void_p),
-        ("whole", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("bytes", "inputs", "targets", "index")),
-        *((name, ctypes.c_void_p) for name in ("present", "shares", "active", "keys")),
+        ("parts", ctypes.c_ssize_t),
+        *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
         *((name, ctypes.c_void_p) for name in ("real", "aims", "updates")),
         *((name, ctypes.c_ssize_t) for name in ("low", "high", "over", "threads")),
         *((name, ctypes.c_void_p) for name in ("losses", "norms")),

@@ -14,8 +14,10 @@ from tunecli.engine.rowwise import images
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.images import Windows
 from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Unread, demand, owners
+from tunecli.engine.rowwise.lookup import looked_up
 from tunecli.engine.rowwise.normed import normed
 from tunecli.engine.rowwise.reader import (
+    Arguments,
     Codes,
     Constant,
     Drawn,
@@ -32,11 +34,11 @@ from tunecli.engine.rowwise.record import Recording
 aten = torch.ops.aten
 
 
-def layers_of(recording: Recording, weights: int, statistics: int, samples: int) -> Layers | None:
+def layers_of(recording: Recording, arguments: Arguments, samples: int) -> Layers | None:
     """The layers of a model whose forward pass was recorded for two rows, simplified, from its weights, running
     statistics, inputs (2, m, *feature) and keys, if any, to outputs (2, m, O); None where C has not all of them."""
     try:
-        return Reader(_OPERATIONS, weights, statistics, samples).layers(recording)
+        return Reader(_OPERATIONS, arguments, samples).layers(recording)
     except Unread:
         return None
 
@@ -73,6 +75,14 @@ def _linear(reader: Reader, index: Tensor, table: Tensor, bias: int) -> Values:
     layer = Layer("linear", (lines,), sizes[0] * outputs, weight, bias, sizes=sizes)
     found = reader.lines.emit(layer, of[:, :, :1].expand(-1, -1, outputs))
     return Values(found.view(*shape[:2], outputs))
+
+
+def _by_fixed(reader: Reader, node: fx.Node, one: Any, other: Any) -> Values:
+    """What samples (2 * K, I) of both rows have times a matrix (I, O) that is not trained."""
+    index, by = reader.index(one), reader.found[other]
+    demand(isinstance(by, Constant))
+    found = _linear(reader, index.view(2, -1, index.shape[1]), reader.fix(by.index).index, -1)
+    return Values(found.index.flatten(0, 1))
 
 
 def _product(reader: Reader, one: Tensor, other: Tensor) -> Values:
@@ -117,20 +127,23 @@ MOST_ROWS = 1 << 24
 def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Found:
     codes = reader.found[given]
     if isinstance(codes, Codes):
-        demand(dtype.is_floating_point and not codes.apart and not codes.cut)
-        return Values(codes.index)
+        demand(not codes.cut and dtype in (torch.int64, torch.int32, torch.float32, torch.float64))
+        return Values(codes.index) if dtype.is_floating_point else codes
     demand(dtype == torch.int64)
     return Codes(reader.index(given), cut=True)
 
 
-def _embedded(reader: Reader, node: fx.Node, table: Any, given: Any) -> Values:
-    """Rows of the tables (2 * N, E) of both rows, which stand one after the other."""
-    codes, index = reader.found[given], reader.weights_of(table)
-    rows, width = len(index) // 2, index.shape[1]
-    demand(isinstance(codes, Codes) and codes.apart == rows <= MOST_ROWS)
+def _looked_up(reader: Reader, node: fx.Node, tables: Any, given: Any, padding: int | None) -> Found:
+    codes = reader.found[given]
+    if isinstance(codes, Constant):  # the places of a sequence, say
+        index = reader.weights_of(tables)
+        return Weights(torch.stack([own[places.long()] for own, places in zip(index, codes.index, strict=True)]))
+    demand(isinstance(codes, Codes))
+    weight, (rows, width) = reader.whole(tables), value_of(tables).shape[1:]
+    demand(rows <= MOST_ROWS)
     lines, of = reader.lines.read(codes.index), owners(codes.index)
-    weight = reader.whole_of(index.view(2, rows, width))
-    layer = Layer("embedding", (lines,), len(lines) * width, weight, sizes=(rows, width))
+    sizes = rows, width, -1 if padding is None else padding
+    layer = Layer("embedding", (lines,), len(lines) * width, weight, sizes=sizes)
     return reader.emit(layer, of[..., None].expand(*of.shape, width))
 
 
@@ -140,10 +153,6 @@ def _embedded(reader: Reader, node: fx.Node, table: Any, given: Any) -> Values:
 def _added(reader: Reader, node: fx.Node, one: Any, other: Any) -> Found:
     if not isinstance(other, fx.Node):
         return _scaled(reader, node, one, 1.0, other)
-    if isinstance(codes := reader.found[one], Codes):
-        rows = reader.found[other].index
-        demand(len(rows) == 2 and bool((rows[0] == 0).all()) and bool((rows[1] == rows[1].flatten()[0]).all()))
-        return replace(codes, apart=int(rows[1].flatten()[0]))
     one, other = _sorted(reader, one, other)
     return _joined(reader, "add", "shift", reader.index(one), reader.found[other])
 
@@ -377,9 +386,10 @@ _FUNCTIONS = (
 )
 _OPERATIONS: dict[Any, Operation] = {
     aten._to_copy.default: _copied,
-    aten.embedding.default: _embedded,
+    looked_up: _looked_up,
     aten.baddbmm.default: _biased,
     aten.bmm.default: _multiplied,
+    aten.mm.default: _by_fixed,
     images.unfold: _unfolded,
     images.largest: _largest,
     normed: _batch_norm,

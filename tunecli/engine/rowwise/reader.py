@@ -9,13 +9,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from tunecli.engine.rowwise.images import Windows
 from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Unread, demand, owners
+from tunecli.engine.rowwise.lookup import looked_up
 from tunecli.engine.rowwise.record import Recording
 
 aten = torch.ops.aten
@@ -56,11 +57,9 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Whole numbers of lines, or what stands before the point of `cut` ones; `apart`: so much is added for the second
-    row."""
+    """Whole numbers of lines, or what stands before the point of `cut` ones."""
 
     index: Tensor
-    apart: int = 0
     cut: bool = False
 
 
@@ -77,14 +76,23 @@ Found = Any
 """One of these, or several."""
 
 
+class Arguments(NamedTuple):
+    """How many weights a graph begins with, how many running statistics and inputs follow."""
+
+    weights: int
+    statistics: int
+    inputs: int
+
+
 class Reader:
     """Reads a graph from its arguments on."""
 
-    def __init__(self, operations: Mapping[Any, Operation], weights: int, statistics: int, samples: int) -> None:
-        self._operations, self.samples = operations, samples
-        self._trained, self._arguments = weights, weights + statistics
+    def __init__(self, operations: Mapping[Any, Operation], arguments: Arguments, samples: int) -> None:
+        self._operations, self._given, self.samples = operations, arguments, samples
         self.lines = Lines(2 * samples)
-        self.weights: list[tuple[int, int]] = []  # and statistics: where each begins, and how many numbers it has
+        # Where each weight begins, and how many numbers it has; then statistics, then what is `fixed`.
+        self.weights: list[tuple[int, int]] = []
+        self.fixed: list[Tensor] = []
         self.found: dict[fx.Node, Found] = {}
 
     def layers(self, recording: Recording) -> Layers:
@@ -97,21 +105,26 @@ class Reader:
                 self.found[node] = self._call(node)
         (outputs,) = recording.graph.output_node().args
         found = self.lines.finish(self.index(outputs[0]))  # type: ignore[index]  # a tuple
-        used = {own for layer in found.layers for own in (layer.weight, layer.bias)} - {-1}
-        demand(used == set(range(self._trained)))
-        return found
+        used = {own for layer in found.layers for own in (layer.weight, layer.bias)}
+        demand(used >= set(range(self._given.weights)))
+        demand(used.isdisjoint(range(self._given.weights, sum(self._given[:2]))))
+        return replace(found, trained=self._given.weights, fixed=tuple(self.fixed))
 
     def _argument(self, node: fx.Node) -> Found:
-        value, place = value_of(node), len(self.found)
-        if place < self._arguments:
-            count, begin = value[0].numel(), sum(self.weights[-1]) if self.weights else 0
-            self.weights.append((begin, count))
-            return Weights((torch.arange(2)[:, None] * OWNER + begin + torch.arange(count)).view(value.shape))
-        if place > self._arguments:
+        value, place = value_of(node), len(self.found) - sum(self._given[:2])
+        if place < 0:
+            return self._numbered(value.shape)
+        if place >= self._given.inputs:
             return None  # the keys
         demand(value.shape[:2] == (2, self.samples))
         index = self.lines.inputs(value.shape)
         return Values(index) if value.is_floating_point() else Codes(index)
+
+    def _numbered(self, shape: torch.Size) -> Weights:
+        """One more weight, (2, *shape)."""
+        count, begin = shape[1:].numel(), sum(self.weights[-1]) if self.weights else 0
+        self.weights.append((begin, count))
+        return Weights((torch.arange(2)[:, None] * OWNER + begin + torch.arange(count)).view(shape))
 
     def _call(self, node: fx.Node) -> Found:
         args: Any = node.args
@@ -122,7 +135,19 @@ class Reader:
         operation = self._operations.get(node.target)
         if operation is None:
             raise Unread
-        return operation(self, node, *args, **node.kwargs)
+        value = node.meta.get("value")  # of an operation that gives several it is not known
+        if node.target in _BY_CODES or (value is not None and not value.is_floating_point()):
+            return operation(self, node, *args, **node.kwargs)
+        return self._as_numbers(operation, node)
+
+    def _as_numbers(self, operation: Operation, node: fx.Node) -> Found:
+        """What an operation gives that makes other numbers of whole ones."""
+        codes = {own: found for own in node.all_input_nodes if isinstance(found := self.found[own], Codes)}
+        demand(not any(own.cut for own in codes.values()))
+        self.found |= {own: Values(found.index) for own, found in codes.items()}
+        found = operation(self, node, *node.args, **node.kwargs)
+        self.found |= codes
+        return found
 
     def _moved(self, node: fx.Node) -> Found:
         """What torch makes of the values, made of their numbers."""
@@ -173,7 +198,7 @@ class Reader:
         return Values(self.lines.emit(layer, of))
 
     def whole(self, node: Any) -> int:
-        """Which weight this is, all of it, its numbers in their order."""
+        """Which weight this is, all of it, its numbers in their order; or what is fixed, the same for all rows."""
         return self.whole_of(self.weights_of(node))
 
     def whole_of(self, index: Tensor) -> int:
@@ -185,9 +210,19 @@ class Reader:
 
     def weights_of(self, node: Any) -> Tensor:
         found = self.found.get(node)
+        if isinstance(found, Constant):
+            values = found.index
+            demand(len(values) == 2 and torch.equal(values[0], values[1]))
+            found = self.found[node] = self.fix(values[0])
         if not isinstance(found, Weights):
             raise Unread
         return found.index
+
+    def fix(self, values: Tensor) -> Weights:
+        """One more weight, which is not trained and the same for both rows."""
+        demand(values.is_floating_point())
+        self.fixed.append(values.clone())
+        return self._numbered(torch.Size((2, *values.shape)))
 
     def _numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
         """Which weight all of these are numbers of, and where in it."""
@@ -207,6 +242,9 @@ def value_of(node: fx.Node) -> Tensor:
     value: Tensor = node.meta["value"]
     return value
 
+
+_BY_CODES = {looked_up, aten._to_copy.default}
+"""Operations that read whole numbers as such."""
 
 _MOVES = {
     aten.reshape.default,

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.engine.norms import BatchNorm
-from tunecli.engine.rowwise import images, normed
+from tunecli.engine.rowwise import images, lookup, normed
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.dropout import noise, which_draw
 from tunecli.engine.rowwise.recurrent import in_steps
@@ -198,7 +198,7 @@ def _in_plain_operations() -> Iterator[None]:
         with (
             sdpa_kernel(SDPBackend.MATH),
             in_steps(),
-            patch.multiple(functional, linear=_linear, embedding=_embedding, **_WINDOWS),
+            patch.multiple(functional, linear=_linear, embedding=lookup.embedding, **_WINDOWS),
             patch.object(BatchNorm, "forward", normed.forward),
         ):
             yield
@@ -211,21 +211,3 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     flat = inputs.reshape(-1, inputs.shape[-1])
     outputs = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
     return outputs.view(*inputs.shape[:-1], len(weight))
-
-
-def _embedding(
-    indices: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """torch's own, which under vmap gives the padding of all rows but the first a gradient."""
-    if max_norm is not None or scale_grad_by_freq:
-        raise Unrecordable("its nn.Embedding has max_norm or scale_grad_by_freq")
-    found = torch.embedding(weight, indices)
-    if padding_idx is None:
-        return found
-    return torch.where((indices == padding_idx % len(weight))[..., None], found.detach(), found)

@@ -48,17 +48,22 @@ def simplify(graph: fx.Graph) -> None:
     _simplified(graph, _drop_idle, _add_bias_in_product, _drop_idle)
 
 
-def stops_gradients(graph: fx.Graph) -> bool:
-    """Whether a forward pass has a gradient of its own somewhere: by `detach`, `no_grad` or an autograd.Function.
+def stops_gradients(graph: fx.Graph, weights: int) -> bool:
+    """Whether a forward pass has a gradient of its own somewhere behind its first arguments, so many `weights`: by
+    `detach`, `no_grad` or an autograd.Function.
 
     Few samples need not show it: past a clamp of what is never that large, say. What is no more than a product or a
     view, which our own convolutions hide from autograd too, would show.
     """
-    return any(
-        node.target is aten.detach.default
-        or (not node.meta.get("followed", True) and node.target not in (*_VIEWS, *_ALWAYS_SEEN))
-        for node in graph.nodes
-    )
+    behind = set([*graph.nodes][:weights])
+    for node in graph.nodes:
+        if behind.isdisjoint(node.all_input_nodes):
+            continue
+        behind.add(node)
+        followed = node.meta.get("followed", True) or node.target in (*_VIEWS, *_ALWAYS_SEEN)
+        if node.target is aten.detach.default or not followed:
+            return True
+    return False
 
 
 def _simplified(graph: fx.Graph, *steps: Callable[[fx.Graph, fx.Node], None]) -> None:

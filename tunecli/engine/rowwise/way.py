@@ -21,8 +21,9 @@ from tunecli.engine.gradients import NO_SHAPE, Gradient, Layout, Shape
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.layers import Layers
 from tunecli.engine.rowwise.loss import loss_gradient
-from tunecli.engine.rowwise.native import SHAPES, LaidOut, Rows, Steps, loss_number
+from tunecli.engine.rowwise.native import SHAPES, LaidOut, Rows, Steps, are_read, loss_number
 from tunecli.engine.rowwise.network import layers_of
+from tunecli.engine.rowwise.reader import Arguments
 from tunecli.engine.rowwise.record import READS, Recording, record
 from tunecli.engine.rowwise.rewrite import rewrite, simplify, stops_gradients
 from tunecli.engine.rowwise.workspace import WHOLE, Network
@@ -105,43 +106,45 @@ class Recorded:
         m, *feature) and keys (B, m) as a step reads them, or without targets in evaluation mode. Raises
         Unrecordable."""
         first = weights[0]
-        if not self._native or not isinstance(inputs, Tensor) or not has_functions(first.dtype):
+        if not self._native or not has_functions(first.dtype) or not are_read(inputs, first.dtype):
             return None
-        known = inputs.shape[1], targets is None, keys is None
+        known = tree_leaves(inputs)[0].shape[1], targets is None, keys is None
         if known not in self._networks:
             loss = 0 if targets is None else loss_number(self._loss, first.dtype, targets)
             alike = {own.dtype for own in weights} == {first.dtype} and first[0].is_contiguous()
-            fits = alike and inputs.dtype in (first.dtype, torch.int64) and known[0] % WHOLE == 0
             self._networks[known] = None
-            if fits and loss is not None:
+            if alike and known[0] % WHOLE == 0 and loss is not None:
                 batch, samples = known[0], length_at_once(known[0], self._cap)
-                read = inputs[:, :samples], None if keys is None else keys[:, :samples]
-                layers = self._layers(weights, *read, training=targets is not None)
+                read = tree_map(lambda own: own[:, :samples], inputs)
+                drawn = None if keys is None else keys[:, :samples]
+                layers = self._layers(weights, read, drawn, samples, training=targets is not None)
                 if layers is not None:
                     self._networks[known] = Network(layers, samples, batch, loss, first.dtype, self._threads)
         return self._networks[known]
 
-    def _layers(self, weights: list[Tensor], inputs: Tensor, keys: Tensor | None, *, training: bool) -> Layers | None:
+    def _layers(
+        self, weights: list[Tensor], inputs: Inputs, keys: Tensor | None, samples: int, *, training: bool
+    ) -> Layers | None:
         """The layers of the model, recorded for two rows, however many a block has."""
-        two, read = [_twice(own) for own in weights], _twice(inputs)
-        drawn = None if keys is None else _twice(keys)
-        names, statistics = self._names, len(self.statistics.names)
+        two, read, drawn = tree_map(_twice, (weights, inputs, keys))
+        names, given = self._names, tree_leaves(read)
 
         def outputs(values: list[Tensor], inputs: Inputs) -> Tensor:
-            found = self._call(dict(zip(names, values, strict=True)), inputs, read.shape[1])
+            found = self._call(dict(zip(names, values, strict=True)), inputs, samples)
             return as_matrix(found) if training else found
 
         # Nothing here has a gradient: with autograd on, it is seen where the model turns it off.
         with torch.set_grad_enabled(training), nullcontext() if training else evaluating(self._module):
             recording = self._record(
                 lambda: [vmap(outputs, randomness="different")(two, read)],
-                [*two, read, *([] if drawn is None else [drawn])],
+                [*two, *given, *([] if drawn is None else [drawn])],
                 drawn,
             )
-        if training and stops_gradients(recording.graph):
+        told = Arguments(len(self.layout.names), len(self.statistics.names), len(given))
+        if training and stops_gradients(recording.graph, told.weights):
             return None
         simplify(recording.graph)
-        return layers_of(recording, len(weights) - statistics, statistics, read.shape[1])
+        return layers_of(recording, told, samples)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -196,9 +199,9 @@ class Recorded:
         return recording
 
 
-def _twice(rows: Tensor) -> Tensor:
+def _twice(rows: Tensor | None) -> Tensor | None:
     """The first row, for two."""
-    return rows[:1].expand(2, *rows.shape[1:]).clone()
+    return None if rows is None else rows[:1].expand(2, *rows.shape[1:]).clone()
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -250,7 +253,6 @@ class Rowwise:
         counts = present if share is None else present * share[:, None]
         rows = self._rows_of(samples)
         if rows is not None:
-            assert isinstance(samples.inputs, Tensor)
             real = torch.full((len(present),), present.shape[1]) if real is None else real
             losses = rows.add_gradient(samples.inputs, samples.targets, present, counts, self._keys, real, over=over)
             return losses, None
@@ -285,23 +287,25 @@ class Rowwise:
 
     def steps(self, samples: Samples, laid_out: LaidOut) -> Steps | None:
         """Many steps at once, see `Steps`; None where they cannot be had, or the samples are not as C reads them."""
-        inputs, scaling = samples.inputs, samples.scaling
-        if not isinstance(inputs, Tensor) or not inputs.is_contiguous() or not samples.targets.is_contiguous():
+        if samples.chunked is not None:
             return None
-        meaning = None if scaling is None else scaling.of_bytes(inputs.dtype)
-        if samples.chunked is not None or (scaling is not None and meaning is None):
+        parts, scaling = tree_leaves(samples.inputs), samples.scaling
+        meanings = [None if scaling is None else scaling.of_bytes(own.dtype) for own in parts]
+        if scaling is not None and any(own is None for own in meanings):
+            return None
+        if not all(own.is_contiguous() for own in (*parts, samples.targets)):
             return None
         self.draw_by(None if laid_out.keys is None else laid_out.keys[0])
         rows = self._rows_of(samples.take(laid_out.index[0]))
-        return None if rows is None else Steps(rows, samples, laid_out, meaning)
+        return None if rows is None else Steps(rows, samples, laid_out, meanings)
 
     @torch.no_grad()
     def outputs(self, inputs: Inputs, samples: int) -> Tensor:
         """(B, N, ...) for inputs (N, *feature) of N samples, in evaluation mode."""
         rows = len(self._weights[0])
         each = tree_map(lambda own: own.expand(rows, *own.shape), inputs)
-        if isinstance(inputs, Tensor) and samples % WHOLE == 0:
-            native = self._by_network(each[:, :WHOLE], None, None)
+        if samples % WHOLE == 0:
+            native = self._by_network(tree_map(lambda own: own[:, :WHOLE], each), None, None)
             if native is not None:
                 return native.evaluate(inputs)
         told = self._weights + self._statistics

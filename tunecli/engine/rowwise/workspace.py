@@ -23,6 +23,7 @@ class Network:
         self, model: Layers, samples: int, batch: int, loss: int, dtype: torch.dtype, threads: int = 1
     ) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
+        self._trained, self.fixed = model.trained, [own.to(dtype).contiguous() for own in model.fixed]
         self.samples, self.batch, self.dtype = samples, batch, dtype
         self.operations = batch * sum(map(_operations, layers))
         self._kept: list[Any] = []
@@ -89,7 +90,7 @@ class Network:
 
     def _backward(self, told: Any, layers: Sequence[Layer], start: int) -> int:
         """Tell the layers how gradients are passed on, which begin in the workspace at `start`; how many numbers."""
-        found, lines = backward_of(layers, self.inputs)
+        found, lines = backward_of(layers, self.inputs, self._trained)
         for own, how in zip(told, found, strict=True):
             own.wanted, own.gradient, own.fresh[:] = how.wanted, start + how.gradient * self.samples, how.fresh
             cleared = [_Some(start + lines.start * self.samples, len(lines)) for lines in how.cleared]
@@ -148,8 +149,8 @@ FUNCTION = 256
 """So many of them take as long as GELU, the slowest layer between others: where such layers are wide and their products
 small, a call that counted these alone took seconds."""
 
-SHARED = 1 << 28
-"""So many have the workspaces of all threads together, a gibibyte: fewer threads share the rows of a large model."""
+SHARED = 1 << 30
+"""Products and sums that are worth other threads: a few milliseconds, of which they take a tenth to be there."""
 
 APART = 32
 """So many numbers between two threads' workspaces, at least: none writes into a line of the cache that is another's."""

@@ -257,8 +257,13 @@ def test_convolutions_of_sequences_have_the_gradient_of_plain_autograd(data: st.
     [
         *(torch.relu, torch.tanh, torch.sigmoid, functional.silu, functional.gelu, functional.elu, functional.softplus),
         *(functional.mish, functional.hardswish, torch.abs, lambda x: functional.gelu(x, approximate="tanh")),
+        *(torch.sin, torch.cos, functional.hardsigmoid, functional.selu, lambda x: functional.celu(x, 0.6)),
+        lambda x: torch.sin(1024 * x) / 1024,
     ],
-    ids=["relu", "tanh", "sigmoid", "silu", "gelu", "elu", "softplus", "mish", "hardswish", "abs", "gelu tanh"],
+    ids=[
+        *("relu", "tanh", "sigmoid", "silu", "gelu", "elu", "softplus", "mish", "hardswish", "abs", "gelu tanh"),
+        *("sin", "cos", "hardsigmoid", "selu", "celu", "sin far out"),
+    ],
 )
 def test_functions_in_single_precision_are_those_of_torch_to_rounding(function: Callable[[Tensor], Tensor]) -> None:
     """Values and derivatives, by torch in double precision; far out too, and of what is no number."""
@@ -538,7 +543,7 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         (Counting, False),
         (lambda: nn.Sequential(FROZEN, nn.ReLU(), nn.Linear(4, CLASSES)), True),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)), True),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softshrink(), nn.Linear(4, CLASSES)), False),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardshrink(), nn.Linear(4, CLASSES)), False),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, CLASSES)), True),
         (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, CLASSES)), True),
     ],
@@ -552,7 +557,7 @@ FROZEN = nn.Linear(4, 4).requires_grad_(False)
         "counting",
         "frozen",
         "norm",
-        "softshrink",
+        "hardshrink",
         "approximate",
         "tokens",
     ],

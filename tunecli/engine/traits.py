@@ -19,7 +19,7 @@ from tunecli.engine.functions import Step
 from tunecli.engine.gradients import Gradient, Layout, filters, sample_losses
 from tunecli.engine.misfit import reads_along_samples
 from tunecli.engine.norms import batch_norms, fixed_norms, running_statistics
-from tunecli.engine.rowwise import Drawing, Recorded, Rowwise, Unrecordable, sample_keys
+from tunecli.engine.rowwise import Drawing, InCAlone, Recorded, Rowwise, Unrecordable, sample_keys
 from tunecli.engine.rowwise.images import SMALL, SMALL_IN_C, unfolded_numbers
 from tunecli.engine.rowwise.recurrent import MOST_STEPS, MOST_WEIGHTS, steps
 from tunecli.errors import SourceError
@@ -75,11 +75,10 @@ def traits(
     with _moved(module):
         numbers = 0 if more is None else _numbers_in_c(module, more, loss, stochastic)
         because = None if numbers else mixed or _fault(module, samples, loss, stochastic)
-    if because is not None:
-        return Traits("looped", because, stochastic, normed)
-    alone = None if numbers else _faster_alone(module, samples, native=False)
-    found = way if alone is None else "looped"
-    return Traits(found, alone, stochastic, normed, native=numbers > 0, numbers=numbers)
+    if not numbers and because is None:
+        because = _faster_alone(module, samples, native=False)
+    found = way if because is None else "looped"
+    return Traits(found, because, stochastic, normed, native=numbers > 0, numbers=numbers)
 
 
 def _mixed_by(module: nn.Module, samples: Samples, changed: str | None) -> str:
@@ -111,7 +110,7 @@ def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str |
     forward = lambda: call(module, samples.inputs)  # noqa: E731
     weights = sum(own.numel() for own in module.parameters())
     with _kept_buffers(module):
-        longest, unfolded = steps(module, forward), unfolded_numbers(module, forward)
+        longest, unfolded = steps(module, forward), unfolded_numbers(module, forward, in_c=native)
     if longest and not (native and longest <= MOST_STEPS and weights <= MOST_WEIGHTS):
         return "recurrent layers are faster one by one"
     if unfolded > (SMALL_IN_C if native else SMALL):
@@ -238,9 +237,12 @@ def _moved(module: nn.Module) -> Iterator[None]:
 
 
 def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
-    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
+    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do, or
+    where C alone would know."""
     try:
         same = _Two(module, samples, loss, stochastic, native=False).agree()
+    except InCAlone:
+        return None
     except Unrecordable as error:
         return f"{_place(error)}{error}"
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works

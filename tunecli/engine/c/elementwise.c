@@ -41,6 +41,10 @@ void apply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL *
     case RSQRT: EACH(one / square_root(own))
     case RECIPROCAL: EACH(one / own)
     case ABS: EACH(absolute(own))
+    case SIN: EACH(wave(own, 0))
+    case COS: EACH(wave(own, 1))
+    case EQUAL: EACH(choose(own == zero + more, zero + one, zero))
+    case ABOVE: EACH(choose(own > zero + more, zero + one, zero))
     default: EACH(own * by + more)
     }
 #undef EACH
@@ -96,6 +100,10 @@ void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL
     case RSQRT: EACH(y, given * -half * (own * own * own))
     case RECIPROCAL: EACH(y, -given * (own * own))
     case ABS: EACH(x, choose(own > zero, given, choose(own < zero, -given, given * own)))
+    case SIN: EACH(x, given * wave(own, 1))
+    case COS: EACH(x, -given * wave(own, 0))
+    case EQUAL:
+    case ABOVE: EACH(x, ((void)own, (void)given, zero))
     default: EACH(x, ((void)own, given * by))
     }
 #undef EACH

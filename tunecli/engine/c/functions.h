@@ -129,3 +129,26 @@ static inline part nearly_normal(part x)
 {
     return (x + x * x * x * (REAL)0.044715) * (REAL)(2 * 0.79788456080286536); /* sqrt(2 / pi) */
 }
+
+/* sin(x + quarters * pi / 2): what is left of x beyond the nearest quarter of a turn, of which two polynomials know sine
+   and cosine. So far out that the quarters are no exact numbers it is the library's. */
+static inline part wave(part x, int quarters)
+{
+    if (quarters)
+        ONE_BY_ONE(cos, x)
+    ONE_BY_ONE(sin, x)
+    const part whole = (x * (REAL)0.63661977236758134 + (REAL)12582912.0) - (REAL)12582912.0;
+    const part rest = ((x - whole * (REAL)1.5703125) - whole * (REAL)4.837512969970703e-4) - whole * (REAL)7.549789954891882e-8;
+    const part square = rest * rest;
+    const part sine = POLYNOMIAL(square, -1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1) * square * rest + rest;
+    const part cosine = POLYNOMIAL(square, 2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2) * square * square +
+                        ((REAL)1 - square * (REAL)0.5);
+    const part far = (REAL)8192 + (part){0};
+    const truths beyond = absolute(x) > far, turn = __builtin_convertvector(choose(beyond, (part){0}, whole), truths) + quarters;
+    const part found = choose((turn & 1) != 0, cosine, sine);
+    part turned = choose((turn & 2) != 0, -found, found);
+    for (ptrdiff_t s = 0; s < PART; s++)
+        if (beyond[s])
+            turned[s] = quarters ? (REAL)cosf((float)x[s]) : (REAL)sinf((float)x[s]);
+    return turned;
+}

@@ -52,7 +52,7 @@ void unnormalize(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, cons
 }
 
 /* What is subtracted before e is raised to it: the largest, and nothing from what is -inf alone. */
-INLINE part largest_of(ptrdiff_t n, ptrdiff_t m, const REAL *x)
+INLINE part most_of(ptrdiff_t n, ptrdiff_t m, const REAL *x)
 {
     part most = load(x, 1, PART);
     for (ptrdiff_t i = 1; i < n; i++)
@@ -63,7 +63,7 @@ INLINE part largest_of(ptrdiff_t n, ptrdiff_t m, const REAL *x)
 void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int safe, const REAL *x, REAL *y)
 {
     GROUPS(low) {
-        const part most = largest_of(n, m, x + low);
+        const part most = most_of(n, m, x + low);
         part sum = {0};
         for (ptrdiff_t i = 0; i < n; i++) {
             const part share = exponential(load(x + low + i * m, 1, PART) - most);
@@ -79,7 +79,7 @@ void softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int safe, const REAL *x
 void log_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y)
 {
     GROUPS(low) {
-        const part most = largest_of(n, m, x + low);
+        const part most = most_of(n, m, x + low);
         part sum = {0};
         for (ptrdiff_t i = 0; i < n; i++)
             sum += exponential(load(x + low + i * m, 1, PART) - most);
@@ -127,4 +127,39 @@ void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const RE
     GROUPS(low)
         for (ptrdiff_t i = 0; i < n; i++)
             store(to + low + i * m, load(d + g * m + s, 1, PART) * (REAL)scale, PART);
+}
+
+void maximum(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y)
+{
+    GROUPS(low) {
+        part most = load(x + low, 1, PART);
+        for (ptrdiff_t i = 1; i < n; i++)
+            most = larger(most, load(x + low + i * m, 1, PART));
+        store(y + g * m + s, most, PART);
+    }
+}
+
+void to_maximum(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int evenly, const REAL *x, const REAL *y, const REAL *d,
+                   REAL *to)
+{
+    const part zero = {0}, one = (REAL)1 + zero;
+    GROUPS(low) {
+        const part most = load(y + g * m + s, 1, PART);
+        part left = load(d + g * m + s, 1, PART), count = zero;
+        for (ptrdiff_t i = 0; i < n && evenly; i++)
+            count += choose(load(x + low + i * m, 1, PART) == most, one, zero);
+        if (evenly)
+            left /= count;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const truths equal = load(x + low + i * m, 1, PART) == most;
+            store(to + low + i * m, choose(equal, left, zero), PART);
+            left = evenly ? left : choose(equal, zero, left);
+        }
+    }
+}
+
+void mask(ptrdiff_t n, REAL value, const REAL *x, const REAL *masks, REAL *y)
+{
+    for (ptrdiff_t i = 0; i < n; i += PART)
+        store(y + i, choose(load(masks + i, 1, PART) != (part){0}, value + (part){0}, load(x + i, 1, PART)), PART);
 }

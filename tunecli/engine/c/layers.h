@@ -6,9 +6,9 @@
 
 /* In the order of layers.py. */
 enum kind {
-    LINEAR, CONVOLUTION, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, WEIGH, SHIFT, NORMALIZE, SOFTMAX,
-    LOG_SOFTMAX, SUM, BATCH_NORM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, MISH, SOFTPLUS, HARDSWISH,
-    CLAMP, HARDTANH, EXP, LOG, SQRT, RSQRT, RECIPROCAL, ABS
+    LINEAR, CONVOLUTION, TRANSPOSED, EMBEDDING, PRODUCT, POOLING, GATHER, CONSTANT, ADD, MULTIPLY, MASK, WEIGH, SHIFT, NORMALIZE,
+    SOFTMAX, LOG_SOFTMAX, SUM, MAXIMUM, BATCH_NORM, DROPOUT, SCALE, RELU, LEAKY_RELU, ELU, TANH, SIGMOID, SILU, GELU, GELU_TANH,
+    MISH, SOFTPLUS, HARDSWISH, CLAMP, HARDTANH, EXP, LOG, SQRT, RSQRT, RECIPROCAL, ABS, SIN, COS, EQUAL, ABOVE
 };
 
 /* Layers from SCALE on, of n numbers: y = x * scale + shift, or what they are called; LeakyReLU's slope and ELU's alpha are
@@ -36,6 +36,14 @@ void unlog_softmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, co
 void unsoftmax(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *y, const REAL *d, REAL *to);
 void add_up(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *x, REAL *y);
 void hand_out(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, double scale, const REAL *d, REAL *to);
+
+/* The largest of each group; its gradient goes to the first of equals, or evenly to all of them. */
+void maximum(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, const REAL *x, REAL *y);
+void to_maximum(ptrdiff_t groups, ptrdiff_t n, ptrdiff_t m, int evenly, const REAL *x, const REAL *y, const REAL *d,
+                   REAL *to);
+
+/* So many lines, and `value` in the place of those numbers that have a mask's one; and their gradient. */
+void mask(ptrdiff_t n, REAL value, const REAL *x, const REAL *masks, REAL *y);
 
 /* Of a micro-batch so many channels, lines of m samples in so many places of each, of which the first `real` count. */
 struct channels {

@@ -154,10 +154,25 @@ static int is_over(const struct row *r, const struct layer *l, int bias)
     return r->over && l->fresh[bias];
 }
 
-/* Of a convolution: how many filters there are. */
-static ptrdiff_t channels_of(const struct layer *l)
+/* What a group of a convolution's filters reads and gives: all of its images, or some channels of them. */
+struct group {
+    ptrdiff_t count, filters, read;      /* groups, filters of each, and numbers of a filter */
+    ptrdiff_t images, padded, outputs;   /* numbers of a group */
+};
+
+static struct group group_of(const struct row *r, const struct layer *l)
 {
-    return l->out / (l->over->out_height * l->over->out_width);
+    const struct windows *w = l->over;
+    const ptrdiff_t m = r->n->samples, places = w->out_height * w->out_width, count = l->sizes[0];
+    const ptrdiff_t height = w->height + 2 * w->padding[0], width = w->width + 2 * w->padding[1];
+    const ptrdiff_t filters = l->sizes[1] / count;
+    return (struct group){count, filters, l->taps->K, w->channels * w->height * w->width * m, w->channels * height * width * m,
+                          filters * places * m};
+}
+
+static int is_padded(const struct windows *w)
+{
+    return w->padding[0] || w->padding[1];
 }
 
 /* The matrix of a linear layer: (out, in), or (in, out) where it is `turned`. */
@@ -176,8 +191,28 @@ static void forward_linear(const struct row *r, const struct layer *l, const REA
 
 static void forward_convolution(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
 {
-    const REAL *images = pad(l->over, x, at(r, l->more));
-    convolve(channels_of(l), l->taps, l->taps->K, weights_of(r, l->weight), images, bias, y);
+    const struct group own = group_of(r, l);
+    const REAL *weights = weights_of(r, l->weight);
+    for (ptrdiff_t g = 0; g < own.count; g++, x += own.images, weights += own.filters * own.read, y += own.outputs) {
+        const REAL *images = pad(l->over, x, at(r, l->more) + g * own.padded);
+        convolve(own.filters, l->taps, own.read, weights, images, bias ? bias + g * own.filters : NULL, y);
+    }
+}
+
+/* Each number of an image times a filter, laid where the filter lies over the outputs. */
+static void forward_transposed(const struct row *r, const struct layer *l, const REAL *x, const REAL *bias, REAL *y)
+{
+    const struct group own = group_of(r, l);
+    const ptrdiff_t places = own.outputs / own.filters, pixels = own.images / l->over->channels;
+    const struct product p = {own.read, places, own.filters, 1, own.read, places, places, 0};
+    const REAL *weights = weights_of(r, l->weight);
+    REAL *scratch = common(r, r->n->scratch[0]);
+    for (ptrdiff_t g = 0; g < own.count; g++, x += own.outputs, weights += own.filters * own.read, y += own.images) {
+        product(&p, weights, x, NULL, scratch);
+        fold(l->over, 1, scratch, y);
+        for (ptrdiff_t i = 0; i < own.images && bias; i += PART)
+            store(y + i, load(y + i, 1, PART) + bias[g * l->over->channels + i / pixels], PART);
+    }
 }
 
 /* Rows of a table (rows, width): which one, the number of a sample says. A row that there is not gives NaN. */
@@ -319,6 +354,7 @@ static void forward_through(const struct row *r, const struct layer *l, const st
         switch (l->kind) {
         case LINEAR: forward_linear(r, l, x, bias, y); break;
         case CONVOLUTION: forward_convolution(r, l, x, bias, y); break;
+        case TRANSPOSED: forward_transposed(r, l, x, bias, y); break;
         case EMBEDDING: forward_embedding(r, l, x, y); break;
         case PRODUCT: {
             const ptrdiff_t M = l->sizes[1], K = l->sizes[2], N = l->sizes[3];
@@ -345,6 +381,8 @@ static void forward_through(const struct row *r, const struct layer *l, const st
         case SOFTMAX: softmax(groups, each, m, l->shift != 0, x, y); break;
         case LOG_SOFTMAX: log_softmax(groups, each, m, x, y); break;
         case SUM: add_up(groups, each, m, l->scale, x, y); break;
+        case MAXIMUM: maximum(groups, each, m, x, y); break;
+        case MASK: mask(lines * m, (REAL)l->scale, x, other, y); break;
         case DROPOUT: drop(&l->dropout, lines, m, r->keys, x, y); break;
         default: apply((enum kind)l->kind, lines * m, l->scale, l->shift, x, y);
         }
@@ -439,21 +477,41 @@ static void backward_linear(const struct row *r, const struct layer *l, const RE
 
 static void backward_convolution(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
 {
-    const ptrdiff_t channels = channels_of(l), places = l->out / channels * r->n->samples, read = l->taps->K;
-    const int padded = l->over->padding[0] || l->over->padding[1];
+    const struct group own = group_of(r, l);
+    const ptrdiff_t places = own.outputs / own.filters;
     const REAL *weights = weights_of(r, l->weight);
     REAL *scratch = common(r, r->n->scratch[0]), *of_weight = gradient_of(r, l->weight), *of_bias = gradient_of(r, l->bias);
-    if (of_weight)
-        dots(channels, l->taps, d, padded ? at(r, l->more) : x, of_weight, !is_over(r, l, 0));
     if (of_bias)
-        sums(channels, places, d, of_bias, !is_over(r, l, 1));
-    if (to && l->taps_back) {
-        const REAL *given = pad(l->over_back, d, scratch);
-        convolve(l->over->channels, l->taps_back, read / l->over->channels, weights, given, NULL, to);
-    } else if (to) {
-        const struct product p = {read, places, channels, 1, read, places, places, 0};
-        product(&p, weights, d, NULL, scratch);
-        fold(l->over, 1, scratch, to);
+        sums(own.count * own.filters, places, d, of_bias, !is_over(r, l, 1));
+    for (ptrdiff_t g = 0; g < own.count; g++, d += own.outputs, weights += own.filters * own.read) {
+        const REAL *images = is_padded(l->over) ? at(r, l->more) + g * own.padded : x + g * own.images;
+        if (of_weight)
+            dots(own.filters, l->taps, d, images, of_weight + g * own.filters * own.read, !is_over(r, l, 0));
+        if (to && l->taps_back) {
+            const REAL *given = pad(l->over_back, d, scratch);
+            convolve(l->over->channels, l->taps_back, own.read / l->over->channels, weights, given, NULL, to + g * own.images);
+        } else if (to) {
+            const struct product p = {own.read, places, own.filters, 1, own.read, places, places, 0};
+            product(&p, weights, d, NULL, scratch);
+            fold(l->over, 1, scratch, to + g * own.images);
+        }
+    }
+}
+
+static void backward_transposed(const struct row *r, const struct layer *l, const REAL *x, const REAL *d, REAL *to)
+{
+    const struct group own = group_of(r, l);
+    const ptrdiff_t channels = l->over->channels, pixels = own.images / channels;
+    const REAL *weights = weights_of(r, l->weight);
+    REAL *of_weight = gradient_of(r, l->weight), *of_bias = gradient_of(r, l->bias);
+    if (of_bias)
+        sums(own.count * channels, pixels, d, of_bias, !is_over(r, l, 1));
+    for (ptrdiff_t g = 0; g < own.count; g++, d += own.images, weights += own.filters * own.read) {
+        const REAL *images = pad(l->over, d, at(r, l->more));
+        if (of_weight)
+            dots(own.filters, l->taps, x + g * own.outputs, images, of_weight + g * own.filters * own.read, !is_over(r, l, 0));
+        if (to)
+            convolve(own.filters, l->taps, own.read, weights, images, NULL, to + g * own.outputs);
     }
 }
 
@@ -568,6 +626,7 @@ static void backward_through(const struct row *r, const struct layer *l, const s
         switch (l->kind) {
         case LINEAR: backward_linear(r, l, x, d, to); break;
         case CONVOLUTION: backward_convolution(r, l, x, d, to); break;
+        case TRANSPOSED: backward_transposed(r, l, x, d, to); break;
         case EMBEDDING: backward_embedding(r, l, x, d); continue;
         case PRODUCT: {
             backward_product(r, l, x, other, d, to, NULL);
@@ -594,6 +653,8 @@ static void backward_through(const struct row *r, const struct layer *l, const s
         case SOFTMAX: unsoftmax(groups, each, m, y, d, to); break;
         case LOG_SOFTMAX: unlog_softmax(groups, each, m, y, d, to); break;
         case SUM: hand_out(groups, each, m, l->scale, d, to); break;
+        case MAXIMUM: to_maximum(groups, each, m, l->shift != 0, x, y, d, to); break;
+        case MASK: mask(l->out * m, 0, d, other, to); break;
         case DROPOUT: drop(&l->dropout, l->out, m, r->keys, d, to); break;
         default: unapply((enum kind)l->kind, l->out * m, l->scale, l->shift, x, y, d, to);
         }

@@ -4,9 +4,9 @@ Recorded through vmap and autograd, it is right for any model that vmap can foll
 those that one would write by hand for a block of rows. What cannot be recorded is looped.
 """
 
-from tunecli.engine.rowwise.called import Unrecordable
+from tunecli.engine.rowwise.called import InCAlone, Unrecordable
 from tunecli.engine.rowwise.dropout import Drawing, sample_keys
 from tunecli.engine.rowwise.native import LaidOut, Steps
 from tunecli.engine.rowwise.way import Recorded, Rowwise
 
-__all__ = ["Drawing", "LaidOut", "Recorded", "Rowwise", "Steps", "Unrecordable", "sample_keys"]
+__all__ = ["Drawing", "InCAlone", "LaidOut", "Recorded", "Rowwise", "Steps", "Unrecordable", "sample_keys"]

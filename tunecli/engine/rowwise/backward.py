@@ -90,7 +90,8 @@ class _Gradients:
 
     def _source(self, place: int, lines: range, *, first: bool) -> Source:
         owner, layer, found = self._owner(lines.start), self._layers[place], self._found[place]
-        if layer.kind == "embedding" or not found.wanted or owner < 0 or not self._found[owner].wanted:
+        unlearned = layer.kind == "embedding" or (layer.kind == "mask" and not first)
+        if unlearned or not found.wanted or owner < 0 or not self._found[owner].wanted:
             return Source(lines)
         own = self._own(owner)
         if owner not in self._placed:

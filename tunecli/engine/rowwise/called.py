@@ -13,6 +13,10 @@ class Unrecordable(Exception):
     """A graph would not do what the function does; the message says why, of a model's forward pass."""
 
 
+class InCAlone(Unrecordable):
+    """A gradient that is had for many rows by C of our own, and else by the model itself."""
+
+
 def called(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """What a function gives, which the graph that is being recorded is to call as it stands."""
     recorder: Any = _get_current_dispatch_mode()

@@ -134,7 +134,7 @@ def to_largest(gradient: Tensor, inputs: Tensor, outputs: Tensor, windows: Windo
 # The same for autograd, and how vmap comes to it.
 
 
-class _Convolution(torch.autograd.Function):
+class Convolution(torch.autograd.Function):
     """Rows of images, filters (B, O, C, kh, kw) and biases (B, O) or None -> (B, m, O, Ho, Wo)."""
 
     @staticmethod
@@ -162,7 +162,7 @@ class _Convolution(torch.autograd.Function):
         return of_images, of_filters, flat.sum(2).to(kind) if ctx.needs_input_grad[2] else None, None
 
 
-class _Largest(torch.autograd.Function):
+class Largest(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
         found = called(largest, images, windows)
@@ -201,103 +201,23 @@ def by_rows(rows: Any, alone: Callable[..., Tensor]) -> Any:
     return ByRows
 
 
-def _convolved_alone(images: Tensor, filters: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
-    return torch.conv2d(images, filters, bias, windows.stride, windows.padding, windows.dilation)
-
-
-def _largest_alone(images: Tensor, windows: Windows) -> Tensor:
-    return torch.max_pool2d(images, windows.kernel, windows.stride, windows.padding)
-
-
-_CONVOLVED, _POOLED = by_rows(_Convolution, _convolved_alone), by_rows(_Largest, _largest_alone)
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """torch's own, of samples (m, C, H, W); where it is unlike the usual it is left to vmap."""
-    kernel, dilated = pair(weight.shape[2:]), pair(dilation)
-    around = [d * (k - 1) for k, d in zip(kernel, dilated, strict=True)]
-    if padding == "same":
-        padding = (around[0] // 2, around[1] // 2) if not any(own % 2 for own in around) else None
-    elif padding == "valid":
-        padding = 0
-    if groups != 1 or padding is None or input.dim() != 4:
-        return torch.conv2d(input, weight, bias, stride, "same" if padding is None else padding, dilation, groups)
-    found: Tensor = _CONVOLVED.apply(input, weight, bias, Windows(kernel, pair(stride), pair(padding), dilated))
-    return found
-
-
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """As `conv2d`, of samples (m, C, L): of images that are one pixel high."""
-    if input.dim() != 3:
-        return torch.conv1d(input, weight, bias, stride, padding, dilation, groups)
-    around = padding if isinstance(padding, str) else _beside(0, padding)
-    images, filters = input.unsqueeze(2), weight.unsqueeze(2)
-    return conv2d(images, filters, bias, _beside(1, stride), around, _beside(1, dilation), groups).squeeze(2)
-
-
-def _beside(first: int, second: Any) -> Pair:
-    return first, second if isinstance(second, int) else second[0]
-
-
-def max_pool1d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """As `conv1d`."""
-    how = _beside(1, kernel_size), _beside(1, stride or kernel_size), _beside(0, padding), _beside(1, dilation)
-    found = max_pool2d(input.unsqueeze(-2), *how, ceil_mode, return_indices)
-    return tuple(own.squeeze(-2) for own in found) if return_indices else found.squeeze(-2)
-
-
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """As `conv2d`."""
-    steps = pair(stride if stride else kernel_size)
-    if ceil_mode or return_indices or pair(dilation) != (1, 1) or input.dim() != 4:
-        found = torch.nn.functional.max_pool2d_with_indices(input, kernel_size, steps, padding, dilation, ceil_mode)
-        return found if return_indices else found[0]
-    return _POOLED.apply(input, Windows(pair(kernel_size), steps, pair(padding)))
-
-
-def unfolded_numbers(module: nn.Module, forward: Callable[[], object]) -> float:
+def unfolded_numbers(module: nn.Module, forward: Callable[[], object], *, in_c: bool) -> float:
     """Into how many numbers the windows of a sample are unfolded where most are; 0 for a model that convolves nothing,
-    infinite for one whose convolutions are of another kind. `forward` calls the model.
+    infinite for one whose convolutions are of another kind: some of them C alone has. `forward` calls the model.
     """
     found = [0.0]
 
-    def see(part: nn.Conv1d | nn.Conv2d, inputs: object, outputs: Tensor) -> None:
-        found.append(part.in_channels * math.prod(part.kernel_size) * math.prod(outputs.shape[2:]))
+    def see(part: nn.modules.conv._ConvNd, given: tuple[Tensor, ...], outputs: Tensor) -> None:
+        channels, over = part.in_channels, outputs
+        if part.transposed:
+            channels, over = part.out_channels, given[0]
+        found.append(channels // part.groups * math.prod(part.kernel_size) * math.prod(over.shape[2:]))
 
     convolving = [part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)]
-    if not all(isinstance(part, nn.Conv1d | nn.Conv2d) and part.groups == 1 for part in convolving):
+    plain = (part for part in convolving if part.groups == 1 and not part.transposed)
+    if any(isinstance(p, nn.Conv3d | nn.ConvTranspose3d) for p in convolving) or (
+        set(convolving) - {*plain} and not in_c
+    ):
         return math.inf
     watch(convolving, see, forward)
     return max(found)

@@ -16,6 +16,7 @@ from tunecli.engine.rowwise.images import Windows
 KINDS = (
     "linear",
     "convolution",
+    "transposed",
     "embedding",
     "product",
     "pooling",
@@ -23,12 +24,14 @@ KINDS = (
     "constant",
     "add",
     "multiply",
+    "mask",
     "weigh",
     "shift",
     "normalize",
     "softmax",
     "log_softmax",
     "sum",
+    "maximum",
     "batch_norm",
     "dropout",
     "scale",
@@ -51,6 +54,10 @@ KINDS = (
     "rsqrt",
     "reciprocal",
     "abs",
+    "sin",
+    "cos",
+    "equal",
+    "above",
 )
 """Of layers, in the order of the source."""
 
@@ -62,17 +69,21 @@ MOST_LINES = 1 << 19
 class Layer:
     """A layer of so many `outputs` of a sample, the lines that it `reads`, and the places of its weights.
 
-    `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); of "product" (H,
-    I, K) times (H, K, J) -> (H, I, J); rows of an "embedding", how many numbers each has, and which one
-    is padding or -1; of "normalize", "sum"
-    and both kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which
-    lines are weighed or shifted; of "batch_norm" its channels, how many numbers a sample has of each, the place of
-    its running means, which variances and the number of batches follow, and 1 where it goes by these. `windows` lie
-    over images of a `shape` (m, C, H, W). `scale` and `shift`: what numbers are multiplied by, and what is added;
-    the slope below zero; a momentum, and what is added to a variance; the bounds of "clamp" and "hardtanh", of
-    which the first alone has a gradient at them; a softmax of -inf alone is 0 where it is shifted. By `elements`
-    dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in `weight`,
-    or are told the `values` themselves.
+    `sizes`: tokens, inputs and outputs of "linear", and 1 where its weight is (inputs, outputs); groups and filters of
+    a "convolution", or of one that is "transposed"; of "product" (H, I, K) times (H, K, J) -> (H, I, J); rows of an
+    "embedding", how many numbers each has, and which one is padding or -1; of "normalize", "sum", "maximum" and both
+    kinds of softmax how many groups there are, of how many numbers; how many numbers a weight has by which lines are
+    weighed or shifted; of "batch_norm" its channels, how many numbers a sample has of each, the place of its running
+    means, which variances and the number of batches follow, and 1 where it goes by these.
+
+    `windows` lie over images of a `shape` (m, C, H, W), those that a group of filters reads; over the outputs of what
+    is transposed. `scale` and `shift`: what numbers are multiplied by, and what is added; the slope below zero; a
+    momentum, and what is added to a variance; the bounds of "clamp" and "hardtanh", of which the first alone has a
+    gradient at them; what stands where there is a "mask", which is read second; what numbers are "equal" to or "above";
+    a softmax of -inf alone is 0 where it is shifted, and the gradient of a shifted "maximum" goes to all that are.
+
+    By `elements` dropout draws, `dropped` of 2**32 times a zero; a gather finds its lines; others find their numbers in
+    `weight`, or are told the `values` themselves.
     """
 
     kind: str

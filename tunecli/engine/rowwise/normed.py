@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunecli.engine.norms import BatchNorm
-from tunecli.engine.rowwise.called import Unrecordable, called
+from tunecli.engine.rowwise.called import InCAlone, Unrecordable, called
 from tunecli.engine.rowwise.images import by_rows
 
 CUMULATIVE = -1.0
@@ -46,7 +46,7 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise Unrecordable("BatchNorm has a gradient in C alone")
+        raise InCAlone("BatchNorm has a gradient in C alone")
 
 
 def _alone(*arguments: Any) -> Tensor:

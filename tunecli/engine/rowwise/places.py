@@ -14,7 +14,10 @@ _BY_OUTPUTS = frozenset(("relu", "elu", "tanh", "sigmoid", "exp", "sqrt", "rsqrt
 """Layers whose gradient is had from what they give alone."""
 
 _BY_INPUTS = frozenset(
-    ("linear", "convolution", "embedding", "product", "add", "multiply", "weigh", "shift", "sum", "batch_norm")
+    (
+        *("linear", "convolution", "transposed", "embedding", "product", "add", "multiply", "weigh", "shift", "sum"),
+        "batch_norm",
+    )
 )
 """And those that do without."""
 

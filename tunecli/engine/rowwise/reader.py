@@ -64,6 +64,13 @@ class Codes:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """Ones and zeros of lines, as truth values."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Unfolded:
     """Windows over an image's lines."""
 
@@ -142,8 +149,8 @@ class Reader:
 
     def _as_numbers(self, operation: Operation, node: fx.Node) -> Found:
         """What an operation gives that makes other numbers of whole ones."""
-        codes = {own: found for own in node.all_input_nodes if isinstance(found := self.found[own], Codes)}
-        demand(not any(own.cut for own in codes.values()))
+        codes = {own: found for own in node.all_input_nodes if isinstance(found := self.found[own], Codes | Mask)}
+        demand(not any(isinstance(own, Codes) and own.cut for own in codes.values()))
         self.found |= {own: Values(found.index) for own, found in codes.items()}
         found = operation(self, node, *node.args, **node.kwargs)
         self.found |= codes
@@ -152,10 +159,10 @@ class Reader:
     def _moved(self, node: fx.Node) -> Found:
         """What torch makes of the values, made of their numbers."""
         given = [self.found[own] for own in node.all_input_nodes]
-        demand(all(isinstance(own, Values | Weights | Constant | Drawn | Codes) for own in given))
+        demand(all(isinstance(own, Values | Weights | Constant | Drawn | Codes | Mask) for own in given))
         if len({*map(type, given)}) > 1:  # a learned token before those of the inputs
             given = [Values(self.index(own)) for own in node.all_input_nodes]
-        demand(len(given) == 1 or not isinstance(given[0], Drawn | Codes))
+        demand(len(given) == 1 or not isinstance(given[0], Drawn | Codes | Mask))
         target: Any = node.target
         index = target(*fx.node.map_arg(node.args, lambda own: self.found[own].index), **node.kwargs)
         own = given[0]
@@ -243,8 +250,8 @@ def value_of(node: fx.Node) -> Tensor:
     return value
 
 
-_BY_CODES = {looked_up, aten._to_copy.default}
-"""Operations that read whole numbers as such."""
+_BY_CODES = {looked_up, aten._to_copy.default, aten.masked_fill.Scalar}
+"""Operations that read whole numbers, or truth values, as such."""
 
 _MOVES = {
     aten.reshape.default,
@@ -254,6 +261,7 @@ _MOVES = {
     aten.squeeze.dim,
     aten.squeeze.dims,
     aten.expand.default,
+    aten.repeat.default,
     aten.select.int,
     aten.slice.Tensor,
     aten.cat.default,
@@ -262,5 +270,8 @@ _MOVES = {
     aten.split_with_sizes.default,
     aten.unbind.int,
     aten.flip.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
     aten.t.default,
 }

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tunecli.engine.norms import BatchNorm
-from tunecli.engine.rowwise import images, lookup, normed
+from tunecli.engine.rowwise import normed
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.dropout import noise, which_draw
+from tunecli.engine.rowwise.functional import FUNCTIONS
 from tunecli.engine.rowwise.recurrent import in_steps
 
 aten = torch.ops.aten
@@ -181,14 +182,6 @@ def _storage(tensor: Tensor) -> int:
     return found
 
 
-_WINDOWS: dict[str, Any] = {
-    "conv1d": images.conv1d,
-    "conv2d": images.conv2d,
-    "max_pool1d": images.max_pool1d,
-    "max_pool2d": images.max_pool2d,
-}
-
-
 @contextmanager
 def _in_plain_operations() -> Iterator[None]:
     """Layers as products and sums, for which vmap has rules: attention unfused, one product for each Linear."""
@@ -198,16 +191,9 @@ def _in_plain_operations() -> Iterator[None]:
         with (
             sdpa_kernel(SDPBackend.MATH),
             in_steps(),
-            patch.multiple(functional, linear=_linear, embedding=lookup.embedding, **_WINDOWS),
+            patch.multiple(functional, **FUNCTIONS),
             patch.object(BatchNorm, "forward", normed.forward),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's own, which under vmap copies the weights for each token where the inputs are transposed."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    outputs = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
-    return outputs.view(*inputs.shape[:-1], len(weight))

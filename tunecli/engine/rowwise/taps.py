@@ -63,8 +63,8 @@ def windows_back(layer: Layer) -> WindowsOver | None:
     if stride != (1, 1) or min(top, left) < 0:
         return None
     over = windows_of(layer)
-    filters = layer.outputs // (over.out_height * over.out_width)
-    shape = over.samples, filters, over.out_height, over.out_width
+    groups, filters = layer.sizes
+    shape = over.samples, filters // groups, over.out_height, over.out_width
     return windows_over(shape, Windows(kernel, stride, (top, left), dilation))
 
 

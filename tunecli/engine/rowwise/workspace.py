@@ -69,9 +69,9 @@ class Network:
             own.sizes[: len(layer.sizes)] = layer.sizes
             if layer.windows is not None:
                 own.over = ctypes.addressof(self._keep(windows_of(layer)))
-            if layer.kind == "convolution":
+            if layer.kind in ("convolution", "transposed"):
                 self._convolve(own, layer)
-                end += padded_numbers(windows_of(layer))
+                end += padded_numbers(windows_of(layer)) * layer.sizes[0]
             if layer.kind == "normalize":
                 end += self.samples * layer.sizes[0]
             if layer.kind == "batch_norm":
@@ -105,7 +105,8 @@ class Network:
 
     def _convolve(self, own: Any, layer: Layer) -> None:
         """Tell C where the numbers are that filters are multiplied by, forward and back."""
-        stripe, back = STRIPE_BYTES // self.dtype.itemsize, windows_back(layer)
+        stripe = STRIPE_BYTES // self.dtype.itemsize
+        back = windows_back(layer) if layer.kind == "convolution" else None
         own.taps = ctypes.addressof(self._keep(taps_of(layer, stripe)))
         if back is not None:
             own.over_back = ctypes.addressof(self._keep(back))
@@ -123,8 +124,8 @@ class Network:
 
 def _scratch(layer: Layer, samples: int) -> int:
     """How many numbers a layer needs for a moment."""
-    if layer.kind == "convolution":
-        back = windows_back(layer)
+    if layer.kind in ("convolution", "transposed"):
+        back = windows_back(layer) if layer.kind == "convolution" else None
         return samples * windows_of(layer).unfolded if back is None else padded_numbers(back)
     if layer.kind == "linear":
         _, inputs, outputs, turned = layer.sizes
@@ -139,7 +140,11 @@ def _operations(layer: Layer) -> int:
         return 6 * math.prod(own for own in layer.sizes if own)
     if layer.windows is None:
         return FUNCTION * layer.outputs
-    return layer.outputs * math.prod(layer.windows.kernel) * (6 * layer.shape[1] if layer.kind == "convolution" else 1)
+    if layer.kind == "pooling":
+        return layer.outputs * math.prod(layer.windows.kernel)
+    over = windows_of(layer)
+    found: int = 6 * layer.sizes[1] * over.out_height * over.out_width * over.channels * math.prod(layer.windows.kernel)
+    return found
 
 
 MOST_SHARED = 1 << 28

@@ -1,0 +1,215 @@
+"""What models are written with, computed in C: gradients and outputs are those of plain autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.conftest import examples
+from tests.test_engine import BLOCKS_OF_32, make_run, make_task
+from tests.test_rowwise import assert_equal_alone
+from tunecli.data import Samples
+from tunecli.engine import LocalEngine
+from tunecli.engine.compiler import can_compile
+from tunecli.metrics import LOSSES
+
+pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
+
+CLASSES, IMAGE = 3, (4, 6, 8)
+
+
+class Between(nn.Module):
+    """Something between a layer that is trained and one that reads all of what it gives."""
+
+    def __init__(self, first: nn.Module, between: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.between = first, between
+        width = self.between(self.first(torch.zeros(2, *shape))).flatten(1).shape[1]
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.between(self.first(x)).flatten(1))
+        return found
+
+
+def assert_is_that_of_autograd(first: nn.Module, between: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    module = Between(first, between, shape).double()
+    inputs = torch.randn(32, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    samples = Samples(inputs, torch.randint(CLASSES, (32,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], 2, native=True)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sin": lambda x: torch.sin(9 * x),
+    "cos": lambda x: torch.cos(-3 * x),
+    "prelu": nn.PReLU(6),
+    "selu": nn.SELU(),
+    "log sigmoid": nn.LogSigmoid(),
+    "softplus": nn.Softplus(beta=2.5),
+    "softshrink": nn.Softshrink(0.3),
+    "threshold": nn.Threshold(0.1, -2.0),
+    "glu": nn.GLU(),
+    "glu along channels": lambda x: functional.glu(x.unflatten(1, (3, 2)), 2),
+    "alpha": lambda x: torch.add(x, x.exp(), alpha=0.3) - torch.sub(x.tanh(), x, alpha=2),
+    "largest": lambda x: x.max(1).values[:, None] * x,
+    "largest, kept": lambda x: x - x.max(-1, keepdim=True)[0],
+    "largest of all": lambda x: x.unflatten(1, (2, 3)).relu().amax((1, 2))[:, None],
+    "maxout": lambda x: x.view(len(x), -1, 2).max(-1).values,
+    "masked": lambda x: x.masked_fill(x > 0.2, 3.0) + (x <= -0.1) * x + (x >= 0).float() * x.exp(),
+    "masked twice": lambda x: x * ((x < 0.5) & ~(x < -0.5)) + x.masked_fill((x != 0).logical_not(), -1.0),
+    "counted": lambda x: x.sum(1, keepdim=True) / (x > 0).sum(1, keepdim=True).clamp(min=1),
+    "repeated": lambda x: x.repeat(1, 2) * torch.arange(12.0, dtype=x.dtype),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_of_numbers(function: Callable[[Tensor], Tensor]) -> None:
+    assert_is_that_of_autograd(nn.Linear(5, 6), function, (5,))
+
+
+def test_the_gradient_of_the_largest_goes_to_all_that_are_or_to_the_first() -> None:
+    """As torch has it for `amax` and for `max`."""
+    for largest in (lambda x: x.amax(1), lambda x: x.max(1).values):
+        assert_is_that_of_autograd(
+            nn.Linear(5, 6), lambda x, own=largest: own(x.relu().clamp(max=0.1))[:, None] * x, (5,)
+        )
+
+
+def bilinear(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+PICTURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros around": nn.ZeroPad2d((1, 0, 2, 1)),
+    "cut": nn.ZeroPad2d((-1, 2, 0, -2)),
+    "a constant around": nn.ConstantPad2d(1, 0.7),
+    "reflected": nn.ReflectionPad2d((1, 2, 0, 3)),
+    "replicated": nn.ReplicationPad2d(2),
+    "nearest": nn.Upsample(scale_factor=2),
+    "nearest of any size": nn.Upsample(size=(5, 11)),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "bilinear, aligned": bilinear,
+    "shuffled": nn.PixelShuffle(2),
+    "unshuffled": nn.PixelUnshuffle(2),
+    "channels shuffled": nn.ChannelShuffle(2),
+    "average, padded": nn.AvgPool2d(3, 2, 1),
+    "average, padded, of what is there": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "average, ceil": nn.AvgPool2d(3, 2, ceil_mode=True),
+    "adaptive average": nn.AdaptiveAvgPool2d((4, 3)),
+    "adaptive average, larger": nn.AdaptiveAvgPool2d((7, 9)),
+    "largest, ceil": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "largest, ceil and padded": nn.MaxPool2d((3, 2), (4, 3), 1, ceil_mode=True),
+    "adaptive largest": nn.AdaptiveMaxPool2d((3, 2)),
+    "the largest": nn.AdaptiveMaxPool2d(1),
+    "instance norm": nn.InstanceNorm2d(4),
+    "instance norm, learned": nn.InstanceNorm2d(4, affine=True),
+}
+
+
+@pytest.mark.parametrize("function", PICTURES.values(), ids=PICTURES)
+def test_what_is_done_to_pictures(function: Callable[[Tensor], Tensor]) -> None:
+    assert_is_that_of_autograd(nn.Conv2d(2, 4, 1), function, (2, 6, 8))
+
+
+SEQUENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros before": lambda x: functional.pad(x, (3, 0)),
+    "reflected": nn.ReflectionPad1d(2),
+    "replicated": nn.ReplicationPad1d((1, 3)),
+    "nearest": nn.Upsample(scale_factor=2),
+    "linear": nn.Upsample(size=13, mode="linear"),
+    "the largest": nn.AdaptiveMaxPool1d(1),
+    "adaptive largest": nn.AdaptiveMaxPool1d(3),
+    "adaptive average": nn.AdaptiveAvgPool1d(4),
+    "largest, ceil": nn.MaxPool1d(4, ceil_mode=True),
+    "instance norm": nn.InstanceNorm1d(4, affine=True),
+    "in groups": nn.Conv1d(4, 6, 3, padding=2, groups=2, bias=False),
+    "transposed": nn.ConvTranspose1d(4, 3, 4, stride=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("function", SEQUENCES.values(), ids=SEQUENCES)
+def test_what_is_done_to_sequences(function: Callable[[Tensor], Tensor]) -> None:
+    assert_is_that_of_autograd(nn.Conv1d(2, 4, 2), function, (2, 10))
+
+
+@examples(25)
+@given(
+    kind=st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]),
+    groups=st.sampled_from([1, 2, 4]),
+    of_group=st.sampled_from([1, 3]),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    how=st.fixed_dictionaries(
+        {
+            "stride": st.integers(1, 3),
+            "padding": st.integers(0, 1),
+            "dilation": st.integers(1, 2),
+            "bias": st.booleans(),
+        }
+    ),
+    more=st.integers(0, 1),
+    behind=st.booleans(),
+)
+def test_convolutions_in_groups_and_transposed_ones(
+    kind: Any, groups: int, of_group: int, kernel: tuple[int, int], how: dict[str, Any], more: int, behind: bool
+) -> None:
+    """Also those that read the samples themselves, which have no gradient."""
+    told = dict(how)
+    if kind is nn.ConvTranspose2d and more < how["stride"]:
+        told["output_padding"] = more
+    own = kind(4, groups * of_group, kernel, groups=groups, **told)
+    if behind:
+        assert_is_that_of_autograd(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Tanh(), own), torch.relu, (2, 6, 5))
+    else:
+        assert_is_that_of_autograd(own, torch.relu, (4, 6, 5))
+
+
+class Attending(nn.Module):
+    """Words of which some are none, which nobody attends to, and of which no mean is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 6, padding_idx=0), nn.Linear(6, CLASSES)
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, words: Tensor) -> Tensor:
+        found = self.encoder(self.words(words), src_key_padding_mask=words == 0)
+        there = (words != 0).unsqueeze(-1).to(found.dtype)
+        return self.head((found * there).sum(1) / there.sum(1))  # type: ignore[no-any-return]  # a tensor
+
+
+class Bag(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.words, self.head = nn.EmbeddingBag(9, 6, mode=mode), nn.Linear(6, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.words(words))  # type: ignore[no-any-return]  # a tensor
+
+
+@pytest.mark.parametrize(
+    "make", [Attending, lambda: Bag("mean"), lambda: Bag("sum")], ids=["padding", "mean of a bag", "sum of a bag"]
+)
+def test_words(make: Callable[[], nn.Module]) -> None:
+    words = torch.randint(0, 9, (32, 7))
+    words[:, 0] = words[:, 0].clamp(min=1)  # of no word at all torch makes no number
+    samples = Samples(words, torch.randint(CLASSES, (32,)))
+    assert_equal_alone(make().double(), samples, LOSSES["cross_entropy"], 2, native=True)
+
+
+def test_convolutions_that_c_alone_has_are_looped_without_it() -> None:
+    make = lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(96, CLASSES))  # noqa: E731
+    task = make_task(make, features=IMAGE)
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native
+    without = LocalEngine(task, BLOCKS_OF_32.__class__("rules", cap=16, block_rows=32, threads=1)).traits(make_run(0))
+    assert without.looped_because == "such convolutions are faster one by one"
+    assert math.isfinite(without.numbers)

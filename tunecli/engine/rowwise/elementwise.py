@@ -1,0 +1,253 @@
+"""Operations that make one number of one or two, as layers that `network.c` computes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from tunecli.engine.rowwise.layers import demand
+from tunecli.engine.rowwise.pieces import combined, each, join, told
+from tunecli.engine.rowwise.reader import Codes, Constant, Drawn, Found, Mask, Operation, Reader, Values, value_of
+
+aten = torch.ops.aten
+
+
+# Sums and products of numbers, with others or with weights.
+
+
+def _added(reader: Reader, node: fx.Node, one: Any, other: Any, *, alpha: float = 1.0) -> Found:
+    if not isinstance(other, fx.Node):
+        return _scaled(reader, node, one, 1.0, other * alpha)
+    if alpha == 1:
+        one, other = _sorted(reader, one, other)
+    return Values(combined(reader, "add", reader.index(one), reader.found[other], alpha))
+
+
+def _subtracted(reader: Reader, node: fx.Node, one: Any, other: Any, *, alpha: float = 1.0) -> Found:
+    if isinstance(other, fx.Node) and not isinstance(reader.found[one], Values):
+        demand(alpha == 1)
+        return Values(combined(reader, "add", each(reader, "scale", reader.index(other), -1.0), reader.found[one]))
+    return _added(reader, node, one, other, alpha=-alpha)
+
+
+def _times(reader: Reader, node: fx.Node, one: Any, other: Any) -> Found:
+    if not isinstance(other, fx.Node):
+        return _scaled(reader, node, one, other)
+    one, other = _sorted(reader, one, other)
+    return Values(combined(reader, "multiply", reader.index(one), reader.found[other]))
+
+
+def _divided(reader: Reader, node: fx.Node, one: Any, other: Any) -> Found:
+    if not isinstance(other, fx.Node):
+        return _scaled(reader, node, one, 1 / other)
+    found = reader.found[other]
+    if isinstance(found, Constant):
+        return Values(told(reader, "weigh", reader.index(one), 1 / found.index))
+    return Values(combined(reader, "multiply", each(reader, "reciprocal", reader.index(other)), reader.found[one]))
+
+
+def _power(reader: Reader, node: fx.Node, given: Any, exponent: float) -> Found:
+    index = reader.index(given)
+    if exponent in _ROOTS:
+        return Values(each(reader, _ROOTS[exponent], index))
+    demand(exponent in (1, 2, 3))
+    found = index
+    for _ in range(int(exponent) - 1):
+        found = join(reader, "multiply", found, index)
+    return Values(found)
+
+
+_ROOTS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
+def _sorted(reader: Reader, one: Any, other: Any) -> tuple[Any, Any]:
+    """Lines first."""
+    return (one, other) if isinstance(reader.found[one], Values) else (other, one)
+
+
+def _scaled(reader: Reader, node: fx.Node, given: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:
+    found = reader.found.get(given)
+    if isinstance(found, Drawn):
+        demand(shift == 0)
+        return replace(found, scale=found.scale * scale)
+    return Values(each(reader, "scale", reader.index(given), float(scale), float(shift)))
+
+
+# Masks.
+
+
+def _compared(kind: str, sign: float = 1.0, *, denied: bool = False) -> Operation:
+    """Whether lines times a sign are equal to a number times that, or above it; or whether they are not."""
+
+    def read(reader: Reader, node: fx.Node, given: Any, number: float) -> Found:
+        found = reader.found[given]
+        demand(isinstance(found, Values | Codes) and not getattr(found, "cut", False))
+        index = found.index if sign > 0 else each(reader, "scale", found.index, sign)
+        return Mask(_denied(reader, each(reader, kind, index, shift=sign * number), denied))
+
+    return read
+
+
+def _denied(reader: Reader, index: Any, denied: bool) -> Any:
+    return each(reader, "scale", index, -1.0, 1.0) if denied else index
+
+
+def _not(reader: Reader, node: fx.Node, given: Any) -> Found:
+    found = reader.found[given]
+    demand(isinstance(found, Mask))
+    return Mask(_denied(reader, found.index, True))
+
+
+def _both(reader: Reader, node: fx.Node, one: Any, other: Any) -> Found:
+    found = reader.found[one], reader.found[other]
+    demand(all(isinstance(own, Mask) for own in found))
+    return Mask(join(reader, "multiply", found[0].index, found[1].index))
+
+
+def _masked(reader: Reader, node: fx.Node, given: Any, mask: Any, value: float) -> Found:
+    """Whatever stands where a mask does."""
+    found, index = reader.found[mask], reader.index(given)
+    if isinstance(found, Mask):
+        return Values(join(reader, "mask", index, found.index, float(value)))
+    demand(isinstance(found, Constant))
+    kept = told(reader, "weigh", index, torch.where(found.index, 0.0, 1.0))
+    return Values(told(reader, "shift", kept, torch.where(found.index, value, 0.0)))
+
+
+def _filled(value: float) -> Operation:
+    """A constant in the shape of something else."""
+
+    def read(reader: Reader, node: fx.Node, given: Any, **how: Any) -> Found:
+        return Constant(torch.full_like(value_of(node), value))
+
+    return read
+
+
+def _threshold(reader: Reader, node: fx.Node, given: Any, bound: float, value: float) -> Values:
+    index = reader.index(given)
+    below = _denied(reader, each(reader, "above", index, shift=bound), True)
+    return Values(join(reader, "mask", index, below, float(value)))
+
+
+# Functions of one number.
+
+
+def _function(kind: str) -> Operation:
+    return lambda reader, node, given: Values(each(reader, kind, reader.index(given)))
+
+
+def _gelu(reader: Reader, node: fx.Node, given: Any, *, approximate: str = "none") -> Values:
+    return Values(each(reader, "gelu" if approximate == "none" else "gelu_tanh", reader.index(given)))
+
+
+def _softplus(reader: Reader, node: fx.Node, given: Any, beta: float = 1.0, threshold: float = 20.0) -> Values:
+    demand(threshold >= 20)  # above which torch's is x itself, and ours is to rounding
+    found = reader.index(given) if beta == 1 else each(reader, "scale", reader.index(given), float(beta))
+    found = each(reader, "softplus", found)
+    return Values(found if beta == 1 else each(reader, "scale", found, 1 / beta))
+
+
+def _log_sigmoid(reader: Reader, node: fx.Node, given: Any) -> list[Values]:
+    found = each(reader, "softplus", each(reader, "scale", reader.index(given), -1.0))
+    return [Values(each(reader, "scale", found, -1.0))]
+
+
+def _hardtanh(reader: Reader, node: fx.Node, given: Any, low: float = -1.0, high: float = 1.0) -> Values:
+    return Values(each(reader, "hardtanh", reader.index(given), low, high))
+
+
+def _hardsigmoid(reader: Reader, node: fx.Node, given: Any) -> Values:
+    return Values(each(reader, "hardtanh", each(reader, "scale", reader.index(given), 1 / 6, 0.5), 0.0, 1.0))
+
+
+def _clamp(reader: Reader, node: fx.Node, given: Any, low: float | None = None, high: float | None = None) -> Found:
+    found = reader.found[given]
+    bounds = -math.inf if low is None else low, math.inf if high is None else high
+    if isinstance(found, Codes):
+        demand(not found.cut)
+        return Codes(each(reader, "clamp", found.index, *bounds))
+    return Values(each(reader, "clamp", reader.index(given), *bounds))
+
+
+def _softshrink(reader: Reader, node: fx.Node, given: Any, bound: float = 0.5) -> Values:
+    index = reader.index(given)
+    return Values(join(reader, "add", index, each(reader, "clamp", index, -bound, bound), -1.0))
+
+
+def _leaky_relu(reader: Reader, node: fx.Node, given: Any, slope: float = 0.01) -> Values:
+    return Values(each(reader, "leaky_relu", reader.index(given), float(slope)))
+
+
+def _prelu(reader: Reader, node: fx.Node, given: Any, slope: Any) -> Values:
+    index = reader.index(given)
+    above = each(reader, "relu", index)
+    below = combined(reader, "multiply", join(reader, "add", index, above, -1.0), reader.found[slope])
+    return Values(join(reader, "add", above, below))
+
+
+def _elu(reader: Reader, node: fx.Node, given: Any, alpha: float = 1.0, *scales: float) -> Values:
+    scale, below = (*scales, 1.0, 1.0)[:2]
+    demand(below == 1)
+    found = each(reader, "elu", reader.index(given), float(alpha))
+    return Values(found if scale == 1 else each(reader, "scale", found, float(scale)))
+
+
+def _celu(reader: Reader, node: fx.Node, given: Any, alpha: float = 1.0) -> Values:
+    found = each(reader, "elu", each(reader, "scale", reader.index(given), 1 / alpha))
+    return Values(each(reader, "scale", found, float(alpha)))
+
+
+def _glu(reader: Reader, node: fx.Node, given: Any, dim: int = -1) -> Values:
+    one, other = reader.index(given).chunk(2, dim)
+    return Values(join(reader, "multiply", one, each(reader, "sigmoid", other)))
+
+
+_FUNCTIONS = (
+    *("relu", "tanh", "sigmoid", "silu", "mish", "hardswish"),
+    *("exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "sin", "cos"),
+)
+ELEMENTWISE: dict[Any, Operation] = {
+    aten.add.Tensor: _added,
+    aten.add.Scalar: _added,
+    aten.sub.Tensor: _subtracted,
+    aten.sub.Scalar: _subtracted,
+    aten.mul.Tensor: _times,
+    aten.mul.Scalar: _times,
+    aten.div.Tensor: _divided,
+    aten.div.Scalar: _divided,
+    aten.pow.Tensor_Scalar: _power,
+    aten.neg.default: lambda reader, node, given: _scaled(reader, node, given, -1.0),
+    aten.rsub.Scalar: lambda reader, node, given, of: _scaled(reader, node, given, -1.0, of),
+    aten.eq.Scalar: _compared("equal"),
+    aten.ne.Scalar: _compared("equal", denied=True),
+    aten.gt.Scalar: _compared("above"),
+    aten.le.Scalar: _compared("above", denied=True),
+    aten.lt.Scalar: _compared("above", -1.0),
+    aten.ge.Scalar: _compared("above", -1.0, denied=True),
+    aten.logical_not.default: _not,
+    aten.bitwise_not.default: _not,
+    aten.logical_and.default: _both,
+    aten.bitwise_and.Tensor: _both,
+    aten.masked_fill.Scalar: _masked,
+    aten.zeros_like.default: _filled(0.0),
+    aten.ones_like.default: _filled(1.0),
+    aten.threshold.default: _threshold,
+    aten.gelu.default: _gelu,
+    aten.softplus.default: _softplus,
+    aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten.hardtanh.default: _hardtanh,
+    aten.hardsigmoid.default: _hardsigmoid,
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.softshrink.default: _softshrink,
+    aten.leaky_relu.default: _leaky_relu,
+    aten._prelu_kernel.default: _prelu,
+    aten.elu.default: _elu,
+    aten.celu.default: _celu,
+    aten.glu.default: _glu,
+    **{getattr(aten, kind).default: _function(kind) for kind in _FUNCTIONS},
+}

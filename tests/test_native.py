@@ -325,3 +325,62 @@ def test_what_learns_nothing_by_its_own_will_is_left_to_torch() -> None:
             return found
 
     assert not LocalEngine(task_of(Kept, numbers(61, 8)), BLOCKS_OF_32).traits(make_run(0)).native
+
+
+class Sliced(nn.Module):
+    """One matrix for all of the layers, of which each has some rows, and a table for the last."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.matrix, self.bias = how, nn.Parameter(torch.randn(15, 5)), nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = functional.linear(x, self.matrix[:5], self.bias[:5]).tanh()
+        last = {"all": slice(10, 15), "not all": slice(10, 14), "overlapping": slice(9, 14)}[self.how]
+        found = functional.linear(found, self.matrix[5:10], self.bias[5:]) + functional.linear(
+            x, self.matrix[last]
+        ).sum(1, keepdim=True)
+        return found[:, :CLASSES]
+
+
+@pytest.mark.parametrize(("how", "native"), [("all", True), ("not all", False), ("overlapping", False)])
+def test_a_weight_may_be_that_of_several_layers(how: str, native: bool) -> None:
+    task = task_of(lambda: Sliced(how), numbers(61, 5))
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native is native
+    if native:
+        assert_trained_in_c_as_by_torch(lambda: Sliced(how), numbers(61, 5))
+
+
+class Asking(nn.Module):
+    """A learned question to all steps: of one weight queries have a third, keys and values the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.question, self.attend = nn.Parameter(torch.randn(1, 1, 6)), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.attend(self.question.expand(len(x), -1, -1), x, x, need_weights=False)[0]
+        return self.head(found[:, 0])  # type: ignore[no-any-return]  # a tensor
+
+
+def test_attention_to_something_else_has_parts_of_one_weight() -> None:
+    assert_trained_in_c_as_by_torch(Asking, numbers(61, 4, 6))
+
+
+class Unused(nn.Module):
+    """Layers that forward has forgotten; weight decay has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.forgotten, self.norm = nn.Linear(8, 6), nn.Linear(6, 6), nn.LayerNorm(6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.first(x).relu())
+        return found
+
+
+def test_weights_that_nothing_reads_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_trained_in_c_as_by_torch(Unused, numbers(61, 8))
+    assert_depends_on_nothing_else(Unused, numbers(61, 8), monkeypatch)

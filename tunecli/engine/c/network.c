@@ -54,13 +54,15 @@ struct network {
     ptrdiff_t scratch[2], read, counts;
     REAL *workspaces;
     ptrdiff_t size;
+    const int64_t *unused; /* weights that are trained and that no layer has */
+    ptrdiff_t unused_count;
 };
 
-/* Of some weights of all rows: where the first row's are, and how far from row to row; of gradients nowhere, where the
-   weights are not trained. */
+/* Of some weights of all rows: where the first row's are, how far from row to row, and how many; of gradients nowhere,
+   where the weights are not trained. */
 struct place {
     REAL *at;
-    ptrdiff_t row;
+    ptrdiff_t row, count;
 };
 
 /* What all steps of some rows share. */
@@ -692,6 +694,8 @@ static const struct layer *behind_norm(const struct layer *first, const struct l
 static void backward(const struct row *r)
 {
     const struct layer *first = r->n->layers, *end = first + r->n->count, *l = behind_norm(first, end);
+    for (ptrdiff_t k = 0; k < r->n->unused_count && r->over; k++)
+        memset(gradient_of(r, r->n->unused[k]), 0, sizeof(REAL) * (size_t)r->block->gradients[r->n->unused[k]].count);
     backward_to(r, l, end);
     while (l > first) {
         end = l;

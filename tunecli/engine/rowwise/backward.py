@@ -47,9 +47,9 @@ class Backward:
     fresh: tuple[bool, bool] = (True, True)
 
 
-def backward_of(layers: Sequence[Layer], inputs: int, trained: int) -> tuple[list[Backward], int]:
-    """For each of the layers of a network with so many inputs, and how many lines all gradients need at once. So many
-    weights, the first ones, are trained.
+def backward_of(layers: Sequence[Layer], inputs: int, trained: frozenset[int]) -> tuple[list[Backward], int]:
+    """For each of the layers of a network with so many inputs, and how many lines all gradients need at once. The
+    weights at some places are `trained`.
 
     The last layer's gradient has one line more, for the losses.
     """
@@ -57,14 +57,14 @@ def backward_of(layers: Sequence[Layer], inputs: int, trained: int) -> tuple[lis
 
 
 class _Gradients:
-    def __init__(self, layers: Sequence[Layer], inputs: int, trained: int) -> None:
+    def __init__(self, layers: Sequence[Layer], inputs: int, trained: frozenset[int]) -> None:
         self._layers = layers
         self._starts = torch.tensor([inputs, *(layer.outputs for layer in layers)]).cumsum(0)
         self._room, self._begun = _Room(), torch.zeros(int(self._starts[-1]), dtype=torch.bool)
         self._found: list[Backward] = []
         for layer in layers:
             above = any(self._found[own].wanted for own in self._read(layer) if own >= 0)
-            self._found.append(Backward(above or any(0 <= own < trained for own in (layer.weight, layer.bias))))
+            self._found.append(Backward(above or not trained.isdisjoint((layer.weight, layer.bias))))
         self._placed: set[int] = set()  # whose gradient has a place
 
     def passed_on(self) -> tuple[list[Backward], int]:

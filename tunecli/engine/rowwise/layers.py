@@ -102,16 +102,28 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """So many numbers of the weight at the place `of`, from one on."""
+
+    of: int
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layers:
-    """All of a model: `inputs` numbers of a sample, and its outputs in their `shape`, of a sample too. Of its weights
-    the first ones are `trained`; behind these and running statistics there are those that are `fixed`, as all rows have
-    them."""
+    """All of a model: `inputs` numbers of a sample, and its outputs in their `shape`, of a sample too.
+
+    Behind its weights and running statistics there are `more` weights: parts of others, and those that are fixed, as
+    all rows have them. The places of those that learn are `trained`, and `unused` where no layer has them.
+    """
 
     layers: list[Layer]
     inputs: int
     shape: tuple[int, ...]
-    trained: int = 0
-    fixed: tuple[Tensor, ...] = ()
+    trained: frozenset[int] = frozenset()
+    more: tuple[Tensor | Part, ...] = ()
+    unused: tuple[int, ...] = ()
 
 
 class Unread(Exception):

@@ -16,6 +16,7 @@ from tunecli.data import Samples
 from tunecli.data.samples import Inputs
 from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
+from tunecli.engine.rowwise.layers import Part
 from tunecli.engine.rowwise.workspace import Network
 from tunecli.metrics import LOSSES, Loss
 
@@ -54,10 +55,12 @@ class Rows:
     ) -> None:
         smoothed = None if smoothing is None else smoothing.to(network.dtype)
         self.network, self._kept = network, (weights, gradients, smoothed)
-        fixed = [_Place(own.data_ptr(), 0) for own in network.fixed]
-        untrained = [_Place(None, 0)] * (len(weights) - len(gradients) + len(fixed))
-        told = [*_places(weights), *fixed], [*_places(gradients), *untrained]
-        self._places = places = [(_Place * len(own))(*own) for own in told]
+        own, size = [_place(one) for one in weights], network.dtype.itemsize
+        found = [_place(one) for one in gradients] + [_NOWHERE] * (len(weights) - len(gradients))
+        for one in network.more:
+            own.append(_place_of(one, own, size) if isinstance(one, Part) else _Place(one.data_ptr(), 0, one.numel()))
+            found.append(_place_of(one, found, size) if isinstance(one, Part) else _NOWHERE)
+        self._places = places = [(_Place * len(own))(*own), (_Place * len(own))(*found)]
         self._told = _Block(
             len(weights[0]), *map(ctypes.addressof, places), None if smoothed is None else smoothed.data_ptr()
         )
@@ -202,11 +205,21 @@ def loss_number(loss: Loss, dtype: torch.dtype, targets: Tensor) -> int | None:
 class _Place(ctypes.Structure):
     """`struct place` of the source."""
 
-    _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_ssize_t))
+    _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_ssize_t), ("count", ctypes.c_ssize_t))
 
 
-def _places(rows: Sequence[Tensor]) -> list[_Place]:
-    return [_Place(own.data_ptr(), own.stride(0)) for own in rows]
+_NOWHERE = _Place(None, 0, 0)
+
+
+def _place(rows: Tensor) -> _Place:
+    return _Place(rows.data_ptr(), rows.stride(0), rows[0].numel())
+
+
+def _place_of(part: Part, places: Sequence[_Place], size: int) -> _Place:
+    """Where a part of what is at some place is, of numbers of a `size` in bytes."""
+    whole = places[part.of]
+    at = None if whole.at is None else whole.at + part.begin * size
+    return _Place(at, whole.row, part.count)
 
 
 class _Block(ctypes.Structure):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from tunecli.engine.rowwise.images import Windows
-from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Unread, demand, owners
+from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Part, Unread, demand, owners
 from tunecli.engine.rowwise.lookup import looked_up
 from tunecli.engine.rowwise.record import Recording
 
@@ -97,9 +97,10 @@ class Reader:
     def __init__(self, operations: Mapping[Any, Operation], arguments: Arguments, samples: int) -> None:
         self._operations, self._given, self.samples = operations, arguments, samples
         self.lines = Lines(2 * samples)
-        # Where each weight begins, and how many numbers it has; then statistics, then what is `fixed`.
+        # Where each weight begins among all numbers, and how many it has; then statistics, then what is `more`.
         self.weights: list[tuple[int, int]] = []
-        self.fixed: list[Tensor] = []
+        self._more: list[Tensor | Part] = []
+        self._end = 0
         self.found: dict[fx.Node, Found] = {}
 
     def layers(self, recording: Recording) -> Layers:
@@ -113,9 +114,27 @@ class Reader:
         (outputs,) = recording.graph.output_node().args
         found = self.lines.finish(self.index(outputs[0]))  # type: ignore[index]  # a tuple
         used = {own for layer in found.layers for own in (layer.weight, layer.bias)}
-        demand(used >= set(range(self._given.weights)))
         demand(used.isdisjoint(range(self._given.weights, sum(self._given[:2]))))
-        return replace(found, trained=self._given.weights, fixed=tuple(self.fixed))
+        in_parts = {own.of for own in self._parts.values()}
+        demand(all(place not in used and self._are_all(place) for place in in_parts))
+        trained = {*range(self._given.weights)} | {p for p, own in self._parts.items() if own.of < self._given.weights}
+        unused = tuple(sorted({*range(self._given.weights)} - used - in_parts))
+        return replace(found, trained=frozenset(trained), more=tuple(self._more), unused=unused)
+
+    @property
+    def _parts(self) -> dict[int, Part]:
+        """The weights that are parts of others, by their places."""
+        first = len(self.weights) - len(self._more)
+        return {first + place: own for place, own in enumerate(self._more) if isinstance(own, Part)}
+
+    def _are_all(self, place: int) -> bool:
+        """Whether the parts of a weight have each of its numbers once."""
+        end = 0
+        for own in sorted((own for own in self._parts.values() if own.of == place), key=lambda own: own.begin):
+            if own.begin != end:
+                return False
+            end += own.count
+        return end == self.weights[place][1]
 
     def _argument(self, node: fx.Node) -> Found:
         value, place = value_of(node), len(self.found) - sum(self._given[:2])
@@ -129,8 +148,9 @@ class Reader:
 
     def _numbered(self, shape: torch.Size) -> Weights:
         """One more weight, (2, *shape)."""
-        count, begin = shape[1:].numel(), sum(self.weights[-1]) if self.weights else 0
+        count, begin = shape[1:].numel(), self._end
         self.weights.append((begin, count))
+        self._end += count
         return Weights((torch.arange(2)[:, None] * OWNER + begin + torch.arange(count)).view(shape))
 
     def _call(self, node: fx.Node) -> Found:
@@ -210,9 +230,14 @@ class Reader:
 
     def whole_of(self, index: Tensor) -> int:
         begin, count = int(index.flatten()[0]), index[0].numel()
-        demand((begin, count) in self.weights)
         numbers = torch.arange(begin, begin + count)
         demand(torch.equal(index.reshape(2, -1), torch.stack([numbers, numbers + OWNER])))
+        if (begin, count) not in self.weights:
+            of = self._weight_at(begin)
+            first, length = self.weights[of]
+            demand(begin + count <= first + length)
+            self._more.append(Part(of, begin - first, count))
+            self.weights.append((begin, count))
         return self.weights.index((begin, count))
 
     def weights_of(self, node: Any) -> Tensor:
@@ -228,16 +253,19 @@ class Reader:
     def fix(self, values: Tensor) -> Weights:
         """One more weight, which is not trained and the same for both rows."""
         demand(values.is_floating_point())
-        self.fixed.append(values.clone())
+        self._more.append(values.clone())
         return self._numbered(torch.Size((2, *values.shape)))
 
     def _numbers(self, numbers: Tensor) -> tuple[int, Tensor]:
         """Which weight all of these are numbers of, and where in it."""
-        first = int(numbers[0])
-        place = next(p for p, (begin, count) in enumerate(self.weights) if begin <= first < begin + count)
+        place = self._weight_at(int(numbers[0]))
         found = numbers - self.weights[place][0]
         demand(bool(((found >= 0) & (found < self.weights[place][1])).all()))
         return place, found.to(torch.int32)
+
+    def _weight_at(self, number: int) -> int:
+        """Which weight has this one of all numbers: all of it, for those come before their parts."""
+        return next(p for p, (begin, count) in enumerate(self.weights) if begin <= number < begin + count)
 
 
 Operation = Callable[..., Found]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunecli.engine.rowwise.backward import Source, backward_of
 from tunecli.engine.rowwise.layers import KINDS, Layer, Layers
@@ -23,12 +24,12 @@ class Network:
         self, model: Layers, samples: int, batch: int, loss: int, dtype: torch.dtype, threads: int = 1
     ) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
-        self._trained, self.fixed = model.trained, [own.to(dtype).contiguous() for own in model.fixed]
+        self.more = [own.to(dtype).contiguous() if isinstance(own, Tensor) else own for own in model.more]
         self.samples, self.batch, self.dtype = samples, batch, dtype
         self.operations = batch * sum(map(_operations, layers))
         self._kept: list[Any] = []
         told, end = self._forward(layers)
-        each = end + self._backward(told, layers, end)
+        each = end + self._backward(told, layers, end, model.trained)
         self.numbers = each // samples
         end = each * (batch // samples)
         scratch = end, end + max(_scratch(layer, samples) for layer in layers)
@@ -50,6 +51,8 @@ class Network:
             counts,
             workspaces.data_ptr(),
             size,
+            self._keep(torch.tensor(model.unused, dtype=torch.int64)).data_ptr(),
+            len(model.unused),
         )
         self.address = ctypes.addressof(self._told)
 
@@ -88,9 +91,9 @@ class Network:
         """Where a line is in the workspace, in numbers."""
         return int(self._places[line]) * self.samples
 
-    def _backward(self, told: Any, layers: Sequence[Layer], start: int) -> int:
+    def _backward(self, told: Any, layers: Sequence[Layer], start: int, trained: frozenset[int]) -> int:
         """Tell the layers how gradients are passed on, which begin in the workspace at `start`; how many numbers."""
-        found, lines = backward_of(layers, self.inputs, self._trained)
+        found, lines = backward_of(layers, self.inputs, trained)
         for own, how in zip(told, found, strict=True):
             own.wanted, own.gradient, own.fresh[:] = how.wanted, start + how.gradient * self.samples, how.fresh
             cleared = [_Some(start + lines.start * self.samples, len(lines)) for lines in how.cleared]
@@ -216,4 +219,6 @@ class _Network(ctypes.Structure):
         *((name, ctypes.c_ssize_t) for name in ("read", "counts")),
         ("workspaces", ctypes.c_void_p),
         ("size", ctypes.c_ssize_t),
+        ("unused", ctypes.c_void_p),
+        ("unused_count", ctypes.c_ssize_t),
     )

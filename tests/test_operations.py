@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tests.conftest import examples
 from tests.test_engine import BLOCKS_OF_32, make_run, make_task
+from tests.test_native import assert_trained_in_c_as_by_torch
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine
@@ -204,6 +205,73 @@ def test_words(make: Callable[[], nn.Module]) -> None:
     words[:, 0] = words[:, 0].clamp(min=1)  # of no word at all torch makes no number
     samples = Samples(words, torch.randint(CLASSES, (32,)))
     assert_equal_alone(make().double(), samples, LOSSES["cross_entropy"], 2, native=True)
+
+
+weight_norm = nn.utils.parametrizations.weight_norm
+
+
+class Derived(nn.Module):
+    """Weights of layers that are made of others."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.head = how, nn.Linear(8, CLASSES)
+        self.matrix, self.other, self.length = (nn.Parameter(torch.randn(*own)) for own in ((8, 6), (8, 6), (1, 8)))
+        self.narrow = nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix, other = self.matrix, self.other
+        found = {
+            "normalized": lambda: 3 * functional.linear(functional.normalize(x), functional.normalize(matrix)),
+            "squared": lambda: (x @ matrix.T).pow(2) - x.pow(2) @ (other**2).T,
+            "distances": lambda: ((x.unsqueeze(1) - matrix) ** 2).sum(-1).sqrt() / self.length.exp(),
+            "merged": lambda: functional.linear(x, matrix + self.narrow @ self.narrow.T @ other),
+            "twice": lambda: functional.linear(functional.linear(x, w := matrix.tanh()) @ w, w),
+            "in parts": lambda: functional.linear(x, torch.cat([matrix[:3].exp(), other[3:].sigmoid()])),
+            "gated": lambda: (x @ matrix.T) * self.length.sigmoid() + self.length.softmax(-1),
+            "masked": lambda: functional.linear(x, matrix * (torch.arange(48).view(8, 6) % 3 > 0)),
+        }[self.how]()
+        return self.head(found)  # type: ignore[no-any-return]  # a tensor
+
+
+@pytest.mark.parametrize(
+    "how", ["normalized", "squared", "distances", "merged", "twice", "in parts", "gated", "masked"]
+)
+def test_weights_that_are_made_of_others(how: str) -> None:
+    torch.manual_seed(0)
+    module, inputs = Derived(how), torch.randn(32, 6, dtype=torch.float64)
+    with torch.no_grad():
+        inputs[3] = 0.0 if how == "normalized" else inputs[3]  # whose length has no gradient
+    samples = Samples(inputs, torch.randint(CLASSES, (32,)))
+    assert_equal_alone(module.double(), samples, LOSSES["cross_entropy"], 2, native=True)
+
+
+def test_weights_may_be_normalized() -> None:
+    """As torch's own does, of whatever layers."""
+    cut = type("Cut", (nn.Module,), {"forward": lambda _, x: x[:, :, :-2]})
+    convolutions = [weight_norm(nn.Conv1d(width, 4, 3, padding=2)) for width in (2, 4)]
+    first, second = (nn.Sequential(own, cut(), nn.ReLU(), nn.Dropout(0.2)) for own in convolutions)
+    assert_is_that_of_autograd(nn.Sequential(first, second), torch.tanh, (2, 9))
+    wide = weight_norm(nn.Linear(5, 6), dim=None), nn.Tanh(), weight_norm(nn.Linear(6, 4))
+    assert_is_that_of_autograd(nn.Sequential(*wide), torch.tanh, (5,))
+    back = weight_norm(nn.ConvTranspose2d(4, 3, 2, 2)), nn.Conv2d(3, 3, 3, groups=3)
+    assert_is_that_of_autograd(nn.Sequential(nn.Conv2d(2, 4, 1), *back), torch.tanh, (2, 4, 4))
+
+
+def test_weights_made_of_others_in_a_batch_that_is_read_in_parts() -> None:
+    """Its statistics are those of all parts, and each part makes the weights anew."""
+
+    def make() -> nn.Module:
+        layers = weight_norm(nn.Linear(8, 6)), nn.BatchNorm1d(6), nn.ReLU(), weight_norm(nn.Linear(6, CLASSES))
+        return nn.Sequential(*layers)
+
+    assert_trained_in_c_as_by_torch(make, torch.randn(61, 8))
+
+
+def test_many_numbers_made_of_weights_are_left_to_torch() -> None:
+    """Each sample would make them anew."""
+    make = lambda: nn.Sequential(weight_norm(nn.Linear(200, 200)), nn.Linear(200, CLASSES))  # noqa: E731
+    assert not LocalEngine(make_task(make, features=(200,)), BLOCKS_OF_32).traits(make_run(0)).native
 
 
 def test_convolutions_that_c_alone_has_are_looped_without_it() -> None:

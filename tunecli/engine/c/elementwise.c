@@ -96,7 +96,7 @@ void unapply(enum kind kind, ptrdiff_t n, double scale, double shift, const REAL
     case HARDTANH: EACH(x, choose((own > zero + by) & (own < zero + more), given, zero))
     case EXP: EACH(y, given * own)
     case LOG: EACH(x, given / own)
-    case SQRT: EACH(y, given * half / own)
+    case SQRT: EACH(y, choose((own == zero) & (zero + more != zero), zero, given * half / own))
     case RSQRT: EACH(y, given * -half * (own * own * own))
     case RECIPROCAL: EACH(y, -given * (own * own))
     case ABS: EACH(x, choose(own > zero, given, choose(own < zero, -given, given * own)))

@@ -58,8 +58,9 @@ struct network {
     ptrdiff_t unused_count;
 };
 
-/* Of some weights of all rows: where the first row's are, how far from row to row, and how many; of gradients nowhere,
-   where the weights are not trained. */
+/* Of some weights of all rows: where the first row's are, how far from row to row, and how many; of gradients nowhere, and
+   no numbers, where the weights are not trained. What a layer derives from others is nowhere but so far from where a
+   micro-batch has its own. */
 struct place {
     REAL *at;
     ptrdiff_t row, count;
@@ -89,16 +90,20 @@ struct row {
     REAL *own;
 };
 
+static REAL *place_of(const struct row *r, const struct place *p)
+{
+    return p->at ? p->at + r->row * p->row : p->count ? r->own + p->row : NULL;
+}
+
 static REAL *weights_of(const struct row *r, ptrdiff_t which)
 {
-    return r->block->weights[which].at + r->row * r->block->weights[which].row;
+    return place_of(r, r->block->weights + which);
 }
 
 /* NULL where none is wanted, be it that there is no such weight. */
 static REAL *gradient_of(const struct row *r, ptrdiff_t which)
 {
-    const struct place *found = which < 0 ? NULL : r->block->gradients + which;
-    return found && found->at ? found->at + r->row * found->row : NULL;
+    return which < 0 ? NULL : place_of(r, r->block->gradients + which);
 }
 
 static REAL *at(const struct row *r, ptrdiff_t place)
@@ -150,10 +155,11 @@ static struct row micro_of(const struct row *r, ptrdiff_t which)
     return own;
 }
 
-/* Whether the gradient of a layer's weight, or of its bias, is written over what is there. */
+/* Whether the gradient of a layer's weight, or of its bias, is written over what is there: of what is derived it always
+   is, for it is passed on at once. */
 static int is_over(const struct row *r, const struct layer *l, int bias)
 {
-    return r->over && l->fresh[bias];
+    return (r->over || !r->block->gradients[bias ? l->bias : l->weight].at) && l->fresh[bias];
 }
 
 /* What a group of a convolution's filters reads and gives: all of its images, or some channels of them. */
@@ -370,6 +376,10 @@ static void forward_through(const struct row *r, const struct layer *l, const st
             for (ptrdiff_t i = 0; i < lines; i++)
                 memcpy(y + i * m, at(r, l->elements[i] * m), sizeof(REAL) * (size_t)m);
             break;
+        case DERIVE: /* all samples have the same */
+            for (ptrdiff_t i = 0; i < groups; i++)
+                at(r, l->more)[i] = x[i * m];
+            break;
         case CONSTANT:
             for (ptrdiff_t i = 0; i < lines * m; i++)
                 y[i] = l->values[i / m];
@@ -575,6 +585,16 @@ static void backward_join(const struct row *r, const struct layer *l, const REAL
     }
 }
 
+/* One sample has all of the gradient. */
+static void backward_derive(const struct row *r, const struct layer *l, REAL *to)
+{
+    const ptrdiff_t m = r->n->samples, count = l->sizes[0];
+    const REAL *found = at(r, l->more) + (count + 15) / 16 * 16;
+    memset(to, 0, sizeof(REAL) * (size_t)(count * m));
+    for (ptrdiff_t i = 0; i < count; i++)
+        to[i * m] = found[i];
+}
+
 /* What the gradients of a batch come to, of each channel: its weight's and its bias's, and what is subtracted. */
 static void total_gradients(const struct row *r, const struct layer *l)
 {
@@ -646,6 +666,7 @@ static void backward_through(const struct row *r, const struct layer *l, const s
                 if (l->gathered[i] >= 0)
                     add(m, 1, d + i * m, at(r, l->gathered[i]));
             continue;
+        case DERIVE: backward_derive(r, l, to); break;
         case ADD:
         case MULTIPLY: backward_join(r, l, x, other, d); continue;
         case WEIGH:

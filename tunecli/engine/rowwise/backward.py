@@ -76,7 +76,7 @@ class _Gradients:
             found.fresh = layer.weight not in used, layer.bias not in used
             used |= {layer.weight, layer.bias}
             if found.wanted:
-                if place not in self._placed:  # nothing reads it
+                if place not in self._placed and layer.outputs:  # nothing reads it
                     self._place(place)
                 self._clear(found, self._own(place))
             if layer.kind == "gather":
@@ -84,7 +84,7 @@ class _Gradients:
             else:
                 found.sources = [self._source(place, lines, first=not k) for k, lines in enumerate(layer.reads)]
             given_on = any(own.gradient == found.gradient and not own.add for own in found.sources)
-            if found.wanted and not given_on:
+            if place in self._placed and not given_on:
                 self._room.free(found.gradient)
         return self._found, self._room.most
 

@@ -65,8 +65,10 @@ _ROOTS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
 def _sorted(reader: Reader, one: Any, other: Any) -> tuple[Any, Any]:
-    """Lines first."""
-    return (one, other) if isinstance(reader.found[one], Values) else (other, one)
+    """Lines first, constants last."""
+    first, second = reader.found[one], reader.found[other]
+    keep = isinstance(first, Values) or (isinstance(second, Constant) and not isinstance(first, Constant))
+    return (one, other) if keep else (other, one)
 
 
 def _scaled(reader: Reader, node: fx.Node, given: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:

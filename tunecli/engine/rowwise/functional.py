@@ -259,6 +259,13 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return outputs.view(*inputs.shape[:-1], len(weight))
 
 
+def weight_norm(direction: Tensor, length: Tensor, dim: int) -> Tensor:
+    """torch's own, for which vmap has no rule."""
+    dims = [own for own in range(direction.dim()) if own != dim % direction.dim()] if dim != -1 else None
+    found: Tensor = direction * (length / torch.linalg.vector_norm(direction, dim=dims, keepdim=True))
+    return found
+
+
 FUNCTIONS: dict[str, Any] = {
     own.__name__: own
     for own in (

@@ -17,7 +17,7 @@ from tunecli.data.samples import Inputs
 from tunecli.engine.compiled import Compiled
 from tunecli.engine.compiler import library
 from tunecli.engine.rowwise.layers import Part
-from tunecli.engine.rowwise.workspace import Network
+from tunecli.engine.rowwise.workspace import WHOLE, Network
 from tunecli.metrics import LOSSES, Loss
 
 _LOSSES: dict[Callable[..., Tensor], tuple[int, torch.dtype | None]] = {
@@ -57,9 +57,17 @@ class Rows:
         self.network, self._kept = network, (weights, gradients, smoothed)
         own, size = [_place(one) for one in weights], network.dtype.itemsize
         found = [_place(one) for one in gradients] + [_NOWHERE] * (len(weights) - len(gradients))
+        derived = iter(network.derived)
         for one in network.more:
-            own.append(_place_of(one, own, size) if isinstance(one, Part) else _Place(one.data_ptr(), 0, one.numel()))
-            found.append(_place_of(one, found, size) if isinstance(one, Part) else _NOWHERE)
+            if isinstance(one, int):
+                at, count = next(derived), network.layers[one].sizes[0]
+                own.append(_Place(None, at, count))
+                found.append(_Place(None, at + -(-count // WHOLE) * WHOLE, count))
+            else:
+                own.append(
+                    _place_of(one, own, size) if isinstance(one, Part) else _Place(one.data_ptr(), 0, one.numel())
+                )
+                found.append(_place_of(one, found, size) if isinstance(one, Part) else _NOWHERE)
         self._places = places = [(_Place * len(own))(*own), (_Place * len(own))(*found)]
         self._told = _Block(
             len(weights[0]), *map(ctypes.addressof, places), None if smoothed is None else smoothed.data_ptr()

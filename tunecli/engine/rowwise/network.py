@@ -10,11 +10,11 @@ from torch import Tensor, fx
 
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.elementwise import ELEMENTWISE
-from tunecli.engine.rowwise.layers import Layer, Layers, Unread, demand, owners
+from tunecli.engine.rowwise.layers import Layer, Layers, Unread, demand, is_of_all, owners
 from tunecli.engine.rowwise.lookup import looked_up
 from tunecli.engine.rowwise.normed import normed
 from tunecli.engine.rowwise.pictures import PICTURES, convolved
-from tunecli.engine.rowwise.pieces import combined, group
+from tunecli.engine.rowwise.pieces import combined, each, group, join
 from tunecli.engine.rowwise.reader import (
     Arguments,
     Codes,
@@ -54,7 +54,7 @@ def _multiplied(reader: Reader, node: fx.Node, one: Any, other: Any, bias: Any =
     by = reader.found[other]
     if isinstance(by, Unfolded):
         return convolved(reader, node, one, by, bias)
-    if isinstance(by, Values):
+    if isinstance(by, Values) and not is_of_all(by.index):
         found = _product(reader, reader.index(one), by.index)
         return found if bias is None else Values(combined(reader, "add", found.index, reader.found[bias]))
     return _linear(reader, reader.index(one), reader.weights_of(other), -1 if bias is None else reader.whole(bias))
@@ -179,6 +179,7 @@ def _batch_norm(
     demand(torch.equal(of[:, 0].flatten(1) // reader.samples, torch.arange(2)[:, None].expand(2, of[0, 0].numel())))
     kept = [reader.whole(own) for own in (mean, variance, batches)]
     demand(kept == [*range(kept[0], kept[0] + 3)])
+    demand(not any(own is not None and isinstance(reader.found[own], Values) for own in (weight, bias)))
     weight, bias = (-1 if own is None else reader.whole(own) for own in (weight, bias))
     lines, channels = reader.lines.read(index), index.shape[1]
     sizes = channels, len(lines) // channels, kept[0], int(fixed)
@@ -199,6 +200,16 @@ def _summed(
     scale = 1 / math.prod(moved.shape[-len(dims) :]) if mean else 1.0
     counted = group(reader, "sum", moved, len(dims), scale).reshape(value_of(node).shape)
     return Codes(counted) if isinstance(found, Mask | Codes) else Values(counted)
+
+
+def _norm(
+    reader: Reader, node: fx.Node, given: Any, order: float = 2, dims: Any = None, keep: bool = False, **how: Any
+) -> Values:
+    """The length of vectors; of one that is zero it has no gradient."""
+    demand(order == 2 and bool(dims))
+    index = reader.index(given)
+    moved = join(reader, "multiply", index, index).movedim([*dims], [*range(-len(dims), 0)])
+    return Values(each(reader, "sqrt", group(reader, "sum", moved, len(dims)), shift=1.0).reshape(value_of(node).shape))
 
 
 def _maximum(reader: Reader, node: fx.Node, given: Any, dim: int, keep: bool = False) -> list[Values]:
@@ -230,6 +241,7 @@ _OPERATIONS: dict[Any, Operation] = {
     aten.native_group_norm.default: _group_norm,
     aten.sum.dim_IntList: _summed,
     aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _norm,
     aten.max.dim: _maximum,
     aten.amax.default: _maximum_of,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunecli.engine.rowwise.layers import OWNER, Layer, demand, owners
+from tunecli.engine.rowwise.layers import OWNER, Layer, demand, is_of_all, owners
 from tunecli.engine.rowwise.reader import Constant, Drawn, Found, Reader, Values, Weights
 
 
@@ -17,17 +17,14 @@ def each(reader: Reader, kind: str, index: Tensor, scale: float = 1.0, shift: fl
 
 def join(reader: Reader, kind: str, one: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
     """A layer that makes one number of two, repeated to have one shape; times a scale the other one is added."""
-    one, other = alike(one, other)
-    of = owners(one)
-    demand(torch.equal(of, owners(other)))
-    lines = reader.lines.read(one)
+    one, other = together(reader, one, other)
+    of, lines = owners(one), reader.lines.read(one)
     return reader.lines.emit(Layer(kind, (lines, reader.lines.read(other)), len(lines), scale=scale), of)
 
 
 def told(reader: Reader, kind: str, index: Tensor, values: Tensor) -> Tensor:
-    """Lines that are weighed or shifted by constants."""
-    demand(values.is_floating_point())
-    index, values = alike(index, values)
+    """Lines that are weighed or shifted by constants, truth values say."""
+    index, values = alike(index, values if values.is_floating_point() else values.double())
     of, lines = owners(index), reader.lines.read(index)
     layer = Layer(kind, (lines,), len(lines), values=reader.lines.of_samples(of, values).clone())
     return reader.lines.emit(layer, of)
@@ -71,6 +68,17 @@ def constant(reader: Reader, value: float) -> Tensor:
     """A line that has this number of every sample: its index (2 * m,), by sample."""
     of = torch.arange(2 * reader.samples)
     return reader.lines.emit(Layer("constant", (), 1, values=torch.tensor([value], dtype=torch.float64)), of)
+
+
+def together(reader: Reader, one: Tensor, other: Tensor) -> list[Tensor]:
+    """Both of one shape and of the same samples: what is of all samples is each one's."""
+    one, other = alike(one, other)
+    of, beside = owners(one), owners(other)
+    demand(torch.equal(reader.rows_of(of), reader.rows_of(beside)))
+    if is_of_all(one) != is_of_all(other):
+        of = beside = of.minimum(beside)
+    demand(torch.equal(of, beside))
+    return [own % OWNER + of * OWNER for own in (one, other)]
 
 
 def alike(one: Tensor, other: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from tunecli.engine.rowwise.images import Windows
-from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Lines, Part, Unread, demand, owners
+from tunecli.engine.rowwise.layers import ALL, OWNER, Layer, Layers, Lines, Part, Unread, demand, is_of_all, owners
 from tunecli.engine.rowwise.lookup import looked_up
 from tunecli.engine.rowwise.record import Recording
 
@@ -99,7 +99,7 @@ class Reader:
         self.lines = Lines(2 * samples)
         # Where each weight begins among all numbers, and how many it has; then statistics, then what is `more`.
         self.weights: list[tuple[int, int]] = []
-        self._more: list[Tensor | Part] = []
+        self._more: list[Tensor | Part | int] = []
         self._end = 0
         self.found: dict[fx.Node, Found] = {}
 
@@ -118,6 +118,7 @@ class Reader:
         in_parts = {own.of for own in self._parts.values()}
         demand(all(place not in used and self._are_all(place) for place in in_parts))
         trained = {*range(self._given.weights)} | {p for p, own in self._parts.items() if own.of < self._given.weights}
+        trained |= {len(self.weights) - len(self._more) + n for n, own in enumerate(self._more) if isinstance(own, int)}
         unused = tuple(sorted({*range(self._given.weights)} - used - in_parts))
         return replace(found, trained=frozenset(trained), more=tuple(self._more), unused=unused)
 
@@ -192,21 +193,27 @@ class Reader:
         """That of lines; of what is the same for all samples too, which is a layer of its own then."""
         found = self.found.get(node)
         if isinstance(found, Constant | Weights):
-            demand(found.index.shape[:2] == (2, self.samples))
             self.found[node] = found = self._repeated(found)
         if not isinstance(found, Values):
             raise Unread
         return found.index
 
     def _repeated(self, found: Constant | Weights) -> Values:
-        """Values (2, m, ...) that all samples have, as lines."""
-        of = self.samples_of(found.index.shape)
+        """Values (2, m, ...) that all samples have, or (2, ...) that are of all of them, as lines."""
+        index = found.index
+        if index.shape[:2] == (2, self.samples) and torch.equal(index, index[:, :1].expand_as(index)):
+            of = self.samples_of(index.shape)
+            each = of[0, 0].numel()
+        else:
+            demand(len(index) == 2 and isinstance(found, Weights))
+            of = (ALL + torch.arange(2)).view(2, *[1] * (index.dim() - 1)).expand(index.shape)
+            each = of[0].numel()
         if isinstance(found, Constant):
-            demand(found.index.is_floating_point())
-            values = self.lines.of_samples(of, found.index).clone()
+            demand(index.is_floating_point())
+            values = self.lines.of_samples(of, index).clone()
             return self.emit(Layer("constant", (), len(values), values=values), of)
-        nothing = Layer("constant", (), each := of[0, 0].numel(), values=torch.zeros(each))
-        return self.weighed("shift", self.lines.emit(nothing, of), found.index)
+        nothing = Layer("constant", (), each, values=torch.zeros(each))
+        return self.weighed("shift", self.lines.emit(nothing, of), index)
 
     def samples_of(self, shape: Sequence[int]) -> Tensor:
         """The sample of each value of such a shape (2, m, ...)."""
@@ -216,10 +223,14 @@ class Reader:
     def weighed(self, kind: str, index: Tensor, weights: Tensor, scale: float = 1.0) -> Values:
         """Lines that are weighed or shifted by numbers of one weight, times a scale, in the places of their values."""
         of, lines = owners(index), self.lines.read(index)
-        demand(torch.equal(of // self.samples, weights // OWNER))
+        demand(torch.equal(self.rows_of(of), weights // OWNER))
         place, numbers = self._numbers(self.lines.of_samples(of, weights % OWNER))
         how = Layer(kind, (lines,), len(lines), place, sizes=self.weights[place][1:], scale=scale, elements=numbers)
         return self.emit(how, of)
+
+    def rows_of(self, of: Tensor) -> Tensor:
+        """The row of each owner."""
+        return torch.where(of >= ALL, of - ALL, of // self.samples)
 
     def emit(self, layer: Layer, of: Tensor) -> Values:
         return Values(self.lines.emit(layer, of))
@@ -246,9 +257,25 @@ class Reader:
             values = found.index
             demand(len(values) == 2 and torch.equal(values[0], values[1]))
             found = self.found[node] = self.fix(values[0])
+        if isinstance(found, Values) and is_of_all(found.index):
+            found = self.found[node] = self._derived(found.index)
         if not isinstance(found, Weights):
             raise Unread
         return found.index
+
+    def _derived(self, index: Tensor) -> Weights:
+        """One more weight, which a layer makes of others."""
+        lines = index % OWNER
+        first, count = int(lines.min()), lines[0].numel()
+        if torch.equal(lines[0].flatten().sort().values, torch.arange(first, first + count)):
+            read = range(first, first + count)  # in another order, perhaps, as transposed
+        else:
+            read, lines = self.lines.read(index), torch.arange(count).view(1, *index.shape[1:]).expand_as(index)
+            first = 0
+        self._more.append(len(self.lines.layers))
+        self.lines.emit(Layer("derive", (read,), 0, sizes=(count,)), index.new_empty(0))
+        numbers = self._numbered(torch.Size((2, count))).index
+        return Weights(torch.stack([own[places - first] for own, places in zip(numbers, lines, strict=True)]))
 
     def fix(self, values: Tensor) -> Weights:
         """One more weight, which is not trained and the same for both rows."""

@@ -23,7 +23,7 @@ from tunecli.engine.norms import BatchNorm
 from tunecli.engine.rowwise import normed
 from tunecli.engine.rowwise.called import Unrecordable
 from tunecli.engine.rowwise.dropout import noise, which_draw
-from tunecli.engine.rowwise.functional import FUNCTIONS
+from tunecli.engine.rowwise.functional import FUNCTIONS, weight_norm
 from tunecli.engine.rowwise.recurrent import in_steps
 
 aten = torch.ops.aten
@@ -193,6 +193,7 @@ def _in_plain_operations() -> Iterator[None]:
             in_steps(),
             patch.multiple(functional, **FUNCTIONS),
             patch.object(BatchNorm, "forward", normed.forward),
+            patch.object(torch, "_weight_norm", weight_norm),
         ):
             yield
     finally:

@@ -24,6 +24,8 @@ class Network:
         self, model: Layers, samples: int, batch: int, loss: int, dtype: torch.dtype, threads: int = 1
     ) -> None:
         layers, self.inputs, self.shape = model.layers, model.inputs, model.shape
+        self.layers = layers
+        self.derived: list[int] = []  # where a micro-batch has each of what it derives, and its gradient behind it
         self.more = [own.to(dtype).contiguous() if isinstance(own, Tensor) else own for own in model.more]
         self.samples, self.batch, self.dtype = samples, batch, dtype
         self.operations = batch * sum(map(_operations, layers))
@@ -75,6 +77,9 @@ class Network:
             if layer.kind in ("convolution", "transposed"):
                 self._convolve(own, layer)
                 end += padded_numbers(windows_of(layer)) * layer.sizes[0]
+            if layer.kind == "derive":
+                self.derived.append(end)
+                end += 2 * -(-layer.sizes[0] // WHOLE) * WHOLE
             if layer.kind == "normalize":
                 end += self.samples * layer.sizes[0]
             if layer.kind == "batch_norm":

@@ -193,3 +193,16 @@ def test_channels_are_last_where_the_model_bears_it(model: str, expected: bool) 
     assert all(tensor.is_contiguous() for tensor in engine.weights(run).values()), "a checkpoint has the usual layout"
     again = outcomes(LocalEngine(make_task(MODELS[model], features=IMAGE), LOOPED), [make_run(1), run])[0]
     assert found == again
+
+
+def test_a_norm_behind_frozen_filters_is_no_danger() -> None:
+    """torch's GroupNorm ends the process where what it reads is channels last and needs no gradient."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        filters = nn.Conv2d(2, 4, 3).requires_grad_(False)
+        return nn.Sequential(filters, nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, CLASSES))
+
+    task = make_task(build, features=IMAGE)
+    for plan in PLANS.values():
+        train(LocalEngine(task, plan), [make_run(0, batch_size=16)], ticks=1)

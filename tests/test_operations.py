@@ -68,6 +68,21 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "masked": lambda x: x.masked_fill(x > 0.2, 3.0) + (x <= -0.1) * x + (x >= 0).float() * x.exp(),
     "masked twice": lambda x: x * ((x < 0.5) & ~(x < -0.5)) + x.masked_fill((x != 0).logical_not(), -1.0),
     "counted": lambda x: x.sum(1, keepdim=True) / (x > 0).sum(1, keepdim=True).clamp(min=1),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x.exp()) + torch.where(x.sin() < 0.1, x.cos(), 0.5),
+    "where it is fixed": lambda x: torch.where(torch.arange(6) % 2 == 0, x.exp(), x),
+    "where, of constants": lambda x: torch.where(x > 0, torch.zeros_like(x), torch.full_like(x, -2.0)) * x,
+    "extremes": lambda x: torch.maximum(x, x.sin()) - torch.minimum(x.exp(), x.new_ones(6)) * torch.max(x, -x),
+    "sign": lambda x: x.sign() * torch.log1p(x.abs()) + torch.expm1(x),
+    "spread": lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5),
+    "variances": lambda x: x.unflatten(1, (2, 3)).var((1, 2), correction=0)[:, None] * x,
+    "length": lambda x: x.norm(dim=1, keepdim=True) * functional.normalize(x.relu()),
+    "running sum": lambda x: x.unflatten(1, (3, 2)).cumsum(1),
+    "log of a sum": lambda x: torch.logsumexp(50 * x.unflatten(1, (2, 3)), 2),
+    "some of them": lambda x: x[:, [0, 3, 5]].exp() * x[:, torch.tensor([1, 1, 2])],
+    "pairs": lambda x: (x[:, :, None] * x[:, None])[:, torch.triu_indices(6, 6)[0], torch.triu_indices(6, 6)[1]],
+    "selected": lambda x: x.index_select(1, torch.tensor([4, 2])),
+    "a matrix before": lambda x: torch.arange(12.0, dtype=x.dtype).view(4, 3) @ x.view(-1, 3, 2),
+    "cosine": lambda x: functional.cosine_similarity(x[:, None], x.sin()[:, None], dim=-1),
     "repeated": lambda x: x.repeat(1, 2) * torch.arange(12.0, dtype=x.dtype),
 }
 
@@ -100,6 +115,8 @@ PICTURES: dict[str, Callable[[Tensor], Tensor]] = {
     "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
     "bilinear, aligned": bilinear,
     "shuffled": nn.PixelShuffle(2),
+    "rolled": lambda x: x.roll((-1, 2), (2, 3)) * x,
+    "patches": nn.Unfold((3, 2), stride=(3, 2)),
     "unshuffled": nn.PixelUnshuffle(2),
     "channels shuffled": nn.ChannelShuffle(2),
     "average, padded": nn.AvgPool2d(3, 2, 1),
@@ -188,6 +205,36 @@ class Attending(nn.Module):
         return self.head((found * there).sum(1) / there.sum(1))  # type: ignore[no-any-return]  # a tensor
 
 
+class OneOfThem(nn.Module):
+    """Numbers of words as zeros and a one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(63, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        found: Tensor = self.head(functional.one_hot(words, 9).to(self.head.weight.dtype).flatten(1))
+        return found
+
+
+class LastOf(nn.Module):
+    """What a recurrent layer knows after the last of the words."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.words = how, nn.Embedding(9, 6, padding_idx=0)
+        self.memory, self.head = nn.GRU(6, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        found, lengths = self.memory(self.words(words))[0], (words != 0).sum(1)
+        own = {
+            "index": lambda: found[torch.arange(len(words)), lengths - 1],
+            "backwards": lambda: found[torch.arange(len(words)), -lengths.clamp(min=1), :2].repeat(1, 2),
+            "gather": lambda: found.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, -1, found.shape[2])).squeeze(1),
+        }[self.how]()
+        return self.head(own)  # type: ignore[no-any-return]  # a tensor
+
+
 class Bag(nn.Module):
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -198,7 +245,12 @@ class Bag(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [Attending, lambda: Bag("mean"), lambda: Bag("sum")], ids=["padding", "mean of a bag", "sum of a bag"]
+    "make",
+    [
+        *(Attending, OneOfThem, lambda: Bag("mean"), lambda: Bag("sum")),
+        *(lambda: LastOf("index"), lambda: LastOf("backwards"), lambda: LastOf("gather")),
+    ],
+    ids=["padding", "one hot", "mean of a bag", "sum of a bag", "last one", "last one backwards", "last one gathered"],
 )
 def test_words(make: Callable[[], nn.Module]) -> None:
     words = torch.randint(0, 9, (32, 7))
@@ -229,13 +281,16 @@ class Derived(nn.Module):
             "twice": lambda: functional.linear(functional.linear(x, w := matrix.tanh()) @ w, w),
             "in parts": lambda: functional.linear(x, torch.cat([matrix[:3].exp(), other[3:].sigmoid()])),
             "gated": lambda: (x @ matrix.T) * self.length.sigmoid() + self.length.softmax(-1),
+            "before": lambda: (matrix @ x[:, :, None] * self.length.T)[:, :, 0],
+            "looked up": lambda: (x @ matrix.T) * self.length[0, torch.arange(8).flip(0) // 2],
             "masked": lambda: functional.linear(x, matrix * (torch.arange(48).view(8, 6) % 3 > 0)),
         }[self.how]()
         return self.head(found)  # type: ignore[no-any-return]  # a tensor
 
 
 @pytest.mark.parametrize(
-    "how", ["normalized", "squared", "distances", "merged", "twice", "in parts", "gated", "masked"]
+    "how",
+    ["normalized", "squared", "distances", "merged", "twice", "in parts", "gated", "masked", "before", "looked up"],
 )
 def test_weights_that_are_made_of_others(how: str) -> None:
     torch.manual_seed(0)

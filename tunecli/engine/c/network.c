@@ -677,7 +677,10 @@ static void backward_through(const struct row *r, const struct layer *l, const s
         case LOG_SOFTMAX: unlog_softmax(groups, each, m, y, d, to); break;
         case SUM: hand_out(groups, each, m, l->scale, d, to); break;
         case MAXIMUM: to_maximum(groups, each, m, l->shift != 0, x, y, d, to); break;
-        case MASK: mask(l->out * m, 0, d, other, to); break;
+        case MASK: /* of which only the masks may come from what learns */
+            if (to)
+                mask(l->out * m, 0, d, other, to);
+            break;
         case DROPOUT: drop(&l->dropout, l->out, m, r->keys, d, to); break;
         default: unapply((enum kind)l->kind, l->out * m, l->scale, l->shift, x, y, d, to);
         }

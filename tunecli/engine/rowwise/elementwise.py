@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from tunecli.engine.rowwise.layers import demand
-from tunecli.engine.rowwise.pieces import combined, each, join, told
+from tunecli.engine.rowwise.pieces import combined, each, group, join, told
 from tunecli.engine.rowwise.reader import Codes, Constant, Drawn, Found, Mask, Operation, Reader, Values, value_of
 
 aten = torch.ops.aten
@@ -76,6 +76,9 @@ def _scaled(reader: Reader, node: fx.Node, given: Any, scale: Any = 1.0, shift: 
     if isinstance(found, Drawn):
         demand(shift == 0)
         return replace(found, scale=found.scale * scale)
+    if isinstance(found, Codes):  # those of few bits would wrap round
+        demand(not found.cut and value_of(node).dtype == torch.int64)
+        return Codes(each(reader, "scale", found.index, float(scale), float(shift)))
     return Values(each(reader, "scale", reader.index(given), float(scale), float(shift)))
 
 
@@ -92,6 +95,13 @@ def _compared(kind: str, sign: float = 1.0, *, denied: bool = False) -> Operatio
         return Mask(_denied(reader, each(reader, kind, index, shift=sign * number), denied))
 
     return read
+
+
+def _compared_to(reader: Reader, node: fx.Node, given: Any, others: Any) -> Found:
+    """Whether lines are equal to constants, one for each: the numbers of classes, say."""
+    found, by = reader.found[given], reader.found[others]
+    demand(isinstance(found, Values | Codes) and not getattr(found, "cut", False) and isinstance(by, Constant))
+    return Mask(each(reader, "equal", told(reader, "shift", found.index, -by.index.double())))
 
 
 def _denied(reader: Reader, index: Any, denied: bool) -> Any:
@@ -120,13 +130,69 @@ def _masked(reader: Reader, node: fx.Node, given: Any, mask: Any, value: float) 
     return Values(told(reader, "shift", kept, torch.where(found.index, value, 0.0)))
 
 
+def _where(reader: Reader, node: fx.Node, mask: Any, one: Any, other: Any) -> Values:
+    """The sum of either where it stands, and of zeros."""
+    found, size = reader.found[mask], value_of(node).shape
+    first, second = reader.index_in(one, size), reader.index_in(other, size)
+    if isinstance(found, Constant):
+        first = told(reader, "weigh", first, torch.where(found.index, 1.0, 0.0))
+        second = told(reader, "weigh", second, torch.where(found.index, 0.0, 1.0))
+    else:
+        demand(isinstance(found, Mask))
+        first = join(reader, "mask", first, _denied(reader, found.index, True), 0.0)
+        second = join(reader, "mask", second, found.index, 0.0)
+    return Values(join(reader, "add", first, second))
+
+
+def _extreme(sign: float) -> Operation:
+    """The larger of two numbers, or the smaller one; of equal ones both have half of the gradient."""
+
+    def read(reader: Reader, node: fx.Node, one: Any, other: Any) -> Values:
+        size = value_of(node).shape
+        both = torch.stack([reader.index_in(own, size).expand(size) for own in (one, other)], -1)
+        if sign > 0:
+            return Values(group(reader, "maximum", both, shift=1.0))
+        found = group(reader, "maximum", each(reader, "scale", both, -1.0), shift=1.0)
+        return Values(each(reader, "scale", found, -1.0))
+
+    return read
+
+
 def _filled(value: float) -> Operation:
     """A constant in the shape of something else."""
 
-    def read(reader: Reader, node: fx.Node, given: Any, **how: Any) -> Found:
+    def read(reader: Reader, node: fx.Node, *given: Any, **how: Any) -> Found:
         return Constant(torch.full_like(value_of(node), value))
 
     return read
+
+
+def _filled_by(reader: Reader, node: fx.Node, *given: Any, **how: Any) -> Found:
+    return Constant(torch.full_like(value_of(node), given[-1]))
+
+
+def _sign(reader: Reader, node: fx.Node, given: Any) -> Values:
+    index = reader.index(given)
+    above, below = (each(reader, "above", own) for own in (index, each(reader, "scale", index, -1.0)))
+    return Values(join(reader, "add", above, below, -1.0))
+
+
+def _beside_one(kind: str, before: float, behind: float) -> Operation:
+    """A function of what is so much more, or so much more than it."""
+
+    def read(reader: Reader, node: fx.Node, given: Any) -> Values:
+        index = reader.index(given)
+        index = each(reader, "scale", index, 1.0, before) if before else index
+        found = each(reader, kind, index)
+        return Values(each(reader, "scale", found, 1.0, behind) if behind else found)
+
+    return read
+
+
+def _clamp_to(reader: Reader, node: fx.Node, given: Any, low: Any) -> Found:
+    found = reader.found[low]
+    demand(isinstance(found, Constant) and found.index.numel() == 1)
+    return _clamp(reader, node, given, float(found.index))
 
 
 def _threshold(reader: Reader, node: fx.Node, given: Any, bound: float, value: float) -> Values:
@@ -235,6 +301,18 @@ ELEMENTWISE: dict[Any, Operation] = {
     aten.logical_and.default: _both,
     aten.bitwise_and.Tensor: _both,
     aten.masked_fill.Scalar: _masked,
+    aten.where.self: _where,
+    aten.maximum.default: _extreme(1.0),
+    aten.minimum.default: _extreme(-1.0),
+    aten.eq.Tensor: _compared_to,
+    aten.sign.default: _sign,
+    aten.sgn.default: _sign,
+    aten.log1p.default: _beside_one("log", 1.0, 0.0),
+    aten.expm1.default: _beside_one("exp", 0.0, -1.0),
+    aten.full_like.default: _filled_by,
+    aten.new_full.default: _filled_by,
+    aten.new_zeros.default: _filled(0.0),
+    aten.new_ones.default: _filled(1.0),
     aten.zeros_like.default: _filled(0.0),
     aten.ones_like.default: _filled(1.0),
     aten.threshold.default: _threshold,
@@ -245,6 +323,7 @@ ELEMENTWISE: dict[Any, Operation] = {
     aten.hardsigmoid.default: _hardsigmoid,
     aten.clamp.default: _clamp,
     aten.clamp_min.default: _clamp,
+    aten.clamp_min.Tensor: _clamp_to,
     aten.softshrink.default: _softshrink,
     aten.leaky_relu.default: _leaky_relu,
     aten._prelu_kernel.default: _prelu,

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tunecli.engine.rowwise.choices import CHOICES
 from tunecli.engine.rowwise.dropout import noise
 from tunecli.engine.rowwise.elementwise import ELEMENTWISE
-from tunecli.engine.rowwise.layers import Layer, Layers, Unread, demand, is_of_all, owners
-from tunecli.engine.rowwise.lookup import looked_up
+from tunecli.engine.rowwise.layers import OWNER, Layer, Layers, Unread, demand, is_of_all, owners
 from tunecli.engine.rowwise.normed import normed
 from tunecli.engine.rowwise.pictures import PICTURES, convolved
-from tunecli.engine.rowwise.pieces import combined, each, group, join
+from tunecli.engine.rowwise.pieces import combined, each, group, join, together
 from tunecli.engine.rowwise.reader import (
     Arguments,
     Codes,
@@ -51,13 +51,24 @@ def _biased(reader: Reader, node: fx.Node, bias: Any, one: Any, other: Any) -> V
 
 
 def _multiplied(reader: Reader, node: fx.Node, one: Any, other: Any, bias: Any = None) -> Values:
-    by = reader.found[other]
+    by, of = reader.found[other], reader.found[one]
+    if isinstance(by, Values) and isinstance(of, Weights | Constant) and not is_of_all(by.index):
+        demand(bias is None)
+        return Values(_turned(reader, of, by.index))
     if isinstance(by, Unfolded):
         return convolved(reader, node, one, by, bias)
-    if isinstance(by, Values) and not is_of_all(by.index):
+    if isinstance(by, Values) and not (is_of_all(by.index) and len(by.index) == 2):
         found = _product(reader, reader.index(one), by.index)
         return found if bias is None else Values(combined(reader, "add", found.index, reader.found[bias]))
     return _linear(reader, reader.index(one), reader.weights_of(other), -1 if bias is None else reader.whole(bias))
+
+
+def _turned(reader: Reader, one: Weights | Constant, index: Tensor) -> Tensor:
+    """A matrix (I, K) times what samples have, (Z, K, J), as that times the matrix."""
+    if isinstance(one, Constant):
+        demand(torch.equal(one.index, one.index[:1].expand_as(one.index)))
+        one = reader.fix(one.index[0])
+    return _linear(reader, index.transpose(1, 2), one.index.transpose(1, 2), -1).index.transpose(1, 2)
 
 
 def _linear(reader: Reader, index: Tensor, table: Tensor, bias: int) -> Values:
@@ -87,44 +98,15 @@ def _by_fixed(reader: Reader, node: fx.Node, one: Any, other: Any) -> Values:
 
 def _product(reader: Reader, one: Tensor, other: Tensor) -> Values:
     """(Z, I, K) times (Z, K, J), of which each sample has as many as the other."""
-    of = owners(one)[:, :1, :1]
-    demand(torch.equal(owners(one), of.expand_as(one)) and torch.equal(owners(other), of.expand_as(other)))
+    firsts = together(reader, one[:, :1, :1], other[:, :1, :1])
+    demand(all(torch.equal(owners(own), owners(own)[:, :1, :1].expand_as(own)) for own in (one, other)))
+    of = owners(firsts[0])
+    one, other = (own % OWNER + of * OWNER for own in (one, other))
     reads = reader.lines.read(one), reader.lines.read(other)
     (_, height, inner), width = one.shape, other.shape[2]
     sizes = len(reads[0]) // (height * inner), height, inner, width
     layer = Layer("product", reads, sizes[0] * height * width, sizes=sizes)
     return reader.emit(layer, of.expand(-1, height, width))
-
-
-# Tables, by whole numbers among the inputs.
-
-
-MOST_ROWS = 1 << 24
-"""Of a table: their numbers are exact in single precision."""
-
-
-def _copied(reader: Reader, node: fx.Node, given: Any, *, dtype: torch.dtype) -> Found:
-    codes = reader.found[given]
-    if isinstance(codes, Codes | Mask):
-        demand(not getattr(codes, "cut", False))
-        demand(dtype in (torch.int64, torch.int32, torch.float32, torch.float64))
-        return Values(codes.index) if dtype.is_floating_point else Codes(codes.index)
-    demand(dtype == torch.int64)
-    return Codes(reader.index(given), cut=True)
-
-
-def _looked_up(reader: Reader, node: fx.Node, tables: Any, given: Any, padding: int | None) -> Found:
-    codes = reader.found[given]
-    if isinstance(codes, Constant):  # the places of a sequence, say
-        index = reader.weights_of(tables)
-        return Weights(torch.stack([own[places.long()] for own, places in zip(index, codes.index, strict=True)]))
-    demand(isinstance(codes, Codes))
-    weight, (rows, width) = reader.whole(tables), value_of(tables).shape[1:]
-    demand(rows <= MOST_ROWS)
-    lines, of = reader.lines.read(codes.index), owners(codes.index)
-    sizes = rows, width, -1 if padding is None else padding
-    layer = Layer("embedding", (lines,), len(lines) * width, weight, sizes=sizes)
-    return reader.emit(layer, of[..., None].expand(*of.shape, width))
 
 
 # Dropout.
@@ -202,6 +184,45 @@ def _summed(
     return Codes(counted) if isinstance(found, Mask | Codes) else Values(counted)
 
 
+def _spread(power: float) -> Operation:
+    """The variance, or the standard deviation: of what is all the same that has no gradient."""
+
+    def read(
+        reader: Reader,
+        node: fx.Node,
+        given: Any,
+        dims: Any = None,
+        *,
+        correction: float | None = None,
+        keepdim: bool = False,
+    ) -> Values:
+        demand(bool(dims))
+        moved = reader.index(given).movedim([*dims], [*range(-len(dims), 0)]).flatten(-len(dims))
+        count, less = moved.shape[-1], 1.0 if correction is None else float(correction)
+        mean = group(reader, "sum", moved, scale=1 / count).unsqueeze(-1)
+        off = join(reader, "add", moved, mean, -1.0)
+        found = group(reader, "sum", join(reader, "multiply", off, off), scale=1 / (count - less))
+        found = found if power == 1 else each(reader, "sqrt", found, shift=1.0)
+        return Values(found.reshape(value_of(node).shape))
+
+    return read
+
+
+def _running_sum(reader: Reader, node: fx.Node, given: Any, dim: int) -> Values:
+    index = reader.index(given).movedim(dim, -1)
+    matrix = torch.ones(index.shape[-1], index.shape[-1], dtype=torch.float64).triu()
+    found = _linear(reader, index.reshape(2, -1, len(matrix)), reader.fix(matrix).index, -1).index
+    return Values(found.view(index.shape).movedim(-1, dim))
+
+
+def _log_of_sum(reader: Reader, node: fx.Node, given: Any, dims: Any, keep: bool = False) -> Values:
+    moved = reader.index(given).movedim([*dims], [*range(-len(dims), 0)]).flatten(-len(dims))
+    most = group(reader, "maximum", moved)
+    shares = each(reader, "exp", join(reader, "add", moved, most.unsqueeze(-1), -1.0))
+    found = join(reader, "add", each(reader, "log", group(reader, "sum", shares)), most)
+    return Values(found.reshape(value_of(node).shape))
+
+
 def _norm(
     reader: Reader, node: fx.Node, given: Any, order: float = 2, dims: Any = None, keep: bool = False, **how: Any
 ) -> Values:
@@ -225,10 +246,9 @@ def _maximum_of(reader: Reader, node: fx.Node, given: Any, dims: Any = (), keep:
 
 
 _OPERATIONS: dict[Any, Operation] = {
+    **CHOICES,
     **ELEMENTWISE,
     **PICTURES,
-    aten._to_copy.default: _copied,
-    looked_up: _looked_up,
     aten.baddbmm.default: _biased,
     aten.bmm.default: _multiplied,
     aten.mm.default: _by_fixed,
@@ -242,6 +262,10 @@ _OPERATIONS: dict[Any, Operation] = {
     aten.sum.dim_IntList: _summed,
     aten.mean.dim: _mean,
     aten.linalg_vector_norm.default: _norm,
+    aten.var.correction: _spread(1),
+    aten.std.correction: _spread(0.5),
+    aten.cumsum.default: _running_sum,
+    aten.logsumexp.default: _log_of_sum,
     aten.max.dim: _maximum,
     aten.amax.default: _maximum_of,
 }

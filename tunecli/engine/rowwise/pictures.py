@@ -102,9 +102,10 @@ def _placed(reader: Reader, node: fx.Node, given: Any, *how: Any) -> Values:
     dims = 1 if node.target in _ALONG_A_LINE else 2
     size, target = index.shape[-dims:], node.target
     assert callable(target)
-    numbers = torch.arange(size.numel(), dtype=torch.float64).view(1, 1, *size)
-    places = target(numbers, *how, **node.kwargs).long().flatten()
-    return Values(index.flatten(-dims)[..., places].view(found.shape))
+    numbers = torch.arange(1, size.numel() + 1, dtype=torch.float64).view(1, 1, *size)
+    places = target(numbers, *how, **node.kwargs).long().flatten() - 1
+    demand(bool((places >= 0).all()))
+    return Values(index.flatten(-dims)[..., places].reshape(found.shape))
 
 
 def _padded(reader: Reader, node: fx.Node, given: Any, around: Sequence[int], value: float = 0.0) -> Values:
@@ -132,6 +133,7 @@ PICTURES: dict[Any, Operation] = {
     aten._adaptive_avg_pool2d.default: _adaptive_pool,
     aten.constant_pad_nd.default: _padded,
     aten.upsample_bilinear2d.default: _blended,
+    aten.im2col.default: _placed,
     aten.upsample_nearest2d.default: _placed,
     aten.reflection_pad2d.default: _placed,
     aten.replication_pad2d.default: _placed,

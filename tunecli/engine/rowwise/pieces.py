@@ -46,7 +46,7 @@ def combined(reader: Reader, kind: str, index: Tensor, other: Found, scale: floa
 
 
 def _dropped(reader: Reader, index: Tensor, drawn: Drawn) -> Tensor:
-    index, by = alike(index, drawn.index)
+    index, by = together(reader, index, drawn.index)
     of, lines, dropped = owners(index), reader.lines.read(index), round((1 - drawn.odds) * 2**32)
     demand(dropped < 2**32 and torch.equal(of, owners(by)))
     elements = drawn.elements[reader.lines.of_samples(of, by % OWNER)].to(torch.int32)

@@ -198,6 +198,14 @@ class Reader:
             raise Unread
         return found.index
 
+    def index_in(self, node: Any, shape: Sequence[int]) -> Tensor:
+        """The same, where it may be repeated to a shape; of a constant all of it is."""
+        found = self.found.get(node)
+        if isinstance(found, Constant) and found.index.shape != torch.Size(shape):
+            values = found.index.expand(shape)
+            return self._repeated(Constant(values if values.is_floating_point() else values.double())).index
+        return self.index(node)
+
     def _repeated(self, found: Constant | Weights) -> Values:
         """Values (2, m, ...) that all samples have, or (2, ...) that are of all of them, as lines."""
         index = found.index
@@ -265,17 +273,14 @@ class Reader:
 
     def _derived(self, index: Tensor) -> Weights:
         """One more weight, which a layer makes of others."""
-        lines = index % OWNER
-        first, count = int(lines.min()), lines[0].numel()
-        if torch.equal(lines[0].flatten().sort().values, torch.arange(first, first + count)):
-            read = range(first, first + count)  # in another order, perhaps, as transposed
-        else:
-            read, lines = self.lines.read(index), torch.arange(count).view(1, *index.shape[1:]).expand_as(index)
-            first = 0
+        flat = index.flatten(1)
+        demand(len(flat) == 2 and torch.equal(flat[0] % OWNER, flat[1] % OWNER))
+        order = flat[0].argsort(stable=True)  # they may be read transposed
+        read = self.lines.read(flat[:, order])
         self._more.append(len(self.lines.layers))
-        self.lines.emit(Layer("derive", (read,), 0, sizes=(count,)), index.new_empty(0))
-        numbers = self._numbered(torch.Size((2, count))).index
-        return Weights(torch.stack([own[places - first] for own, places in zip(numbers, lines, strict=True)]))
+        self.lines.emit(Layer("derive", (read,), 0, sizes=(len(order),)), index.new_empty(0))
+        numbers = self._numbered(flat.shape).index
+        return Weights(numbers[:, order.argsort()].view(index.shape))
 
     def fix(self, values: Tensor) -> Weights:
         """One more weight, which is not trained and the same for both rows."""
@@ -305,7 +310,14 @@ def value_of(node: fx.Node) -> Tensor:
     return value
 
 
-_BY_CODES = {looked_up, aten._to_copy.default, aten.masked_fill.Scalar}
+_BY_CODES = {
+    looked_up,
+    aten._to_copy.default,
+    aten.masked_fill.Scalar,
+    aten.where.self,
+    aten.index.Tensor,
+    aten.gather.default,
+}
 """Operations that read whole numbers, or truth values, as such."""
 
 _MOVES = {
@@ -325,6 +337,7 @@ _MOVES = {
     aten.split_with_sizes.default,
     aten.unbind.int,
     aten.flip.default,
+    aten.roll.default,
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,

@@ -102,7 +102,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             return self._draw(func, args)
         if not any(isinstance(own, Tensor) and id(own) in self._nodes for own in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
-        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.data_dependent_output in func.tags:
+            raise Unrecordable(READS)
+        if torch.Tag.dynamic_output_shape in func.tags and not _picks(func, args):
             raise Unrecordable(READS)
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
@@ -164,6 +166,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             with self:
                 return like * kept / drawn.odds, kept.bool()
         return kept
+
+
+def _picks(func: Any, args: Any) -> bool:
+    """Whether an operation takes what stands at places, as many as there are, and not where something is true."""
+    return func is aten.index.Tensor and all(own is None or own.dtype in (torch.int64, torch.int32) for own in args[1])
 
 
 _RESHAPE = aten.reshape.default

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import examples
-from tests.test_engine import BLOCKS_OF_32, make_run, make_task
+from tests.test_engine import BLOCKS_OF_32, BY_TORCH, make_run, make_task, start, tick
 from tests.test_native import assert_trained_in_c_as_by_torch
 from tests.test_rowwise import assert_equal_alone
 from tunecli.data import Samples
@@ -329,10 +328,28 @@ def test_many_numbers_made_of_weights_are_left_to_torch() -> None:
     assert not LocalEngine(make_task(make, features=(200,)), BLOCKS_OF_32).traits(make_run(0)).native
 
 
-def test_convolutions_that_c_alone_has_are_looped_without_it() -> None:
-    make = lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(96, CLASSES))  # noqa: E731
-    task = make_task(make, features=IMAGE)
-    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native
-    without = LocalEngine(task, BLOCKS_OF_32.__class__("rules", cap=16, block_rows=32, threads=1)).traits(make_run(0))
-    assert without.looped_because == "such convolutions are faster one by one"
-    assert math.isfinite(without.numbers)
+class ByFunction(nn.Module):
+    """No module tells what its convolution is like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters, self.head = nn.Parameter(torch.randn(4, 1, 3, 3)), nn.Linear(96, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(functional.conv2d(x, self.filters, groups=4).flatten(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(96, CLASSES)), ByFunction],
+    ids=["module", "function"],
+)
+def test_convolutions_that_c_alone_has_are_looped_without_it(make: Callable[[], nn.Module]) -> None:
+    """In half precision too."""
+    task, run = make_task(make, features=IMAGE), make_run(0, batch_size=16)
+    assert LocalEngine(task, BLOCKS_OF_32).traits(run).native
+    in_half = make_run(0, batch_size=16, settings={"precision": "bf16"})
+    for engine, own in ((LocalEngine(task, BY_TORCH), run), (LocalEngine(task, BLOCKS_OF_32), in_half)):
+        assert engine.traits(own).looped_because == "such convolutions are faster one by one"
+        assert tick(start(engine, [own]), [own])[0].failure is None

@@ -230,8 +230,6 @@ class LocalEngine:
         if optimizer not in RULES and found.looped_because is None:
             return found.looped(f"{optimizer} steps a module, not a block")
         if found.native and found.mixes_samples:
-            if _IN_HALF in shape:
-                return found.looped("BatchNorm in half precision mixes the samples of a batch")
             return _by_batch(found, run.hparams["batch_size"], len(self._train))
         return found
 

@@ -104,6 +104,9 @@ def _is_shared(module: nn.Module, twin: nn.Module) -> bool:
     return all(torch.equal(own[name], other[name]) for name in own.keys() - apart)
 
 
+ALONE = "such convolutions are faster one by one"
+
+
 def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str | None:
     """Which layers take less time one trial after another, None where none does: long sequences, and convolutions of
     which a sample's windows have many numbers; fewer of them where no C of our own may do it."""
@@ -114,7 +117,7 @@ def _faster_alone(module: nn.Module, samples: Samples, *, native: bool) -> str |
     if longest and not (native and longest <= MOST_STEPS and weights <= MOST_WEIGHTS):
         return "recurrent layers are faster one by one"
     if unfolded > (SMALL_IN_C if native else SMALL):
-        return "such convolutions are faster one by one"
+        return ALONE
     return None
 
 
@@ -237,12 +240,11 @@ def _moved(module: nn.Module) -> Iterator[None]:
 
 
 def _fault(module: nn.Module, samples: Samples, loss: Loss, stochastic: bool) -> str | None:
-    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do, or
-    where C alone would know."""
+    """Why two rows of a model computed at once do not have its own gradient and outputs, or None where they do."""
     try:
         same = _Two(module, samples, loss, stochastic, native=False).agree()
     except InCAlone:
-        return None
+        return ALONE
     except Unrecordable as error:
         return f"{_place(error)}{error}"
     except Exception as error:  # whatever a user's forward meets under vmap, the loop still works

@@ -49,6 +49,7 @@ def try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:
         if found is None:
             assert isinstance(task.loss, Loss)
             may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
+            may = may and settings_of(run.settings, run.hparams)["precision"] != "bf16"  # which torch computes
             weights = sum(own.numel() for own in module.parameters())
             may = may and told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
             more = task.train.take(slice(0, WHOLE)).to(device) if may else None

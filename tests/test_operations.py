@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C co
 
 CLASSES, IMAGE = 3, (4, 6, 8)
 
+weight_norm = nn.utils.parametrizations.weight_norm
+
 
 class Between(nn.Module):
     """Something between a layer that is trained and one that reads all of what it gives."""
@@ -189,6 +191,66 @@ def test_convolutions_in_groups_and_transposed_ones(
         assert_is_that_of_autograd(own, torch.relu, (4, 6, 5))
 
 
+class Chain(nn.Module):
+    """Convolutions, some of which are frozen or normalized, with something between them, and what passes them by."""
+
+    def __init__(self, parts: list[tuple[str, str, bool, bool]]) -> None:
+        super().__init__()
+        torch.manual_seed(len(parts))
+        self.names = [name for name, *_ in parts]
+        kinds: dict[str, Callable[[], nn.Module]] = {
+            "plain": lambda: nn.Conv2d(4, 4, 3, padding=1),
+            "in groups": lambda: nn.Conv2d(4, 4, 2, groups=2, padding=1),
+            "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1, bias=False),
+            "transposed": lambda: nn.ConvTranspose2d(4, 4, 2, stride=2),
+            "normalized": lambda: weight_norm(nn.Conv2d(4, 4, 1)),
+        }
+        self.filters = nn.ModuleList(kinds[kind]() for _, kind, *_ in parts)
+        for part, (_, _, frozen, _) in zip(self.filters, parts, strict=True):
+            part.requires_grad_(not frozen)
+        self.passes = [own for *_, own in parts]
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, part, passes in zip(self.names, self.filters, self.passes, strict=True):
+            found = part(x)
+            found = BETWEEN[name](found) if min(found.shape[2:]) > 3 else found.tanh()
+            x = x.mean((2, 3), keepdim=True) * found + found if passes else found
+            x = x[:, :, :9, :9]
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]  # a tensor
+
+
+BETWEEN = {
+    name: own for name, own in PICTURES.items() if name not in ("shuffled", "unshuffled", "patches", "adaptive largest")
+}
+BETWEEN = {name: own for name, own in BETWEEN.items() if "learned" not in name} | {
+    "masked": lambda x: x.masked_fill(x > 0.5, 0.1) + torch.where(x < 0, x.exp(), x),
+    "largest of all": lambda x: x * x.amax((2, 3), keepdim=True) - x.max(1, keepdim=True).values,
+    "gated": lambda x: functional.glu(torch.cat([x, x.sin()], 1), 1),
+    "centred": lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 0.1).sqrt(),
+}
+
+
+@examples(30)
+@given(
+    parts=st.lists(
+        st.tuples(
+            st.sampled_from(sorted(BETWEEN)),
+            st.sampled_from(["plain", "in groups", "depthwise", "transposed", "normalized"]),
+            st.booleans(),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    rows=st.integers(1, 2),
+)
+def test_all_of_it_one_after_the_other(parts: list[tuple[str, str, bool, bool]], rows: int) -> None:
+    module, inputs = Chain(parts).double(), torch.randn(16 * rows, 4, 6, 5, dtype=torch.float64)
+    samples = Samples(inputs, torch.randint(CLASSES, (16 * rows,)))
+    assert_equal_alone(module, samples, LOSSES["cross_entropy"], rows, native=True)
+
+
 class Attending(nn.Module):
     """Words of which some are none, which nobody attends to, and of which no mean is taken."""
 
@@ -256,9 +318,6 @@ def test_words(make: Callable[[], nn.Module]) -> None:
     words[:, 0] = words[:, 0].clamp(min=1)  # of no word at all torch makes no number
     samples = Samples(words, torch.randint(CLASSES, (32,)))
     assert_equal_alone(make().double(), samples, LOSSES["cross_entropy"], 2, native=True)
-
-
-weight_norm = nn.utils.parametrizations.weight_norm
 
 
 class Derived(nn.Module):

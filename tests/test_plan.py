@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunecli.engine import LOOPED, Plan, choose_plan, local
+from tunecli.engine import LOOPED, Plan, choose_plan, tried
 from tunecli.engine.calibration import Timing, best
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.plan import rivals
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, in which all studies are long enough to be measured, and torch trains all models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(planning, "LONG_SECONDS", 0.0)
-    monkeypatch.setattr(local, "NATIVE_WEIGHTS", 0)
+    monkeypatch.setattr(tried, "NATIVE_WEIGHTS", 0)
     return tmp_path / "cache"
 
 
@@ -107,7 +107,7 @@ def test_a_model_that_c_trains_is_planned_by_rule(
     question: Callable[..., Study], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row after the other, by whichever plan: two of eighteen seconds went into that."""
-    monkeypatch.setattr(local, "NATIVE_WEIGHTS", 1000)
+    monkeypatch.setattr(tried, "NATIVE_WEIGHTS", 1000)
     narrow = opened(question(name="narrow", window=8), tmp_path / "narrow", trials=0)
     assert narrow.native
     assert not narrow.timings

@@ -28,7 +28,7 @@ from tests.test_rowwise import assert_equal_alone
 from tunecli import models
 from tunecli.data import Samples
 from tunecli.data.scaling import Scaling
-from tunecli.engine import LOOPED, LocalEngine, choose_plan, plan
+from tunecli.engine import LOOPED, LocalEngine, choose_plan, epoch, plan
 from tunecli.engine.block import Block
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
@@ -698,6 +698,24 @@ def test_inputs_of_bytes_are_trained_on_as_what_they_are_scaled_to(
     assert bytewise.traits(runs[0]).native
     monkeypatch.setattr(Rowwise, "add_gradient", None)  # what a single step takes
     assert outcomes(bytewise, runs) == expected
+
+
+@pytest.mark.parametrize("samples_at_once", [1, 90, 10_000])
+def test_inputs_that_c_does_not_read_are_taken_for_it_some_steps_at_once(
+    samples_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit what they are in memory as it reads them, wherever one call ends; what streams is taken so, too."""
+    raw, means = torch.randint(-200, 200, (61, 4), dtype=torch.int16), torch.tensor([1.0, 2.0, -3.0, 0.5])
+    samples = Samples(raw, torch.randint(CLASSES, (61,)), scaling=Scaling(means, torch.tensor(70.0)))
+    whole, others = samples.take(slice(0, 61)), samples.take(slice(0, 37))
+    runs = [make_run(trial, batch_size=size) for trial, size in enumerate((16, 23, 40))]
+    make, plan = partial(mlp, dropout=0.3), PLANS["rules, blocks of 8"]
+    expected = outcomes(LocalEngine(make_task(make, train=whole, validation=others), plan), runs)
+    engine = LocalEngine(make_task(make, train=samples, validation=others), plan)
+    assert engine.traits(runs[0]).native
+    monkeypatch.setattr(Rowwise, "add_gradient", None)  # what a single step takes
+    monkeypatch.setattr(epoch, "TAKEN", samples_at_once * 4 * 4)
+    assert outcomes(engine, runs) == expected
 
 
 ATTENDING = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.2, batch_first=True)

@@ -16,7 +16,7 @@ from tunecli.engine.compiler import is_compiled
 from tunecli.engine.device import is_out_of_memory, out_of_memory
 from tunecli.engine.epoch import Epoch
 from tunecli.engine.gradients import Gradient, Looped, Shape
-from tunecli.engine.rowwise import Rowwise
+from tunecli.engine.rowwise import Rowwise, Steps
 from tunecli.engine.scoring import Scoring
 from tunecli.engine.shortage import GRADIENTS, STATE, Shortage, fits_alone
 from tunecli.engine.snapshot import Partial
@@ -116,8 +116,9 @@ class Block:
         native, timed = self._epoch.native, self._lane.task.trial_seconds is not None
         if native is None or native.busy or timed or self._joining or self._shortage.error is not None:
             return
-        if native.is_shared(self._epoch.high - self._step):
-            self._begin_steps(late=False)
+        steps = native.until - (self._step - self._epoch.low)
+        if steps > 0 and native.is_shared(steps):
+            self._begin_steps(native, late=False)
 
     @property
     def elsewhere(self) -> bool:
@@ -182,20 +183,20 @@ class Block:
 
     def _advance(self, *, late: bool) -> None:
         """Take the next step, or as many as one call of C may train; one where it is `late`, or rows are to join."""
-        if self._epoch.native is None or self._joining:
+        native = None if self._joining else self._epoch.native_at(self._step)
+        if native is None:
             self._micro_step(self._step)
             self._step += 1
             return
-        if not self._epoch.native.busy:
-            self._begin_steps(late=late)
-        self._step += self._epoch.native.end()
+        if not native.busy:
+            self._begin_steps(native, late=late)
+        self._step += native.end()
 
-    def _begin_steps(self, *, late: bool) -> None:
-        epoch, native, compiled = self._epoch, self._epoch.native, self._epoch.updates.compiled
-        assert native is not None
+    def _begin_steps(self, native: Steps, *, late: bool) -> None:
+        compiled = self._epoch.updates.compiled
         assert compiled is not None
-        low = self._step - epoch.low
-        high = min(low + (1 if late else native.at_once), len(epoch.index))
+        low = self._step - self._epoch.low
+        high = min(low + (1 if late else native.at_once), native.until)
         native.begin(low, high, compiled, self._loss, self._norm, over=self._used_up)
         self._used_up, self._began = False, time.monotonic()
 

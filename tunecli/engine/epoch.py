@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunecli.data import Samples
+from tunecli.data.samples import each, tensors
 from tunecli.engine.batches import Batches, batch_length, epoch_batches
 from tunecli.engine.gradients import Gradient, Looped
 from tunecli.engine.plan import EVALUATION_SAMPLES
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
     from tunecli.engine.lane import Lane, Slot
 
 
+TAKEN = 1 << 24
+"""Bytes of inputs that are taken at once for C where they do not lie in memory: 16 MiB."""
+
+
 class Epoch:
     """The micro-steps of a block of B rows, of which those of the `slots` train; `begin` makes it the next epoch.
 
     Of the stretch from step `low` to `high`: the samples that are read, `index` (S, B, m); what each counts, `present`
     (S, B, m), 0 where it only fills, and how many do not, `real` (S, B); which rows train, `active` (S, B), and by what
-    a sample's gradient is multiplied, `share` (S, B). `updates` come after the steps, `native` is what trains many of
-    them in one call, where C can, and `read` gives the samples of each in its turn.
+    a sample's gradient is multiplied, `share` (S, B). `updates` come after the steps, and `read` gives the samples of
+    each in its turn; `native` is what trains many of them in one call, as `native_at` had it last.
 
     A run restored in the middle of a tick has the step where it was in `starts`, and trains from there on.
     """
@@ -43,6 +49,7 @@ class Epoch:
         self.low = self.high = 0
         self.native: Steps | None = None
         self._updates: Updates | None = None
+        self._for_c: tuple[Rowwise, Samples, LaidOut] | None = None
 
     def _batches_of(self, slot: Slot) -> Batches:
         samples = len(self._lane.train)
@@ -93,7 +100,11 @@ class Epoch:
         coming = self.index[step - low :]
         alone = self._lane.micro is None
         self.read = self._train.stream(_lone(coming, self.batches[0].lengths[step:high]) if alone else coming)
-        self.native = self._native_steps()
+        self._for_c = self._told_to_c()
+        self.native = None
+        if self._for_c is not None:
+            way, train, told = self._for_c
+            self.native = way.steps(train, told)
 
     def keys(self, place: int) -> Tensor | None:
         """What the samples of a step draw by (B, m), where something is drawn; `place` counts from `low`."""
@@ -134,13 +145,35 @@ class Epoch:
         rates = rate_factors([slot.settings for slot in slots], numbers, totals, epoch, scales)
         return Coming(numbers, rates)
 
-    def _native_steps(self) -> Steps | None:
-        """The steps that are laid out as C trains them, where it can."""
-        if not isinstance(self._way, Rowwise) or not isinstance(self._train, Samples) or self.updates.compiled is None:
+    def native_at(self, step: int) -> Steps | None:
+        """What trains a step in one call with those after it, where C can. Samples that do not lie in memory as C reads
+        them are taken for some steps at once."""
+        native, place = self.native, step - self.low
+        if self._for_c is not None and (native is None or not (native.busy or place < native.until)):
+            self.native = _steps_from(place, *self._for_c)
+            self._for_c = None if self.native is None else self._for_c
+        return self.native
+
+    def _told_to_c(self) -> tuple[Rowwise, Samples, LaidOut] | None:
+        """The steps that are laid out, where C may train them."""
+        way, train = self._way, self._train
+        if not isinstance(way, Rowwise) or not isinstance(train, Samples) or self.updates.compiled is None:
             return None
         keys = sample_keys(self._seeds, self.index) if self._lane.stochastic else None
-        told = LaidOut(self.index, self.present, self.share, self.active, self.real, keys)
-        return self._way.steps(self._train, told)
+        return way, train, LaidOut(self.index, self.present, self.share, self.active, self.real, keys)
+
+
+def _steps_from(place: int, way: Rowwise, train: Samples, told: LaidOut) -> Steps | None:
+    """Some steps from a place on, their samples taken now; None where C does not compute the model."""
+    way.draw_by(None if told.keys is None else told.keys[place])
+    one = train.take(told.index[place])
+    if not way.is_native(one):
+        return None
+    some = told.index[place : place + max(1, TAKEN // sum(part.nbytes for _, part in tensors(one.inputs)))]
+    taken = train.take(some)  # (S', B, m, *feature)
+    inputs, targets = each(lambda own: own.flatten(0, 2), taken.inputs), taken.targets.flatten(0, 2)
+    told = replace(told, index=torch.arange(len(targets)).view_as(some), first=place)
+    return way.steps(Samples(inputs, targets), told)
 
 
 def _lone(index: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:

@@ -817,6 +817,7 @@ struct given {
 /* Steps of a block that are laid out: the samples that each reads, what they count and what they draw by, (S, B, m); how
    many of them are real, what a batch's gradient is divided by, inverted, and whether a row trains, (S, B). All samples:
    so many `parts` of their inputs and targets (N,), which are gathered for a step, the targets at `aims` (threads, m).
+   Which are read is known from the `first` step on, all else of all steps.
 
    Those from `low` to `high` are trained, updates included. What a row has of a gradient at first is added to, or written
    `over`; a gradient that is used up is zero in the end. */
@@ -827,6 +828,7 @@ struct stretch {
     const struct given *inputs;
     const char *targets;
     const int64_t *index;
+    ptrdiff_t first;
     const REAL *present, *shares;
     const uint8_t *active;
     const int64_t *keys, *real;
@@ -864,8 +866,9 @@ static void gather(const struct stretch *s, ptrdiff_t from, REAL share, REAL *wo
     const struct network *n = s->network;
     const size_t target = size_of_target(n);
     REAL *read = workspace + n->read, *counts = workspace + n->counts;
+    const int64_t *index = s->index + from - s->first * s->block->rows * n->batch;
     for (ptrdiff_t i = 0; i < n->batch; i++) {
-        const int64_t sample = s->index[from + i];
+        const int64_t sample = index[i];
         REAL *to = read + i * n->in;
         for (ptrdiff_t k = 0; k < s->parts; to += s->inputs[k++].width)
             read_inputs(s->inputs + k, sample, to);

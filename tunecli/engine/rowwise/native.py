@@ -113,7 +113,8 @@ class Rows:
 @dataclass(frozen=True, slots=True, eq=False)
 class LaidOut:
     """Steps that are laid out for the rows of a block: `index`, `present` and, where something is drawn, `keys` (S, B,
-    m); `shares`, `active` and `real` (S, B), as `Stretch` and the block have them."""
+    m); `shares`, `active` and `real` (S, B), as `Epoch` has them. `index` may be that of some steps alone, from the
+    `first` on."""
 
     index: Tensor
     present: Tensor
@@ -121,6 +122,12 @@ class LaidOut:
     active: Tensor
     real: Tensor
     keys: Tensor | None
+    first: int = 0
+
+    @property
+    def end(self) -> int:
+        """Up to which step it is known what is read."""
+        return self.first + len(self.index)
 
 
 class Steps:
@@ -134,10 +141,11 @@ class Steps:
         self._inputs = samples.inputs, told, (_Given * len(parts))(*parts)
         aims = samples.targets.new_empty(network.threads, network.batch)
         given: dict[str, Tensor | None] = {"targets": samples.targets, "aims": aims}
-        given |= {own.name: getattr(laid_out, own.name) for own in fields(laid_out)}
+        given |= {own.name: getattr(laid_out, own.name) for own in fields(laid_out) if own.name != "first"}
         given["active"] = laid_out.active.to(torch.uint8)
         self._rows, self._kept = rows, {name: None if own is None else own.contiguous() for name, own in given.items()}
         self._told = _Stretch(network.address, rows.address, len(parts), ctypes.addressof(self._inputs[-1]))
+        self._told.first, self.until = laid_out.first, laid_out.end
         for name, own in self._kept.items():
             setattr(self._told, name, None if own is None else own.data_ptr())
         self.at_once = max(1, AT_ONCE * network.threads // (len(rows) * network.operations))
@@ -267,8 +275,9 @@ class _Stretch(ctypes.Structure):
         ("network", ctypes.c_void_p),
         ("block", ctypes.c_void_p),
         ("parts", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index", "present", "shares", "active", "keys")),
-        *((name, ctypes.c_void_p) for name in ("real", "aims", "updates")),
+        *((name, ctypes.c_void_p) for name in ("inputs", "targets", "index")),
+        ("first", ctypes.c_ssize_t),
+        *((name, ctypes.c_void_p) for name in ("present", "shares", "active", "keys", "real", "aims", "updates")),
         *((name, ctypes.c_ssize_t) for name in ("low", "high", "over", "threads")),
         *((name, ctypes.c_void_p) for name in ("losses", "norms")),
     )

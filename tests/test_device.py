@@ -1,8 +1,9 @@
-"""What an engine does to its process."""
+"""What an engine does to its process, and that it computes where it is told to."""
 
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,11 @@ def test_memory_of_freed_tensors_serves_the_next_ones() -> None:
     other tests has its holes decides what is freed at its end."""
     said = subprocess.check_output([sys.executable, "-c", NEW_PAGES], text=True)
     assert max(int(pages) for pages in said.split()[4:]) < 1000
+
+
+def test_a_gpu_would_do() -> None:
+    """No path assumes a CPU: on a device that is pretended, which is registered with torch for a whole process."""
+    cases = Path(__file__).parent / "pretended" / "cases.py"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -39,6 +39,8 @@ def test_memory_of_freed_tensors_serves_the_next_ones() -> None:
 def test_a_gpu_would_do() -> None:
     """No path assumes a CPU: on a device that is pretended, which is registered with torch for a whole process."""
     cases = Path(__file__).parent / "pretended" / "cases.py"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(cases)]
+    # Without the end of a process: torch's threads for the device would wait for an interpreter that is gone.
+    script = "import os, pytest, sys; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
+    command = [sys.executable, "-c", script, "-p", "no:cacheprovider", str(cases)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -10,7 +10,7 @@ import pytest
 from tunecli.engine import LOOPED, Plan, choose_plan, tried
 from tunecli.engine.calibration import Timing, best
 from tunecli.engine.compiler import can_compile
-from tunecli.engine.plan import rivals
+from tunecli.engine.plan import choose_plan_for_gpu, rivals
 from tunecli.search import Opened, planning, search
 from tunecli.study import Study
 
@@ -68,6 +68,14 @@ def test_each_core_can_have_a_block_of_its_own() -> None:
     assert heights == {8: 8, 16: 8, 32: 16, 64: 32}
     assert choose_plan(1000, window=64, blocks=8).block_rows == 8
     assert choose_plan(1000, window=12).block_rows == 16, "one block where nobody shares"
+
+
+def test_a_gpu_computes_as_many_trials_at_once_as_it_holds() -> None:
+    assert choose_plan_for_gpu(10_000, window=64, smallest_batch=16, memory=8 << 30) == Plan("rules", 16, 64, 1)
+    heights = [choose_plan_for_gpu(weights, 48, 32, 8 << 30).block_rows for weights in (10**4, 10**7, 4 * 10**7)]
+    assert heights == [64, 8, 2]
+    assert choose_plan_for_gpu(10**8, window=64, smallest_batch=16, memory=8 << 30) == LOOPED
+    assert choose_plan_for_gpu(10_000, window=1, smallest_batch=16, memory=8 << 30) == LOOPED
 
 
 def test_what_is_measured_begins_with_the_written_plan_and_has_none_twice() -> None:

@@ -30,6 +30,11 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def gpu_memory(device: str) -> int | None:
+    """The bytes of a GPU, free or not; None for the CPU."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.startswith("cuda") else None
+
+
 _SAY_SO = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """Words of torch and of the libraries below it, which have no exception of their own for it."""
 

@@ -90,7 +90,7 @@ def _rule(event: Opened) -> str:
 
     if event.looped_because is not None:
         return "of this model only one trial can be computed at a time"
-    return reason(event.weights, event.study.window or 1, native=event.native)
+    return reason(event.weights, event.study.window or 1, native=event.native, gpu=event.device != "cpu")
 
 
 def change(event: Changed, width: int) -> Text:

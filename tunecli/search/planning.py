@@ -11,9 +11,10 @@ from tunecli.data import Samples
 from tunecli.engine import Plan, Task, Traits, choose_plan
 from tunecli.engine.calibration import Timing, measure, recall, remember, shape_of
 from tunecli.engine.compiler import can_compile
+from tunecli.engine.device import gpu_memory
 from tunecli.engine.forward import call, watch
 from tunecli.engine.gradients import filters
-from tunecli.engine.plan import rivals
+from tunecli.engine.plan import choose_plan_for_gpu, rivals
 from tunecli.machine import cores
 from tunecli.points import at
 from tunecli.space import Choice, Int, Range, Space
@@ -32,6 +33,9 @@ def written_plan(study: Study, task: Task, example: nn.Module, found: Traits, de
     """The plan of a new study by the written rule, for models like the `example`, with so many blocks at least."""
     smallest = _batch_sizes(study.space, len(task.train))[0]
     weights = sum(p.numel() for p in example.parameters() if p.requires_grad)
+    memory = gpu_memory(device)
+    if memory is not None:
+        return choose_plan_for_gpu(weights, study.window, smallest, memory)
     how = {"convolves": bool(filters(example)), "native": found.native}
     plan = choose_plan(weights, study.window, smallest, blocks, **how)
     return plan.with_compiled(can_compile(device))

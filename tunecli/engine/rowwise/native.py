@@ -1,4 +1,4 @@
-"""A model's layers computed by `network.c`: all of them for one row after the other, many steps in one call."""
+"""A model's layers computed by C, `training.c`: all of them for one row after the other, many steps in one call."""
 
 from __future__ import annotations
 

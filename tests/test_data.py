@@ -622,6 +622,25 @@ def test_two_sets_are_one_to_split_and_one_for_test(tmp_path: Path, body: str) -
     assert (told in loaded.notices) == ("{" not in body)
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "a, b = X[:30, :1], X[30:, :1]\n    return (a, b), (a, b)",
+            "two pairs of one size: train and test, or inputs",
+        ),
+        ("return [X[0], X[1]], [0, 1]", "2 samples are too few"),
+        ("return {'x': X[:50], 'y': Y[:50]}, {'x': X[50:], 'y': Y[50:]}", ""),
+    ],
+)
+def test_what_could_be_two_sets_is_read_as_what_it_is(tmp_path: Path, body: str, said: str) -> None:
+    if said:
+        with pytest.raises(DataError, match=said):
+            own(tmp_path, body)
+    else:
+        assert own(tmp_path, body + "  # few", split=(8, 1, 1)).train is not None
+
+
 def test_two_datasets_are_split_alike(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import torch\n"

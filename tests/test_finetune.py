@@ -928,3 +928,26 @@ def test_a_saved_head_for_the_new_classes_is_taken_with_its_checkpoint(searched:
     assert (first.new_head, again.new_head) == (True, False)
     assert again.before == first.after
     assert again.start == str(tmp_path / "model.pth")
+
+
+def test_what_the_models_own_function_has_frozen_stays_so_unless_it_is_named(
+    question: Question, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    body = torch.nn.Linear(4, 8)\n"
+        "    body.weight.data = torch.linspace(-1, 1, 32).view(8, 4)\n"
+        "    body.weight.requires_grad_(False)\n"
+        "    first = torch.nn.Linear(4, 4)\n"
+        "    torch.nn.init.eye_(first.weight), torch.nn.init.zeros_(first.bias)\n"
+        "    return torch.nn.Sequential(first.requires_grad_(False), body, torch.nn.Linear(8, 3))\n"
+    )
+    list(search(question(base=tmp_path, model={"source": "own.py:net"}, trials=3), tmp_path / "tiny"))
+    done = train_on(tmp_path / "tiny", epochs=1)
+    weights, _ = checkpoint.load(Path(done.checkpoint))
+    assert done.trained == ("1", "2")
+    torch.testing.assert_close(weights["0.weight"], torch.eye(4), rtol=0, atol=0)
+    torch.testing.assert_close(weights["1.weight"], torch.linspace(-1, 1, 32).view(8, 4), rtol=0, atol=0)
+    weights, _ = checkpoint.load(Path(train_on(tmp_path / "tiny", epochs=1, layers=("0",)).checkpoint))
+    assert not torch.equal(weights["0.weight"], torch.eye(4))

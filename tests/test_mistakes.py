@@ -537,6 +537,35 @@ def test_a_function_that_is_no_objective_is_said_before_any_trial(
 
 
 @pytest.mark.parametrize(
+    "returned", ["np.array([x, x])", "(torch.tensor(x), torch.tensor(x))", "{'loss': np.array(x)}"]
+)
+def test_an_objective_that_returns_no_number_fails_trial_by_trial(
+    tunecli: Command, tmp_path: Path, returned: str
+) -> None:
+    """It has asked for an hparam, and so is an objective, whatever it returns now and then."""
+    (tmp_path / "own.py").write_text(
+        "import numpy as np, torch\n"
+        "def objective(trial):\n"
+        "    x = trial.suggest_float('x', 0, 1)\n"
+        f"    return x if trial.number else {returned}\n"
+    )
+    done = tunecli("search", "own.py:objective", "--trials", "3", "--window", "1")
+    assert done.code == 0
+    assert "2 complete, 1 failed" in tunecli("report").out
+
+
+def test_an_earlier_study_has_its_name_back_where_the_new_one_was_a_mistake(tunecli: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "def objective(trial): return trial.suggest_float('x', 0, 1)\n"
+        "def load(size): return np.zeros((9, 2)), np.zeros(9)\n"
+    )
+    assert tunecli("search", "own.py:objective", "--trials", "2").code == 0
+    assert tunecli("search", "own.py:load", "--fresh").code == 3
+    assert "2 of 2" in tunecli("ls").out
+
+
+@pytest.mark.parametrize(
     ("returned", "said", "way"),
     [
         ("np.zeros((9, 2)), np.zeros(9)", "returns data", "tunecli init own.py:load drafts one"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -384,3 +386,85 @@ class Unused(nn.Module):
 def test_weights_that_nothing_reads_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_trained_in_c_as_by_torch(Unused, numbers(61, 8))
     assert_depends_on_nothing_else(Unused, numbers(61, 8), monkeypatch)
+
+
+# What C must not take for something else.
+
+
+class Named(nn.Module):
+    """A linear layer, and what a function makes of (inputs, its outputs)."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], features: int = 4) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(features, 6), nn.Linear(6, CLASSES)
+        self.table = nn.Embedding(5, 6, padding_idx=0)
+        self.register_buffer("mask", torch.arange(6) % 2 == 0)
+        self.both = nn.Parameter(torch.linspace(-1, 1, 6))
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.head(self.function(self, inputs))
+        return found
+
+
+def late() -> Tensor:
+    """Inputs whose first samples are whole numbers, and others not."""
+    inputs = torch.randint(0, 4, (61, 4)) * 1.0
+    inputs[30:] += 0.5
+    inputs[45:, 0] = -0.5
+    return inputs
+
+
+def picked(own: Any, inputs: Tensor) -> Tensor:
+    found: Tensor = own.layer(inputs).gather(1, inputs[:, :1].clamp(min=0).long().expand(-1, 6))
+    return found
+
+
+UNLIKE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "weight and bias": lambda own, x: functional.linear(
+        own.layer(x).mean(1, keepdim=True), own.both[:, None], own.both
+    ),
+    "gather by numbers cut": picked,
+    "embedding by numbers cut": lambda own, x: own.table(x[:, 0].long()) + own.layer(x),
+    "where of a constant": lambda own, x: torch.where(own.mask, own.layer(x).relu().log(), torch.zeros(())),
+    "masked by a constant": lambda own, x: own.layer(x).relu().log().masked_fill(~own.mask, 0.0).clamp(min=-9),
+    "all masked": lambda own, x: (
+        own.layer(x)
+        + torch.logsumexp(own.layer(x).masked_fill(x[:, :1] < 0, -torch.inf), 1, keepdim=True).clamp(min=-9)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_c_may_not_have_is_trained_as_by_torch(name: str) -> None:
+    inputs = late().double()
+    if "where" in name:  # with nothing to take the logarithm of in the branch that is not taken
+        inputs = inputs + 0.01
+    task = task_of(lambda: Named(UNLIKE[name]), inputs, torch.float64)
+    runs = [make_run(n, optimizer="sgd", batch_size=size, l1=0.0) for n, size in enumerate((16, 5, 40, "full"))]
+    engine, by_torch = LocalEngine(task, BLOCKS_OF_32), LocalEngine(task, LOOPED)
+    for own, other in zip(train(engine, runs, 3), train(by_torch, runs, 3), strict=True):
+        for found, expected in zip(own, other, strict=True):
+            assert (found.failure is None) == (expected.failure is None)
+            if expected.failure is None:
+                assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-7)
+
+
+def test_what_draws_from_pythons_random_is_trained_one_by_one() -> None:
+    """Which way a model is trained must be no chance."""
+    skipping = lambda own, x: own.layer(x) if random.random() < 0.9 else own.layer(x) * 0  # noqa: E731
+    task = task_of(lambda: Named(skipping), late(), torch.float32)
+    for seed in range(6):
+        random.seed(seed)
+        found = LocalEngine(task, BLOCKS_OF_32).traits(make_run(0))
+        assert (found.way, found.native) == ("looped", False)
+        assert "Python's random" in str(found.looped_because)
+
+
+@pytest.mark.parametrize("largest", [1 << 24, (1 << 24) + 4])
+def test_ids_that_floats_would_round_are_read_by_torch(largest: int) -> None:
+    inputs = torch.randint(largest - 3, largest + 1, (61, 4))
+    inputs[:16] = largest - 4
+    rare = lambda own, x: own.layer((x == largest).float())  # noqa: E731
+    task = task_of(lambda: Named(rare), inputs)
+    assert LocalEngine(task, BLOCKS_OF_32).traits(make_run(0)).native == (largest <= 1 << 24)

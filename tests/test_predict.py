@@ -545,6 +545,16 @@ if __name__ == "__main__":
         ("class Net(nn.Module):", 'class Net(nn.Module):\n    """Mine."""\n', False),
         ("    make()", "    print(make())", False),
         ("nn.Linear(2, width)", "nn.Linear(\n    2,\n    width,\n)", False),
+        # By names alone it cannot be told that the model needs these.
+        (
+            "def load",
+            "KINDS = {}\ndef put(own): KINDS[own.__name__] = own\n@put\nclass Wide(Net): pass\n\ndef load",
+            True,
+        ),
+        ("ROWS = 9", "for ROWS in range(9): pass", True),
+        ("import torch\n", "import torch\nfrom math import *\n", True),
+        ("    make()", "    make()\nelse:\n    torch.manual_seed(5)", True),
+        ("return Net()", "return globals()['Net']()", True),
     ],
 )
 def test_only_what_makes_the_model_counts_as_its_code(

@@ -8,7 +8,7 @@ DataLoader, which gives its Dataset and its collate_fn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Ar
     notices = [notice for part in parts if isinstance(part, StreamPart) for notice in part.notices]
     if len(parts) == 2 and not isinstance(returned, Mapping):
         notices.append(f"{name}: the second of its two sets is the test split")
+        _check_unlike(source, parts)
     if wishes.cache:
         parts, told = _cached(parts, reader, path, wishes.seed)
         notices += told
@@ -57,6 +58,17 @@ def read(source: str, keys: Mapping[str, Any], base: Path, wishes: Wishes) -> Ar
         raise DataError(f"{source} returned both tensors and Datasets", hint="return sets of one kind")
     streams = tuple(part for part in parts if isinstance(part, StreamPart))
     return Stream(name, source, path, streams, wishes.target, tuple(dict.fromkeys(notices)))
+
+
+def _check_unlike(source: str, parts: Sequence[Part | StreamPart]) -> None:
+    """Raises DataError where two sets could as well be inputs and targets, of two each."""
+    plain = [own for own in parts if isinstance(own, Part) and not isinstance(own.inputs, tuple | dict)]
+    shapes = {(np.shape(own.inputs), np.shape(own.targets)) for own in plain}
+    if len(plain) == 2 and len(shapes) == 1:
+        raise DataError(
+            f"{source} returned two pairs of one size: train and test, or inputs and targets?",
+            hint='name them: return {"train": (inputs, targets), "test": (inputs, targets)}',
+        )
 
 
 def read_inputs(source: str, base: Path) -> Any:
@@ -102,7 +114,9 @@ _WITHOUT_VALIDATION = ("train", "test")
 
 
 def _is_set(value: Any) -> bool:
-    return _is_pair(value) or isinstance(value, Mapping) or _is_dataset(value)
+    if _is_pair(value):
+        return not any(isinstance(own, int | float) for own in value)  # two targets, say
+    return isinstance(value, Mapping) or _is_dataset(value)
 
 
 def _is_pair(value: Any) -> bool:
@@ -111,6 +125,8 @@ def _is_pair(value: Any) -> bool:
         return False
     first, second = value
     if isinstance(first, list) and len(first) == 2 and len(getattr(first[0], "shape", ())) > 1:
+        return False
+    if isinstance(second, Mapping):
         return False
     return not (isinstance(second, tuple | list) and any(len(getattr(own, "shape", ())) for own in second))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -60,7 +63,11 @@ def traits(
     Raises ModelError where the model does not fit its data.
     """
     module.train()
-    stochastic, mixes, changed = _behaviour(module, samples, loss)
+    stochastic, mixes, changed, elsewhere = _behaviour(module, samples, loss)
+    if elsewhere:
+        return Traits(
+            "looped", "its forward pass draws from Python's random or NumPy's: torch's is for all rows", True, mixes
+        )
     if loss.per_batch:
         return Traits("looped", "train.per_batch: a loss of a whole batch", stochastic, True)
     normed = next(batch_norms(module), None) is not None
@@ -71,6 +78,7 @@ def traits(
     if alone is not None:
         return Traits("looped", mixed or alone, stochastic, normed)
     if not _is_shared(module, twin):
+        mixed = mixed if more is None else None  # C bears a norm
         return Traits("looped", mixed or "its frozen weights differ from trial to trial", stochastic, normed)
     with _moved(module):
         numbers = 0 if more is None else _numbers_in_c(module, more, loss, stochastic)
@@ -175,18 +183,19 @@ def step_traits(module: nn.Module, samples: Samples, step: Step) -> Traits:
     return Traits("looped", "train.step is the user's own", True, mixes)
 
 
-def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, str | None]:
+def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, bool, str | None, bool]:
     """Whether a model in training draws random numbers, mixes the samples of a batch by more than their statistics; and
-    which buffer it changes, but for those that run on."""
+    which buffer it changes, but for those that run on; and whether it draws from other generators than torch's."""
     whole, half = samples.inputs, len(samples) // 2
     halves = samples.take(slice(0, half)).inputs, samples.take(slice(half, None)).inputs
     with _kept_buffers(module) as state, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         # Asked of the generator, too: by chance a rare dropout leaves a few samples as they are.
-        before = _generator_state(samples)
+        before, elsewhere = _generator_state(samples), _other_states()
         first = as_outputs(call(module, whole), len(samples))
         second = as_outputs(call(module, whole), len(samples))
         stochastic = not (torch.equal(before, _generator_state(samples)) and torch.equal(first, second))
+        drawn_elsewhere = elsewhere != _other_states()
         # In evaluation nothing is drawn, unless it always is.
         with evaluating(module) if stochastic else fixed_norms(module):
             first, second = (as_outputs(call(module, whole), len(samples)) for _ in range(2))
@@ -196,7 +205,13 @@ def _behaviour(module: nn.Module, samples: Samples, loss: Loss) -> tuple[bool, b
         running = running_statistics(module)
         others = ((name, buffer) for name, buffer in module.named_buffers() if name not in running)
         changed = next((name for name, buffer in others if not torch.equal(state[name], buffer)), None)
-    return stochastic, mixes, changed
+    return stochastic or drawn_elsewhere, mixes, changed, drawn_elsewhere
+
+
+def _other_states() -> tuple[object, ...]:
+    """Those of Python's generator and NumPy's."""
+    name, numbers, *rest = cast(tuple[Any, ...], np.random.get_state())
+    return random.getstate(), name, numbers.tobytes(), *rest
 
 
 def _generator_state(samples: Samples) -> Tensor:

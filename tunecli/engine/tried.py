@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tunecli.data import Samples, each
+from tunecli.data import Samples, Split, each
+from tunecli.data.samples import tensors
 from tunecli.engine.forward import as_matrix, as_outputs, call, evaluating
 from tunecli.engine.functions import Step
 from tunecli.engine.gradients import sample_losses
@@ -24,6 +25,19 @@ from tunecli.space import settings_of
 from tunecli.trial import Run
 
 _ITEMS_ARE_READ = "the items of its Dataset are read one by one, data.cache = true trains many trials at once"
+
+
+EXACT = 1 << 24
+"""Up to here float32 has every whole number."""
+
+
+def _are_exact(samples: Split | None) -> bool:
+    """Whether the whole numbers that a model reads, ids say, are the same ones in C, which has floats alone."""
+    if not isinstance(samples, Samples):
+        return True
+    parts = [own for _, own in tensors(samples.inputs) if isinstance(own, Tensor) and own.numel()]
+    wide = [own for own in parts if own.dtype in (torch.int32, torch.int64)]
+    return all(int(own.min()) >= -EXACT and int(own.max()) <= EXACT for own in wide)
 
 
 def told(task: Task, run: Run) -> dict[str, float]:
@@ -50,6 +64,7 @@ def try_model(task: Task, run: Run, device: torch.device, plan: Plan) -> Traits:
             assert isinstance(task.loss, Loss)
             may = plan.compiled and isinstance(task.train, Samples) and len(task.train) >= WHOLE
             may = may and settings_of(run.settings, run.hparams)["precision"] != "bf16"  # which torch computes
+            may = may and all(map(_are_exact, (task.train, task.validation)))
             weights = sum(own.numel() for own in module.parameters())
             may = may and told(task, run).keys() <= SHAPES and weights <= NATIVE_WEIGHTS
             more = task.train.take(slice(0, WHOLE)).to(device) if may else None

@@ -41,12 +41,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def trained_layers(module: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the modules that train, by globs over module names; "head" is the last one, "all" is all."""
+    """The names of the modules that train, by globs over module names; "head" is the last one, "all" are all but those
+    that the model's own function has frozen."""
     names = parametrized(module)
     found: list[str] = []
     for pattern in patterns:
         if pattern == "all":
-            matched = names
+            matched = [name for name in names if _learns(module.get_submodule(name))] or names
         elif pattern == "head" and "head" not in names:
             matched = [names[-1]]
         else:
@@ -60,9 +61,12 @@ def trained_layers(module: nn.Module, patterns: tuple[str, ...]) -> tuple[str, .
 
 
 def freeze(module: nn.Module, trained: Sequence[str]) -> None:
-    """Let only the layers `trained` learn. A frozen norm keeps its running statistics, in training mode too."""
+    """Let only the layers `trained` learn, of one that is frozen in part the rest. A frozen norm keeps its running
+    statistics, in training mode too."""
+    frozen = {id(own) for part in module.modules() if _learns(part) for own in part.parameters(recurse=False)}
+    frozen -= {id(own) for own in module.parameters() if own.requires_grad}
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(is_within(name, layer) for layer in trained))
+        parameter.requires_grad_(any(is_within(name, layer) for layer in trained) and id(parameter) not in frozen)
     everything = all(parameter.requires_grad for parameter in module.parameters())
     for part in module.modules():
         learns = everything or any(parameter.requires_grad for parameter in part.parameters())
@@ -70,6 +74,11 @@ def freeze(module: nn.Module, trained: Sequence[str]) -> None:
             part.eval()
             # Module.train() walks over all parts; this one stays where it is.
             part.train = lambda mode=True, own=part: own  # type: ignore[method-assign,misc]
+
+
+def _learns(part: nn.Module) -> bool:
+    """Whether a module has parameters of its own that learn."""
+    return any(own.requires_grad for own in part.parameters(recurse=False))
 
 
 def save_state_dict(path: Path, weights: Mapping[str, Tensor]) -> None:

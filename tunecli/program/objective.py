@@ -128,7 +128,9 @@ def _what_it_holds(value: Any) -> str | None:
         parts = value.values() if isinstance(value, Mapping) else value
         return "data" if any(_what_it_holds(part) == "data" for part in parts) else None
     is_set = hasattr(value, "__getitem__") and hasattr(value, "__len__")  # a Dataset, a DataLoader
-    return "data" if getattr(value, "shape", ()) or (is_set and not isinstance(value, str | bytes)) else None
+    if hasattr(value, "shape"):
+        return "data" if value.shape else None  # of one number both NumPy and torch have an array
+    return "data" if is_set and not isinstance(value, str | bytes) else None
 
 
 def _make_trial(channel: Channel) -> optuna.Trial:

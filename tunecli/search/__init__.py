@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunecli.errors import UsageError
-from tunecli.home import find_database, remember, remove_unknown_checkpoints
+from tunecli.home import find_database, is_begun, remember, remove_unknown_checkpoints
 from tunecli.loading import loading
 from tunecli.search.aside import Held, StoppedBefore
 from tunecli.search.events import (
@@ -32,6 +32,7 @@ from tunecli.search.events import (
 )
 from tunecli.search.resume import Found, find
 from tunecli.storage import Database
+from tunecli.store import is_unfinished
 from tunecli.study import ProgramStudy, Question
 from tunecli.trial import Hparams
 
@@ -102,6 +103,8 @@ def search(
             yield found.ended
             return
     with closing(Held(folder, database, stop, fresh=fresh)) as held:
+        if fresh and (folder / "study.toml").exists() and not (is_begun(folder) or is_unfinished(held.database)):
+            remember(folder, held.database)  # a kill came before it was
         found = find(study, folder, database if fresh else held.database, tries, fresh=fresh)
         if found.makes_way:
             found = replace(found, database=database, make_way=held.make_way)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +45,11 @@ class Held:
         return self.database
 
     def close(self) -> None:
+        """Let go of it. Where no new study came of it, an earlier one in a file of its own has its name back."""
         self._locks.close()
+        if self.aside is not None and not self._folder.exists() and not isinstance(find_database(self.aside), Shared):
+            with suppress(OSError):  # another search has begun there since
+                self.aside.rename(self._folder)
 
 
 def set_aside(folder: Path, database: Database) -> Path | None:

@@ -265,7 +265,7 @@ class ProgramLoop:
         if how == "interrupted":
             self.store.flush()
             raise KeyboardInterrupt
-        if how == "failed" and message.get("holds") and not self._has_values():
+        if how == "failed" and message.get("holds") and not (trial.hparams or self._has_values()):
             raise self._no_objective(message["holds"], printable(message["reason"]))
         if how == "failed":
             trial = failed(trial, printable(message["reason"]))

@@ -25,7 +25,7 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
     A study that comes to nothing, because its question is a mistake, leaves no folder behind.
     """
     home_is_new = not folder.parent.exists()
-    descriptor = _acquire(lambda: _open(folder), f"the study in {folder}")
+    descriptor = _acquire(lambda: _open(folder), folder / "lock", f"the study in {folder}")
     try:
         _sign(descriptor, folder / "lock")
         database = database or folder / "study.db"
@@ -40,7 +40,8 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
             yield database
     finally:
         with suppress(OSError):  # it may have been renamed, and others may be beginning their studies
-            if os.listdir(folder) == ["lock"]:
+            # After a rename another search may lie here: its lock is none of ours.
+            if os.listdir(folder) == ["lock"] and _is_at(descriptor, folder / "lock"):
                 (folder / "lock").unlink()
                 folder.rmdir()
                 if home_is_new:
@@ -52,7 +53,9 @@ def hold(folder: Path, database: Database | None = None) -> Iterator[Database]:
 def _holding_file(database: Shared) -> Iterator[None]:
     """Hold the study in an SQLite database that it shares, whatever its home."""
     path = _beside(database)
-    descriptor = _acquire(lambda: _open_beside(database), f"the study {database.study} in {database}")
+    descriptor = _acquire(
+        lambda: _open_beside(database), _beside(database), f"the study {database.study} in {database}"
+    )
     try:
         _sign(descriptor, path)
         yield
@@ -86,8 +89,16 @@ def _sign(descriptor: int, path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def _acquire(open_lock: Callable[[], int], study: str) -> int:
-    """The locked file's descriptor."""
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that lies there now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(open_lock: Callable[[], int], path: Path, study: str) -> int:
+    """The descriptor of the locked file, which lies at `path`."""
     while True:
         descriptor = open_lock()
         try:
@@ -99,9 +110,9 @@ def _acquire(open_lock: Callable[[], int], study: str) -> int:
                 f"{study} is held by another tunecli (process {holder or 'unknown'})",
                 hint="wait until it ends, or give this search a name of its own",
             ) from error
-        if os.fstat(descriptor).st_nlink:
+        if _is_at(descriptor, path):
             return descriptor
-        # Another process removed it, which came to its end, after it was opened here.
+        # Another process removed it, which came to its end, or renamed its folder, after it was opened here.
         os.close(descriptor)
 
 

@@ -67,8 +67,9 @@ def _used(body: list[ast.stmt], function: str) -> list[ast.stmt]:
     """The statements of a file that a function of it depends on, as far as names tell, in order: those that bind a name
     which it or one of them reads, and those that bind none, for what they do; but not what only `python file.py` runs.
     """
-    body = [own for own in body if not (isinstance(own, ast.If) and "__name__" in ast.unparse(own.test))]
-    binds = [set(_bound(own)) for own in body]
+    body = [part for own in body for part in (own.orelse if isinstance(own, ast.If) and _is_main(own.test) else [own])]
+    top = {name for own in body if not isinstance(own, ast.Import | ast.ImportFrom) for name in _bound(own)}
+    binds = [set() if _does_more(own, top) else set(_bound(own)) for own in body]
     used = [not names for names in binds]
     wanted, before = {function}, set[str]()
     while wanted != before:
@@ -76,7 +77,24 @@ def _used(body: list[ast.stmt], function: str) -> list[ast.stmt]:
         used = [not names or bool(names & wanted) for names in binds]
         for own in compress(body, used):
             wanted |= {node.id for node in ast.walk(own) if isinstance(node, ast.Name)}
+        if wanted & {"globals", "vars", "eval", "exec"}:
+            return body  # names are made where it runs
     return list(compress(body, used))
+
+
+def _is_main(test: ast.expr) -> bool:
+    return ast.unparse(test) == "__name__ == '__main__'"
+
+
+def _does_more(statement: ast.stmt, top: set[str]) -> bool:
+    """Whether it may matter to others that read none of the names that it binds: a class or a function that a decorator
+    of the user's may put down in a registry, what a loop or a context does, whatever a star imports."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        read = {node.id for own in statement.decorator_list for node in ast.walk(own) if isinstance(node, ast.Name)}
+        return bool(read & top) or (isinstance(statement, ast.ClassDef) and bool(read))
+    if isinstance(statement, ast.ImportFrom):
+        return statement.names[0].name == "*"
+    return isinstance(statement, ast.For | ast.While | ast.With)
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:

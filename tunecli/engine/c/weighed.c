@@ -76,7 +76,7 @@ void forward_embedding(const struct row *r, const struct layer *l, const REAL *x
     const ptrdiff_t m = r->n->samples, rows = l->sizes[0], width = l->sizes[1];
     const REAL *table = weights_of(r, l->weight);
     for (ptrdiff_t i = 0; i < l->out / width * m; i++) {
-        const int known = x[i] >= 0 && x[i] < (REAL)rows;
+        const int known = x[i] > -1 && x[i] < (REAL)rows; /* what stands before the point is 0 there, too */
         const REAL *row = table + (known ? (ptrdiff_t)x[i] : 0) * width;
         for (ptrdiff_t e = 0; e < width; e++)
             y[(i / m * width + e) * m + i % m] = known ? row[e] : (REAL)NAN;
@@ -93,7 +93,7 @@ void backward_embedding(const struct row *r, const struct layer *l, const REAL *
     if (is_over(r, l, 0))
         memset(found, 0, sizeof(REAL) * (size_t)(rows * width));
     for (ptrdiff_t i = 0; i < l->out / width * m; i++)
-        for (ptrdiff_t e = 0; e < width && x[i] >= 0 && x[i] < (REAL)rows && x[i] != (REAL)l->sizes[2]; e++)
+        for (ptrdiff_t e = 0; e < width && x[i] > -1 && x[i] < (REAL)rows && (ptrdiff_t)x[i] != l->sizes[2]; e++)
             found[(ptrdiff_t)x[i] * width + e] += d[(i / m * width + e) * m + i % m];
 }
 

@@ -56,6 +56,7 @@ def _picked(reader: Reader, node: fx.Node, given: Any, places: Any) -> Found:
         return replace(found, index=aten.index.Tensor(found.index, at))
     demand(len(by_codes) == 1 and isinstance(found, Values) and None not in at)
     (dim,) = by_codes
+    demand(not any(isinstance(own, Codes) and own.cut for own in known))
     codes: Any = at[dim]
     each_of = [[*at[:dim], torch.tensor(own), *at[dim + 1 :]] for own in range(found.index.shape[dim])]
     all_of = torch.stack([aten.index.Tensor(found.index, own) for own in each_of], -1)
@@ -67,7 +68,7 @@ def _gathered(reader: Reader, node: fx.Node, given: Any, dim: int, places: Any) 
     demand(isinstance(found, Values | Weights | Codes | Mask))
     if isinstance(known, Constant):
         return replace(found, index=found.index.gather(dim, known.index))
-    demand(isinstance(found, Values) and isinstance(known, Codes))
+    demand(isinstance(found, Values) and isinstance(known, Codes) and not known.cut)
     shape = known.index.shape
     index = found.index[tuple(slice(None) if n == dim else slice(own) for n, own in enumerate(shape))]
     return _chosen(reader, index.unsqueeze(dim).movedim(dim + 1, -1).expand(*shape, -1), known.index)

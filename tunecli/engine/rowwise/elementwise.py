@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from tunecli.engine.rowwise.layers import demand
-from tunecli.engine.rowwise.pieces import combined, each, group, join, told
+from tunecli.engine.rowwise.layers import demand, is_of_all, owners
+from tunecli.engine.rowwise.pieces import alike, combined, constant, each, group, join, together, told
 from tunecli.engine.rowwise.reader import Codes, Constant, Drawn, Found, Mask, Operation, Reader, Values, value_of
 
 aten = torch.ops.aten
@@ -126,8 +126,9 @@ def _masked(reader: Reader, node: fx.Node, given: Any, mask: Any, value: float) 
     if isinstance(found, Mask):
         return Values(join(reader, "mask", index, found.index, float(value)))
     demand(isinstance(found, Constant))
-    kept = told(reader, "weigh", index, torch.where(found.index, 0.0, 1.0))
-    return Values(told(reader, "shift", kept, torch.where(found.index, value, 0.0)))
+    demand(not is_of_all(index))
+    index, hidden = alike(index, found.index)
+    return Values(torch.where(hidden, constant(reader, float(value))[owners(index)], index))
 
 
 def _where(reader: Reader, node: fx.Node, mask: Any, one: Any, other: Any) -> Values:
@@ -135,12 +136,11 @@ def _where(reader: Reader, node: fx.Node, mask: Any, one: Any, other: Any) -> Va
     found, size = reader.found[mask], value_of(node).shape
     first, second = reader.index_in(one, size), reader.index_in(other, size)
     if isinstance(found, Constant):
-        first = told(reader, "weigh", first, torch.where(found.index, 1.0, 0.0))
-        second = told(reader, "weigh", second, torch.where(found.index, 0.0, 1.0))
-    else:
-        demand(isinstance(found, Mask))
-        first = join(reader, "mask", first, _denied(reader, found.index, True), 0.0)
-        second = join(reader, "mask", second, found.index, 0.0)
+        first, second = together(reader, first.expand(size), second.expand(size))
+        return Values(torch.where(found.index, first, second))
+    demand(isinstance(found, Mask))
+    first = join(reader, "mask", first, _denied(reader, found.index, True), 0.0)
+    second = join(reader, "mask", second, found.index, 0.0)
     return Values(join(reader, "add", first, second))
 
 

@@ -217,9 +217,12 @@ def _running_sum(reader: Reader, node: fx.Node, given: Any, dim: int) -> Values:
 
 def _log_of_sum(reader: Reader, node: fx.Node, given: Any, dims: Any, keep: bool = False) -> Values:
     moved = reader.index(given).movedim([*dims], [*range(-len(dims), 0)]).flatten(-len(dims))
-    most = group(reader, "maximum", moved)
+    largest, kind = group(reader, "maximum", moved), torch.finfo(value_of(node).dtype)
+    most = each(reader, "clamp", largest, kind.min, kind.max)  # of -inf alone, too, from which nothing is subtracted
     shares = each(reader, "exp", join(reader, "add", moved, most.unsqueeze(-1), -1.0))
-    found = join(reader, "add", each(reader, "log", group(reader, "sum", shares)), most)
+    total = each(reader, "clamp", group(reader, "sum", shares), kind.tiny, math.inf)
+    found = join(reader, "add", each(reader, "log", total), most)
+    found = join(reader, "mask", found, each(reader, "equal", largest, shift=-math.inf), -math.inf)
     return Values(found.reshape(value_of(node).shape))
 
 

@@ -113,6 +113,8 @@ class Reader:
                 self.found[node] = self._call(node)
         (outputs,) = recording.graph.output_node().args
         found = self.lines.finish(self.index(outputs[0]))  # type: ignore[index]  # a tuple
+        # Of one that is both, each gradient would be written over the other.
+        demand(all(own.weight < 0 or own.weight != own.bias for own in found.layers))
         used = {own for layer in found.layers for own in (layer.weight, layer.bias)}
         demand(used.isdisjoint(range(self._given.weights, sum(self._given[:2]))))
         in_parts = {own.of for own in self._parts.values()}

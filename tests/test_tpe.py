@@ -130,7 +130,7 @@ def internal_values(range_: Range, count: int, random: np.random.RandomState) ->
 @given(
     names=st.lists(st.sampled_from(sorted(RANGES)), min_size=1, max_size=5, unique=True),
     count=st.sampled_from([0, 1, 2, 3, 24, 25, 26, 98, 99, 100, 180]),
-    seed=st.integers(0, 2**32 - 1),
+    seed=st.integers(0, 2**32 - 2),
 )
 def test_a_mixture_is_optunas(names: list[str], count: int, seed: int) -> None:
     compare(names, count, seed)

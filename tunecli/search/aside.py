@@ -47,6 +47,9 @@ class Held:
     def close(self) -> None:
         """Let go of it. Where no new study came of it, an earlier one in a file of its own has its name back."""
         self._locks.close()
+        self._put_back()
+
+    def _put_back(self) -> None:
         if self.aside is not None and not self._folder.exists() and not isinstance(find_database(self.aside), Shared):
             with suppress(OSError):  # another search has begun there since
                 self.aside.rename(self._folder)

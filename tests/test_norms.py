@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import examples
-from tests.test_engine import BLOCKS_OF_32, BY_TORCH, PLANS, make_run, make_task, outcomes, start, tick, train
+from tests.test_engine import BLOCKS_OF_32, BY_TORCH, PLANS, make_run, make_task, start, tick, train
+from tests.test_native import assert_depends_on_nothing_else
 from tunecli.data import Samples
 from tunecli.engine import LocalEngine
 from tunecli.engine.compiler import can_compile
 from tunecli.engine.gradients import Gradient, Layout
-from tunecli.engine.rowwise import Recorded, Rowwise, native
+from tunecli.engine.rowwise import Recorded, Rowwise
 from tunecli.metrics import LOSSES
 
 pytestmark = pytest.mark.skipif(not can_compile("cpu"), reason="there is no C compiler (cc)")
@@ -160,21 +161,7 @@ def test_a_study_of_it_is_that_of_a_loop(model: str, plan: str) -> None:
 
 @pytest.mark.parametrize("model", ["mlp", "images"])
 def test_a_run_depends_on_nothing_but_itself(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit: not on neighbours or threads, nor on how many steps one call takes, if they are called so at all."""
-    task = make_task(make(model), samples=61, features=(20,))
-    optimizers = ("sgd", "adam", "lion", "adadelta", "adamw")
-    runs = [
-        make_run(trial, optimizer=optimizer, batch_size=size, l1=1e-4, ema_decay=0.5 if trial == 1 else 0.0)
-        for trial, (optimizer, size) in enumerate(zip(optimizers, (16, 16, "full", 5, 40), strict=True))
-    ]
-    crowd = outcomes(LocalEngine(task, BLOCKS_OF_32), runs)
-    for run in (runs[1], runs[4]):
-        assert outcomes(LocalEngine(task, BLOCKS_OF_32), [run])[run.trial] == crowd[run.trial]
-    assert outcomes(LocalEngine(task, BLOCKS_OF_32, threads=3), runs) == crowd
-    for patch in ((native, "AT_ONCE", 1), (Rowwise, "steps", lambda *_: None)):
-        with monkeypatch.context() as patched:
-            patched.setattr(*patch)
-            assert outcomes(LocalEngine(task, BLOCKS_OF_32), runs[::-1]) == crowd
+    assert_depends_on_nothing_else(make_task(make(model), samples=61, features=(20,)), monkeypatch)
 
 
 class Counting(nn.Module):

@@ -92,8 +92,10 @@ def check_tables(module: nn.Module, samples: Samples, splits: Sequence[Split | N
             continue
         for own, tokens in _whole_numbers(split).items():
             rows = min((part.num_embeddings for part, *read in reading if tuple(read) == own), default=None)
+            if rows is None:
+                continue
             low, high = (int(one) for one in tokens.aminmax())
-            if rows is not None and (low < 0 or high >= rows):
+            if low < 0 or high >= rows:
                 raise ModelError(
                     f"the data hold {low if low < 0 else high}, and a table of the model has {rows} rows",
                     hint=f"its rows are 0 to {rows - 1}: give nn.Embedding more, or the data other numbers",

@@ -101,7 +101,8 @@ def choose_plan_for_gpu(weights: int, window: int, smallest_batch: int, memory: 
     """The written rule for a GPU with so many bytes: as many rows at once as there are trials, and as fit.
 
     Reckoned, where a GPU was at hand to nobody: a step of 32 narrow models of four optimizers has torch compute
-    something 72 times, a step of one model 33 times, and each of them takes some microseconds whatever it computes.
+    something 72 times, a step of one model 33 times (counted on the device that the tests pretend), and each of them
+    takes some microseconds whatever it computes.
     What activations take beyond is found out: where they do not fit, blocks are halved. A cap as low as the smallest
     batch leaves all trials in one lane, of the fewest steps.
     """

@@ -37,7 +37,7 @@ def _are_exact(samples: Split | None) -> bool:
         return True
     parts = [own for _, own in tensors(samples.inputs) if isinstance(own, Tensor) and own.numel()]
     wide = [own for own in parts if own.dtype in (torch.int32, torch.int64)]
-    return all(int(own.min()) >= -EXACT and int(own.max()) <= EXACT for own in wide)
+    return all(int(low) >= -EXACT and int(high) <= EXACT for low, high in (own.aminmax() for own in wide))
 
 
 def told(task: Task, run: Run) -> dict[str, float]:
